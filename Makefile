@@ -1,0 +1,54 @@
+# Humans and CI use the same verbs. Only Python 3.11 or later and make are needed: `make run`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+PY      := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help run up test check format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/run.stamp ## Load 336,776 real flights as batches, with urgent calls meanwhile
+	@$(PY) -m tasks.demo
+
+up: $(VENV)/run.stamp ## Run broker, two workers and Flower (http://127.0.0.1:5555) until Ctrl-C
+	@$(PY) -m tasks.up
+
+test: $(VENV)/dev.stamp ## Run all tests
+	@$(PY) -m pytest -q
+
+check: $(VENV)/dev.stamp ## Format, lint, types, import direction, script headers
+	@$(PY) -m ruff format --quiet --check .
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy --no-error-summary
+	@$(PY) -m pytest -q tests/architecture
+
+format: $(VENV)/dev.stamp ## Rewrite the sources in the project's format
+	@$(PY) -m ruff check --quiet --fix .
+	@$(PY) -m ruff format --quiet .
+
+bench: $(VENV)/dev.stamp ## Measure against stock Celery on this machine
+	@$(PY) -m benchmarks all
+
+clean: ## Remove the environment, caches and all data under .data/
+	rm -rf $(VENV) .data .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp says which extras lie in the environment; it is old when the metadata has changed.
+$(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Celeriac, the demo, Valkey and Flower into $(VENV)"
+	@$(INSTALL) ".[broker,demo,flower,up]"
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Celeriac and its development tools into $(VENV)"
+	@$(INSTALL) ".[dev]"
+	@touch $@

@@ -1,0 +1,69 @@
+"""Many messages, one call, one ending each.
+
+A batch task is written for many items at once and called like any other task:
+
+    from batching import Batch, BatchTask
+
+    @app.task(base=BatchTask, model=Flight, max_size=500, max_wait=0.2)
+    def load(batch: Batch[Flight]):
+        for item, error in insert_many(batch):
+            item.fail(error)            # the others are done
+
+    load.delay(row)                     # one item, as always
+
+The tour, in the order in which a message passes:
+
+- `strategy` takes messages in, in the worker's parent process: revoked and expired items end here,
+  the others wait in a `buffer`. When they go is decided by `policy`, which is pure.
+- `unit` is a batch on its way through the pool; `slots` says when one is free; `request` is an
+  item in the parent; `wire` is what travels to the pool process.
+- `run` opens the parcels there, validates each item against the model (`validate`; an invalid item
+  fails alone, before the call), calls the function once (`call`) and has each item settled.
+- `settle` replays each outcome through Celery's own tracer, so that results, autoretry, links,
+  errbacks, chains, chords, signals and events work item by item; `results` writes a batch's
+  results in one pipeline.
+- Back in the parent each item is acknowledged by its own ending, after its outcome is stored.
+
+What the function may do with an item is in `batch`: `item.done(result)`, `item.fail(error)`,
+`item.retry(countdown=...)`; or it returns one result per item. An item that it says nothing about
+is done. If it raises, every item without an outcome fails or retries by the task's own policy.
+
+**Errors** are one tree under `BatchError`: `InvalidItem` (it does not fit the model, or its key
+cannot be made), `InvalidOption` (the task is defined wrongly), and what a function can do wrong
+with its outcomes, which fails every item of the call: `OutcomeTwice`, `InvalidOutcome`,
+`ResultCountError`, `ResultTypeError`. `NotSettled` is the worker's own: results could not be
+stored, and the messages were given back. An `Item` belongs to one `Batch`.
+
+Time limits apply to the call. Hooks and signals of an item (`before_start`, `task_prerun`,
+`on_success`) run when it is settled, after the function. At least once: sinks key their rows by
+`item.id`.
+"""
+
+from __future__ import annotations
+
+from batching.batch import Batch, Item
+from batching.errors import (
+    BatchError,
+    InvalidItem,
+    InvalidOption,
+    InvalidOutcome,
+    NotSettled,
+    OutcomeTwice,
+    ResultCountError,
+    ResultTypeError,
+)
+from batching.task import BatchTask
+
+__all__ = [
+    "Batch",
+    "BatchError",
+    "BatchTask",
+    "InvalidItem",
+    "InvalidOption",
+    "InvalidOutcome",
+    "Item",
+    "NotSettled",
+    "OutcomeTwice",
+    "ResultCountError",
+    "ResultTypeError",
+]

@@ -1,0 +1,189 @@
+"""What runs in the pool for one batch: open, validate, call once, settle each item.
+
+`run_batch` is sent by the worker's parent with the parcels of one batch and answers with how each
+item ended, in order. It never raises an Exception, because threads, gevent and solo pools would
+lose the answer: when outcomes could not be stored it answers `NotSettled`, and the parent gives
+every message back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import current_app
+from celery._state import _task_stack
+from celery.app.task import Context
+from kombu.serialization import prepare_accept_content
+from kombu.utils.uuid import uuid
+
+from batching import results
+from batching.batch import Failed, Item, Repeated
+from batching.call import SOFT_LIMIT, call
+from batching.errors import InvalidItem, NotSettled
+from batching.settle import Ended, Settling
+from batching.validate import value_of
+from batching.wire import Parcel, unpack
+from routing.collector import paused
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """An item with the request that its tracer gets."""
+
+    item: Item[Any]
+    request: dict[str, Any]
+
+
+def run_batch(
+    name: str, parcels: Sequence[Parcel], hostname: str, soft_limit: bool
+) -> list[Ended] | NotSettled:
+    """Run one batch of the task called `name`."""
+    app = current_app._get_current_object()
+    task = app.tasks[name]
+    try:
+        with paused():
+            opened = _open_all(task, parcels, hostname)
+        _skip_repeated(task, opened)
+        to_run = [one for one in opened if one.item.outcome is None]
+        _mark_started(task, to_run, hostname)
+        seconds = _call(task, [one.item for one in to_run], hostname, soft_limit)
+        return _settle(task, opened, hostname, seconds / len(to_run) if to_run else 0.0)
+    except Exception as error:
+        _log_not_settled(name, len(parcels), error)
+        return NotSettled(f"{type(error).__name__}: {error}")
+    finally:
+        if soft_limit:
+            SOFT_LIMIT.restore()
+
+
+def run_one(task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Item[Any]:
+    """Run a batch of one, for a direct call, `apply()` and eager mode; the item has its outcome."""
+    request = task.request
+    item = _item(
+        task,
+        request.id or uuid(),
+        args,
+        kwargs,
+        retries=request.retries,
+        headers=request.headers,
+    )
+    if item.outcome is None:
+        call(task, [item])
+    return item
+
+
+def _open_all(task: Any, parcels: Sequence[Parcel], hostname: str) -> list[_Opened]:
+    accept = prepare_accept_content(task.app.conf.accept_content)
+    opened = []
+    for parcel in parcels:
+        request, args, kwargs, own = unpack(parcel, hostname=hostname, accept=accept)
+        item = _item(
+            task,
+            request["id"],
+            args,
+            kwargs,
+            retries=request.get("retries", 0),
+            headers=own,
+        )
+        if parcel.invalid is not None:
+            item.outcome = Failed(InvalidItem("key", parcel.invalid))
+        opened.append(_Opened(item, request))
+    return opened
+
+
+def _item(
+    task: Any,
+    item_id: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    retries: int,
+    headers: Any,
+) -> Item[Any]:
+    """Return the item; one that does not fit the model has failed already."""
+    try:
+        value, invalid = value_of(task.model, args, kwargs), None
+    except InvalidItem as error:
+        value, invalid = None, Failed(error)
+    item: Item[Any] = Item(
+        item_id, value, args=args, kwargs=kwargs, attempt=(retries or 0) + 1, headers=headers
+    )
+    item.outcome = invalid
+    return item
+
+
+def _skip_repeated(task: Any, opened: Sequence[_Opened]) -> None:
+    """Take out items that are delivered again although their success is stored.
+
+    Celery's own check of `worker_deduplicate_successful_tasks` is in the tracer: too late, because
+    the function would have run.
+    """
+    conf = task.app.conf
+    if not (conf.worker_deduplicate_successful_tasks and task.acks_late):
+        return
+    again = {
+        one.item.id: one.item
+        for one in opened
+        if (one.request.get("delivery_info") or {}).get("redelivered")
+    }
+    if not again or not task.backend.persistent:
+        return
+    for item_id in results.stored_successes(task.backend, list(again)):
+        again[item_id].outcome = Repeated()
+
+
+def _mark_started(task: Any, opened: Sequence[_Opened], hostname: str) -> None:
+    if not task.track_started:
+        return
+    requests = [one.request for one in opened if not _ignores_result(task, one.request)]
+    meta = {"pid": os.getpid(), "hostname": hostname}
+    results.mark_started(task.backend, task, requests, meta)
+
+
+def _ignores_result(task: Any, request: dict[str, Any]) -> bool:
+    ignored = request.get("ignore_result")
+    return bool(task.ignore_result if ignored is None else ignored)
+
+
+def _call(task: Any, items: list[Item[Any]], hostname: str, soft_limit: bool) -> float:
+    """Call the function inside a request of its own: it belongs to the batch, not to one item."""
+    context = Context(
+        task=task.name,
+        hostname=hostname,
+        called_directly=False,
+        is_eager=False,
+        delivery_info={},
+        headers={},
+    )
+    _task_stack.push(task)
+    task.request_stack.push(context)
+    try:
+        return call(task, items, soft_limit=soft_limit).seconds
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()
+
+
+def _settle(
+    task: Any, opened: Sequence[_Opened], hostname: str, share_seconds: float
+) -> list[Ended]:
+    settling = Settling(task, hostname=hostname, share_seconds=share_seconds)
+    with paused(), results.collecting(task.backend, task):
+        return [settling.settle(one.item, one.request) for one in opened]
+
+
+def _log_not_settled(name: str, count: int, error: Exception) -> None:
+    logger.error(
+        "Batch of %d %s could not be settled, its messages are given back: %r",
+        count,
+        name,
+        error,
+        exc_info=error,
+        extra={"event": "batch_not_settled"},
+    )

@@ -1,0 +1,110 @@
+"""Each item ends by Celery's own tracer, one after the other.
+
+The tracer runs the batch task's `run()`, which returns or raises the outcome that the item
+carries in its request (`replay`). So signals, autoretry with backoff, retry limits, links,
+errbacks, chains, chords, groups, results, custom states and hooks are Celery's, item by item,
+without a line of them here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, assert_never
+
+from billiard.einfo import ExceptionInfo
+from celery.app import trace
+from celery.exceptions import BackendStoreError, Reject
+from celery.utils.time import get_exponential_backoff_interval
+from kombu.exceptions import OperationalError
+
+from batching.batch import Done, Failed, Item, Outcome, Repeated, Replaced, Retried
+
+logger = logging.getLogger(__name__)
+
+#: In an item's request: its outcome, until it is replayed.
+OUTCOME = "_batching_outcome"
+
+
+class Ended(NamedTuple):
+    """How one item ended, for its request in the parent."""
+
+    # What the pool returns for a plain task: (failed, result or ExceptionInfo, run time).
+    outcome: tuple[int, Any, float | None]
+    # The tracer itself raised: the request decides what that means, as for a plain task.
+    escaped: bool = False
+    # Its outcome could not be stored: its message is given back.
+    unstored: bool = False
+
+
+class Settling:
+    """Settles the items of one call, in order."""
+
+    def __init__(self, task: Any, *, hostname: str, share_seconds: float) -> None:
+        self._share = share_seconds
+        self._started = False
+        # By module attribute: monitoring tools replace it.
+        self._trace = trace.build_tracer(
+            task.name,
+            task,
+            task.app.loader,
+            hostname,
+            app=task.app,
+            monotonic=self._clock,
+        )
+
+    def settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
+        """End one item."""
+        request[OUTCOME] = item.outcome
+        self._started = False
+        try:
+            result, info, runtime, text = self._trace(item.id, item.args, item.kwargs, request)
+        except Reject:
+            return Ended((1, ExceptionInfo(), None), escaped=True)
+        except (BackendStoreError, OperationalError):
+            logger.exception("The outcome of item %s could not be stored", item.id)
+            return Ended((1, None, None), unstored=True)
+        except Exception:
+            return Ended((1, ExceptionInfo(), None), escaped=True)
+        return Ended((1, result, runtime) if info else (0, text, runtime))
+
+    def _clock(self) -> float:
+        """Tell the tracer, which asks at the start and at the end, the item's share of the call."""
+        if self._started:
+            return self._share
+        self._started = True
+        return 0.0
+
+
+def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
+    """Return or raise an item's outcome, in the item's own request."""
+    match outcome:
+        case Done(result=result):
+            return result
+        case Failed(error=error, traceback=traceback):
+            raise error.with_traceback(traceback)
+        case Retried(countdown=countdown, error=error, options=options):
+            if countdown is None and "eta" not in options:
+                countdown = _backoff(task)
+            return retry(exc=error, countdown=countdown, **options)
+        case Replaced(signature=signature):
+            return task.replace(signature.clone())
+        case Repeated():
+            # The tracer's own check of the backend said otherwise in the meantime.
+            raise Reject("its stored success is gone", requeue=True)
+        case _:
+            assert_never(outcome)
+
+
+def _backoff(task: Any) -> float | None:
+    """Return the countdown of the task's `retry_backoff`, None for `default_retry_delay`."""
+    backoff = getattr(task, "retry_backoff", False)
+    if not backoff:
+        return None
+    interval: float = get_exponential_backoff_interval(
+        factor=int(max(1.0, float(backoff))),
+        retries=task.request.retries,
+        maximum=int(getattr(task, "retry_backoff_max", 600)),
+        full_jitter=getattr(task, "retry_jitter", True),
+    )
+    return interval

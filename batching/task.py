@@ -1,0 +1,156 @@
+"""The task class of batches: `@app.task(base=BatchTask)` or `@shared_task(base=BatchTask)`.
+
+Celery puts the user's function into the class as `run`. Here it becomes `run_batch`, and `run` is
+the replay of one item's outcome, so that everything Celery wraps around `run` (autoretry, tracing
+tools) works item by item. A call that carries no outcome (a direct call, `apply()`, eager mode)
+runs the same engine with a batch of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar
+
+from celery import Task
+from celery.exceptions import Reject
+from pydantic import BaseModel
+
+from batching import results
+from batching.batch import Batch, Replaced, Retried
+from batching.call import CALLING, ReplaceBatch, RetryBatch
+from batching.errors import InvalidItem, InvalidOption
+from batching.options import check
+from batching.run import run_one
+from batching.settle import OUTCOME, replay
+from routing.task import BulkMethods
+
+
+class BatchTask(BulkMethods, Task):
+    """A task whose messages are run many at a time, and end one by one.
+
+    Options, given to the decorator or as class attributes:
+
+    - ``model``: pydantic model that each item is validated against; None passes arguments on as
+      they are.
+    - ``max_size``: most items in one call. 100 keeps a failing call cheap to repeat.
+    - ``max_bytes``: most bytes of message bodies in one call; None for no bound. 8 MiB, as much as
+      the engine fetches at once. A bigger item goes alone.
+    - ``max_wait``: seconds that an item may wait for company while no slot is idle or more is on
+      its way. 0.05 is below what people notice.
+    - ``key``: function of the task's arguments; items of different keys never share a call.
+    - ``throws``: as in Celery, exceptions that are logged in one line; without it, those of items
+      that do not fit the model.
+
+    Items are acknowledged late, after their outcome is stored; a lost pool process gives them back.
+    """
+
+    abstract = True
+    Strategy = "batching.strategy:start"
+    acks_late = True
+    reject_on_worker_lost = True
+    throws = (InvalidItem,)
+
+    model: ClassVar[type[BaseModel] | None] = None
+    max_size: ClassVar[int] = 100
+    max_bytes: ClassVar[int | None] = 8 * 1024**2
+    max_wait: ClassVar[float] = 0.05
+    key: ClassVar[Callable[..., Hashable] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Move the user's function to `run_batch`, and check the options."""
+        super().__init_subclass__(**kwargs)
+        own = dict(vars(cls))
+        name = own.get("name") or cls.__name__
+        check(name, own)
+        if own.get("_dump_pydantic_arguments") is not None:
+            raise InvalidOption(
+                name, "pydantic", "is for one call per message; use model=YourModel"
+            )
+        if "run" in own:
+            cls.run_batch = own["run"]  # type: ignore[method-assign]
+            del cls.run
+        if callable(own.get("key")) and not isinstance(own["key"], staticmethod):
+            cls.key = staticmethod(own["key"])
+        cls.__header__ = staticmethod(_one_item if cls.model else _any_arguments)
+        cls._dump_pydantic_arguments = staticmethod(_dump_models)
+
+    def run_batch(self, batch: Batch[Any]) -> Any:
+        """The user's function: give outcomes, or return one result per item, or None."""
+        raise NotImplementedError("Batch tasks must define the run method.")
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return or raise one item's outcome."""
+        outcome = self.request.__dict__.pop(OUTCOME, None)
+        if outcome is None:
+            outcome = run_one(self, args, kwargs).outcome
+        return replay(self, outcome, self._retry_item)
+
+    def retry(self, *args: Any, throw: bool = True, **options: Any) -> Any:
+        """Retry: in the batch function every item without an outcome, elsewhere this item.
+
+        Each item keeps its own number of retries.
+        """
+        given = dict(zip(("args", "kwargs", "exc"), args, strict=False)) | options
+        calling = self.request.__dict__.get(CALLING)
+        if calling is None:
+            return self._retry_item(throw=throw, **given)
+        retried = Retried(given.pop("countdown", None), given.pop("exc", None), given)
+        if throw:
+            raise RetryBatch(retried)
+        for item in calling:
+            item.conclude(retried)
+        return RetryBatch(retried)
+
+    def replace(self, sig: Any) -> Any:
+        """Replace: in the batch function every item without an outcome, elsewhere this item."""
+        if CALLING in self.request.__dict__:
+            raise ReplaceBatch(Replaced(sig))
+        return super().replace(sig)
+
+    @property
+    def backend(self) -> Any:
+        """The result backend; while a batch is settled, the one that collects its results."""
+        return results.collected() or Task.backend.fget(self)
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
+
+    def _retry_item(self, *, exc: Exception | None = None, **options: Any) -> Any:
+        """Retry the current item for real.
+
+        An invalid item never fits later, whatever `autoretry_for` says. A retry that cannot be
+        published gives the message back; Celery would reject it, and lose it.
+        """
+        if isinstance(exc, InvalidItem):
+            raise exc
+        try:
+            return super().retry(exc=exc, **options)
+        except Reject as refused:
+            raise Reject(refused.reason, requeue=True) from refused.__cause__
+
+
+def _one_item(*args: Any, **fields: Any) -> None:
+    """What a task with a model is sent with: one argument, or the model's fields by keyword."""
+    if len(args) + bool(fields) != 1:
+        raise TypeError(
+            "a batch task with a model takes one item: one positional argument or its fields by "
+            f"keyword, got {len(args)} positional and {len(fields)} keyword arguments"
+        )
+
+
+def _any_arguments(*args: Any, **kwargs: Any) -> None:
+    """What a task without a model is sent with: anything."""
+
+
+def _dump_models(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Turn models among the arguments into what JSON can carry."""
+    if args:
+        args = tuple(_dumped(value) for value in args)
+    if kwargs:
+        kwargs = {name: _dumped(value) for name, value in kwargs.items()}
+    return args, kwargs
+
+
+def _dumped(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value

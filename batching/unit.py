@@ -1,0 +1,158 @@
+"""A batch on its way through the pool: the unit of work that a dispatcher hands over.
+
+Its callbacks fan out to the items' requests, so that started, succeeded, failed, retried, timed
+out and lost mean for each item what they mean in Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import TimeLimitExceeded
+from celery.worker import state
+
+from batching import results
+from batching.errors import NotSettled
+from batching.request import ItemRequest
+from batching.run import run_batch
+from batching.wire import pack
+
+if TYPE_CHECKING:
+    from batching.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+
+class BatchUnit:
+    """Items of one task, one queue and one key that run in one call."""
+
+    def __init__(
+        self,
+        task: Any,
+        consumer: Any,
+        *,
+        queue: str,
+        requests: Sequence[ItemRequest],
+        slots: Slots,
+    ) -> None:
+        self.queue = queue
+        self.requests: Sequence[ItemRequest] = requests
+        self._task = task
+        self._consumer = consumer
+        self._slots = slots
+        self._accepted = False
+
+    def hand_over(self) -> None:
+        """Give the batch to the pool; called when a slot is free for it."""
+        self.requests = [request for request in self.requests if not request.is_gone()]
+        pool = self._consumer.pool
+        if not self.requests:
+            self._slots.unused()
+            return
+        hard, soft = self._time_limits()
+        parcels = [pack(request, request.invalid) for request in self.requests]
+        result = pool.apply_async(
+            run_batch,
+            args=(self._task.name, parcels, self._consumer.hostname, bool(soft)),
+            accept_callback=self.on_accepted,
+            timeout_callback=self.on_timeout,
+            callback=self.on_done,
+            error_callback=self.on_lost,
+            soft_timeout=soft,
+            timeout=hard,
+            correlation_id=self.requests[0].id,
+        )
+        # A closing pool answers None; so does the solo pool, but it has run the batch by then.
+        if result is None and not self._accepted:
+            self._slots.failed(self)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The batch was taken up: each item has started."""
+        self._accepted = True
+        if not self._task.acks_late:
+            self._each(lambda request: request.on_accepted(pid, time_accepted))
+            return
+        started_at = time.time() - (time.monotonic() - time_accepted)
+        self._each(lambda request: request.start(pid, started_at))
+        # What celery.worker.state.task_accepted counts for each.
+        state.total_count[self._task.name] += len(self.requests)
+        state.all_total_count[0] += len(self.requests)
+
+    def on_done(self, answer: Any, **_: Any) -> None:
+        """The call came back: each item ends its own way."""
+        if isinstance(answer, ExceptionInfo):
+            self.on_lost(answer)
+            return
+        if not isinstance(answer, list) or len(answer) != len(self.requests):
+            self._give_back(answer)
+            return
+        with self._slots.collect_acks(self.requests):
+            for request, ended in zip(self.requests, answer, strict=True):
+                try:
+                    request.end(ended)
+                except Exception:
+                    logger.exception("Item %s could not be ended", request)
+
+    def on_lost(self, exc_info: Any, **_: Any) -> None:
+        """The process died: what had succeeded is acknowledged, the rest goes by its own policy."""
+        if isinstance(exc_info.exception, TimeLimitExceeded):
+            return  # reported by on_timeout as well, which says everything
+        self._end_unless_stored(lambda request: request.on_failure(exc_info))
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit of the batch passed; after the hard one its process is gone."""
+        if not soft:
+            self._end_unless_stored(lambda request: request.on_timeout(False, timeout))
+            return
+        logger.warning(
+            "Soft time limit (%ss) exceeded for a batch of %d %s",
+            timeout,
+            len(self.requests),
+            self._task.name,
+        )
+
+    def _end_unless_stored(self, end: Callable[[ItemRequest], None]) -> None:
+        stored = self._stored_successes()
+        for request in self.requests:
+            if request.id in stored:
+                self._guarded(request, lambda request: request.end_stored(stored[request.id]))
+            else:
+                self._guarded(request, end)
+
+    def _time_limits(self) -> tuple[float | None, float | None]:
+        """Return the hard and soft limit: those of its messages, which are alike, or the task's."""
+        hard, soft = self.requests[0].time_limits
+        return hard or self._task.time_limit, soft or self._task.soft_time_limit
+
+    def _stored_successes(self) -> dict[str, Any]:
+        ids = [request.id for request in self.requests if not request.ignore_result]
+        if not ids:
+            return {}
+        try:
+            return results.stored_successes(self._task.backend, ids)
+        except Exception:
+            # No backend, or out of reach: then every item is handled as lost.
+            logger.warning("Results of a lost batch could not be read", exc_info=True)
+            return {}
+
+    def _give_back(self, answer: Any) -> None:
+        reason = answer if isinstance(answer, NotSettled) else f"unexpected answer {answer!r}"
+        logger.warning(
+            "Batch of %d %s is given back: %s", len(self.requests), self._task.name, reason
+        )
+        self._each(lambda request: request.give_back())
+
+    def _each(self, end: Callable[[ItemRequest], None]) -> None:
+        for request in self.requests:
+            self._guarded(request, end)
+
+    def _guarded(self, request: ItemRequest, end: Callable[[ItemRequest], None]) -> None:
+        """What one item's ending raises is not its neighbours' business."""
+        try:
+            end(request)
+        except Exception:
+            logger.exception("Item %s could not be updated", request)

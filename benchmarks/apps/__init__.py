@@ -1,0 +1,1 @@
+"""The two Celery apps that are compared, and what runs inside their processes."""

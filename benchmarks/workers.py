@@ -1,0 +1,161 @@
+"""The processes of one side in one round: start workers, publish, end them for certain.
+
+Both sides get the same command line, with the quiet options below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.apps.settings import WARM_QUEUE, Settings
+
+Side = Literal["ours", "stock"]
+Pool = Literal["prefork", "solo"]
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
+READY_SECONDS = 30.0
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.002
+
+
+class BenchmarkError(Exception):
+    """A round could not be measured: a worker died, or did not finish in time.
+
+    The message holds the end of the workers' logs.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Which workers a case runs: ``workers`` processes with the same pool and concurrency."""
+
+    pool: Pool = "prefork"
+    concurrency: int = 2
+    workers: int = 1
+    events: bool = False
+
+    def options(self) -> list[str]:
+        """Return the command-line options of each worker."""
+        size = [] if self.pool == "solo" else ["-c", str(self.concurrency)]
+        return ["-P", self.pool, *size, *(["-E"] if self.events else [])]
+
+    @property
+    def processes(self) -> int:
+        """Return how many processes run tasks."""
+        return self.workers * (1 if self.pool == "solo" else self.concurrency)
+
+
+@contextmanager
+def running(side: Side, crew: Crew, settings: Settings) -> Iterator[None]:
+    """Run a crew that consumes only the warm-up queue; on the way out every process is ended."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        names = [f"{side}{number}@bench" for number in range(crew.workers)]
+        started.extend(start(side, name, crew, settings) for name in names)
+        wait_ready(started, settings.directory)
+        yield
+        check_alive(started, settings.directory)
+    finally:
+        stop(started)
+
+
+def start(side: Side, name: str, crew: Crew, settings: Settings) -> subprocess.Popen[bytes]:
+    """Start one worker in a process group of its own, so that Ctrl-C reaches only the runner."""
+    command = [sys.executable, "-m", "celery", "-A", f"benchmarks.apps.{side}:app", "worker"]
+    command += ["-n", name, "-Q", WARM_QUEUE, *crew.options(), *QUIET]
+    with (settings.directory / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return this process's environment with the round's settings, without Celery's own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("CELERY_")}
+    return {**kept, **settings.to_environment(), "PYTHONPATH": str(ROOT)}
+
+
+def wait_ready(started: list[subprocess.Popen[bytes]], directory: Path) -> None:
+    """Return when every worker has left its ready file."""
+    deadline = time.monotonic() + READY_SECONDS
+    while len(list(directory.glob("ready.*"))) < len(started):
+        check_alive(started, directory)
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"workers not ready in {READY_SECONDS:g} s\n{logs(directory)}")
+        time.sleep(0.02)
+
+
+def check_alive(started: list[subprocess.Popen[bytes]], directory: Path) -> None:
+    """Raise when a worker has ended by itself."""
+    for process in started:
+        if process.poll() is not None:
+            raise BenchmarkError(f"a worker ended with {process.returncode}\n{logs(directory)}")
+
+
+def stop(started: list[subprocess.Popen[bytes]]) -> None:
+    """Ask all workers to end, then end what is left of each process group."""
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in started:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the worker and its pool processes, if any of them still lives."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def logs(directory: Path) -> str:
+    """Return the last lines of every worker's log."""
+    tails = []
+    for path in sorted(directory.glob("*.log")):
+        lines = path.read_text(errors="replace").splitlines()
+        tails.append("\n".join([f"--- {path.name}", *lines[-30:]]))
+    return "\n".join(tails)
+
+
+def produce(side: Side, settings: Settings, *arguments: str, seconds: float = 300.0) -> float:
+    """Run ``benchmarks.apps.produce`` and return the seconds that it measured."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.apps.produce", side, *arguments],
+            cwd=ROOT,
+            env=environment(settings),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkError(f"producing took more than {seconds:g} s") from error
+    if done.returncode:
+        raise BenchmarkError(f"producing on the side {side!r} failed\n{done.stderr[-4000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])

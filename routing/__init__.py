@@ -1,0 +1,78 @@
+"""Where a message goes, how many may wait, and who is next.
+
+Give an app its queue table, and every way to send a task routes by it::
+
+    from celery import Celery
+    from routing import install
+
+    app = Celery("shop", broker="redis://localhost:6379/0")
+    install(app, "queues.toml")
+
+**The table** (`Topology`) is one TOML file: queues with their bounds and prefetch (`QueueConfig`),
+and which task goes where (`Route`). A priority is a queue, and levels have names::
+
+    [queues.orders]
+    prefetch = 8
+    max_length = 10_000
+
+    [queues.reports]
+
+    [routes]
+    "shop.export" = { queue = "orders", low = "reports" }
+
+**Sending** stays Celery's: ``export.delay(7)``, ``export.apply_async((7,), priority="low")``, or
+``low_priority=True``, also on signatures in canvas and on beat's entries. A level that no queue
+serves is an `UnknownLevel` before anything is published; a full queue is a `QueueFull`, which says
+when to try again; a broker that is away is a `BrokerUnreachable`.
+
+**Sending many** takes a few round trips instead of one for each message, from any iterable::
+
+    receipts = export.delay_many(order_ids, priority="low")
+    receipts.accepted, receipts.refused
+    receipts.raise_for_refused()
+
+`apply_many` takes ``(args, kwargs)`` pairs, and `enqueue_many` a task's name. Each item has a
+`Receipt`, and a call the `Receipts` of its items, in order.
+
+**Workers** on Redis or Valkey run on the engine in `routing.redis`: prefetch is per queue and
+exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
+queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
+On other brokers, routes and levels work and the engine is off.
+
+**Errors** are one tree under `RoutingError`; see `routing.errors`.
+"""
+
+from __future__ import annotations
+
+from routing.config import QueueConfig, Route, Topology
+from routing.errors import (
+    BrokerUnreachable,
+    EngineError,
+    PublishRefused,
+    QueueFull,
+    RoutingError,
+    ScriptError,
+    TopologyError,
+    UnknownLevel,
+)
+from routing.install import install
+from routing.publish import enqueue_many
+from routing.receipts import Receipt, Receipts
+
+__all__ = [
+    "BrokerUnreachable",
+    "EngineError",
+    "PublishRefused",
+    "QueueConfig",
+    "QueueFull",
+    "Receipt",
+    "Receipts",
+    "Route",
+    "RoutingError",
+    "ScriptError",
+    "Topology",
+    "TopologyError",
+    "UnknownLevel",
+    "enqueue_many",
+    "install",
+]

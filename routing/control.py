@@ -1,0 +1,34 @@
+"""Remote control of live workers: prefetch by queue, and what they hold.
+
+``celery -A tasks control queue_prefetch ingest 500`` and ``celery -A tasks inspect queue_credits``.
+Importing this module makes the commands known, in workers and on the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.control import control_command, inspect_command
+
+from routing import runtime
+
+
+def _holdings(state: Any) -> Any:
+    return runtime.lookup(getattr(state.app.amqp_cls, "runtime_name", None)).holdings
+
+
+@control_command(args=[("queue", str), ("count", int)], signature="<queue> <count>")
+def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
+    """Set the most unfinished messages that a worker may hold from a queue, until it restarts."""
+    try:
+        _holdings(state).set_prefetch(queue, int(count))
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"ok": f"prefetch of queue {queue!r} is now {count}"}
+
+
+@inspect_command()
+def queue_credits(state: Any) -> dict[str, dict[str, int]]:
+    """Show what each worker holds of each queue, and may hold."""
+    snapshot: dict[str, dict[str, int]] = _holdings(state).snapshot()
+    return snapshot

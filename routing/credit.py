@@ -1,0 +1,60 @@
+"""When a worker calls the broker and how much it asks for: pure decisions.
+
+Prefetch is the most unfinished messages that a worker may hold from a queue. How much of it is
+asked for at once is decided here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: Endings wait this long for company before a call carries them. Bounds the delay of an ack and
+#: lets a call settle what a few milliseconds of short tasks ended (one call for each would cost
+#: more than the tasks).
+SETTLE_SECONDS = 0.005
+
+#: That many endings leave at once.
+SETTLE_COUNT = 50
+
+#: Most messages asked of one queue in one call: a reply of this size is delivered within one
+#: prefetch of ordinary work, and keeps the server's script short.
+ASK_AT_MOST = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A queue's credit now, and its prefetch."""
+
+    queue: str
+    credit: int
+    prefetch: int
+
+    @property
+    def ask(self) -> int:
+        """Number of messages to ask for."""
+        return max(0, min(self.credit, ASK_AT_MOST))
+
+    @property
+    def is_worth_a_call(self) -> bool:
+        """Whether half of the prefetch is free: one message costs a call as much as many do."""
+        return self.credit * 2 >= self.prefetch
+
+
+def should_call(
+    rooms: Iterable[Room], *, endings: int, ending_age: float, since_last_call: float
+) -> bool:
+    """Return whether to settle and fetch now rather than to wait for more to carry.
+
+    Arguments:
+        rooms: the credit of each consumed queue.
+        endings: number of endings that wait.
+        ending_age: seconds that the oldest of them has waited.
+        since_last_call: seconds since the last call's reply.
+    """
+    if endings >= SETTLE_COUNT or (endings and ending_age >= SETTLE_SECONDS):
+        return True
+    open_rooms = [room for room in rooms if room.credit > 0]
+    if any(room.is_worth_a_call for room in open_rooms):
+        return True
+    return bool(open_rooms) and since_last_call >= SETTLE_SECONDS

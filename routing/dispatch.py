@@ -1,0 +1,306 @@
+"""From "message received" to "handed to the pool": units of work wait here for a slot.
+
+A unit is one request, or a whole batch. It is handed over only when a slot is free, the queues
+taking turns by weight. So what waits here can still be given back, and what was handed over will
+run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state
+
+from routing.collector import relax_collector, relax_in_pool_processes
+from routing.errors import EngineError
+from routing.intake import task_handler
+from routing.pipes import Pipes
+from routing.redis.channel import EngineMixin
+from routing.redis.delivery import LOST
+from routing.redis.holdings import Holdings
+from routing.redis.records import State
+from routing.request import holdings_of
+from routing.running import Rule, Running
+from routing.shares import Shares
+from routing.slots import CountedSlots, SemaphoreSlots, Slots
+from routing.units import Buffer, RequestUnit, Unit
+
+logger = logging.getLogger(__name__)
+
+
+class Dispatcher(bootsteps.StartStopStep):
+    """The consumer bootstep that holds units and hands them over."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    label = "Dispatcher"
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        consumer.dispatcher = self
+        self._consumer = consumer
+        self._stock_submit = consumer.on_task_request
+        self._channel: EngineMixin | None = None
+        self._units: dict[str, deque[Unit]] = {}
+        self._buffers: list[Buffer] = []
+        self._slots: Slots | None = None
+        self._running = False
+        self._pumping = False
+        self._thread = threading.get_ident()
+        self._shares = Shares({})
+        self._inflight: Running | None = None
+        self._held_back = False
+        self._handing = ""
+        consumer.on_task_request = self.submit_request
+        consumer.create_task_handler = task_handler(consumer)
+        relax_in_pool_processes()
+        super().__init__(consumer, **kwargs)
+
+    # -- life
+
+    def start(self, consumer: Any) -> None:
+        """Begin to hand over; called again after each reconnect."""
+        channel = consumer.task_consumer.channel
+        if not isinstance(channel, EngineMixin):
+            _refuse_stock_redis(consumer.connection)
+            return
+        self._channel = channel
+        relax_collector()
+        self._thread = threading.get_ident()
+        holdings = channel.runtime.holdings
+        holdings.durable = True
+        self._share_out(holdings)
+        if self._slots is None:
+            self._slots = self._make_slots(consumer)
+        else:
+            self._slots.reset(
+                len(consumer.pool._pool._cache) if consumer.pool.uses_semaphore else 0
+            )
+        self._running = True
+        channel.courier.flush()
+
+    def _share_out(self, holdings: Holdings) -> None:
+        queues = holdings.topology.queues
+        self._shares = Shares({name: queue.weight for name, queue in queues.items()})
+        rules = {
+            name: Rule(reserve=queue.reserve, limit=queue.limit)
+            for name, queue in queues.items()
+            if queue.reserve or queue.limit is not None
+        }
+        if self._inflight is None:
+            self._inflight = Running(rules, lambda: self._consumed_queues())
+
+    def _make_slots(self, consumer: Any) -> Slots:
+        # Handed-over work survives a reconnect, so the pool must not forget it.
+        consumer.pool.flush = None
+        if consumer.pool.uses_semaphore:
+            consumer.pool.flush = Pipes(consumer.pool._pool).finish
+            return SemaphoreSlots(
+                consumer.pool,
+                consumer.controller.semaphore,
+                on_free=self.pump,
+                on_enter=self._unit_entered,
+            )
+        return CountedSlots(
+            consumer.pool, on_free=self.pump, on_enter=self._unit_entered, soon=self.soon
+        )
+
+    def _consumed_queues(self) -> Sequence[str]:
+        return self._channel.engine_queues if self._channel is not None else ()
+
+    def stop(self, consumer: Any) -> None:
+        """Give back what was not handed over: the pool is closing, or the connection is lost."""
+        self._running = False
+        self._units.clear()
+        for buffer in self._buffers:
+            buffer.clear()
+        self._buffers.clear()
+        if self._channel is None:
+            return
+        self._channel.runtime.holdings.give_back_waiting()
+        if not self._channel.closed:
+            self._channel.courier.stand_down()
+
+    def shutdown(self, consumer: Any) -> None:
+        """Settle what the pool has ended, give back the rest."""
+        if self._channel is None:
+            return
+        holdings = self._channel.runtime.holdings
+        returned = holdings.give_back_all()
+        if returned:
+            logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})
+        holdings.durable = False
+        if not self._channel.closed:
+            self._settle_last(self._channel)
+
+    def _settle_last(self, channel: EngineMixin) -> None:
+        try:
+            channel.courier.settle_now()
+        except LOST as error:
+            logger.warning(
+                "the broker is away: what has just ended may run again (%s)",
+                error,
+                extra={"event": "unsettled_at_exit"},
+            )
+
+    # -- for strategies and batches
+
+    @property
+    def pool(self) -> Any:
+        """The worker's pool."""
+        return self._consumer.pool
+
+    @property
+    def holdings(self) -> Holdings | None:
+        """What this worker holds; None while it is not connected to a broker of the engine."""
+        return self._channel.runtime.holdings if self._channel is not None else None
+
+    def submit_request(self, request: Any) -> None:
+        """Take a request from Celery's strategy."""
+        if holdings_of(request.message) is None:
+            self._stock_submit(request)
+        else:
+            self.submit(RequestUnit(self, request))
+
+    def submit(self, unit: Unit) -> None:
+        """Take a unit; it is handed over when its turn comes and a slot is free."""
+        if not self._running:
+            return
+        for request in unit.requests:
+            if request.eta is not None:
+                request.mark(State.WAITING)
+        self._units.setdefault(unit.queue, deque()).append(unit)
+        self.pump()
+
+    def add_buffer(self, buffer: Buffer) -> None:
+        """Ask a buffer for work whenever a slot has nothing to do, until the next stop."""
+        self._buffers.append(buffer)
+
+    def idle_slots(self, queue: str | None = None) -> int:
+        """Return how many slots are free and not spoken for, for a queue or for any."""
+        if self._slots is None or self._inflight is None or not self._running:
+            return 0
+        free = self._slots.free()
+        if queue is not None and not self._inflight.eligible([queue], free=free):
+            self._held_back = True
+            return 0
+        return max(0, free - sum(map(len, self._units.values())))
+
+    def backlog(self, queue: str) -> bool:
+        """Return whether more of this queue is on its way, or known to wait at the broker."""
+        return self._channel is not None and self._channel.courier.backlog(queue)
+
+    def failed(self, unit: Unit) -> None:
+        """Give back a unit that the pool did not take: it is closing."""
+        self.unused_slot()
+        for request in unit.requests:
+            if (holdings := holdings_of(request.message)) is not None:
+                holdings.give_back(request.message.delivery_tag)
+
+    def unused_slot(self) -> None:
+        """Release the slot of a unit that turned out to have nothing to run."""
+        if self._slots is not None:
+            self._slots.release()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Run a callback soon in the consumer's loop; safe from any thread, in every pool."""
+        hub = self._consumer.hub
+        if hub is None:
+            self._consumer.timer.call_after(0, callback)
+        elif threading.get_ident() == self._thread:
+            hub.call_later(0, callback)
+        else:
+            hub.call_soon(callback)
+
+    # -- handing over
+
+    def pump(self) -> None:
+        """Hand over units while slots are free, then ask the buffers for more."""
+        if self._pumping or not self._running or self._slots is None:
+            return
+        self._pumping = True
+        try:
+            self._hand_over_while_free(self._slots)
+            for buffer in tuple(self._buffers):
+                if not self.idle_slots():
+                    break
+                buffer.slot_idle()
+                self._hand_over_while_free(self._slots)
+        finally:
+            self._pumping = False
+
+    def _hand_over_while_free(self, slots: Slots) -> None:
+        while self._units and not _stopping():
+            eligible = self._eligible(slots.free())
+            if not eligible or not slots.acquire():
+                return
+            queue = eligible[0] if len(eligible) == 1 else self._shares.take(eligible)
+            self._hand_over(queue, self._take(queue))
+
+    def _eligible(self, free: int) -> list[str]:
+        """Return the queues with work that may take a slot now, or wait for the next one."""
+        assert self._inflight is not None
+        if not free:
+            return list(self._units)
+        eligible = self._inflight.eligible(self._units, free=free)
+        self._held_back = len(eligible) < len(self._units)
+        return eligible
+
+    def _hand_over(self, queue: str, unit: Unit) -> None:
+        for request in unit.requests:
+            request.mark(State.HANDED)
+        self._handing = queue
+        try:
+            unit.hand_over()
+        except Exception:
+            logger.exception(
+                "could not hand over work of queue %r, giving it back",
+                queue,
+                extra={"event": "hand_over_failed"},
+            )
+            self.failed(unit)
+
+    def _take(self, queue: str) -> Unit:
+        units = self._units[queue]
+        unit = units.popleft()
+        if not units:
+            del self._units[queue]
+        return unit
+
+    def _unit_entered(self) -> Callable[[], None]:
+        assert self._inflight is not None
+        leave = self._inflight.enter(self._handing)
+
+        def left() -> None:
+            leave()
+            if self._held_back:  # this may have made room for what waits
+                self._held_back = False
+                self.soon(self.pump)
+
+        return left
+
+
+def _stopping() -> bool:
+    """Whether the worker was told to stop: its loop may notice seconds later (gevent)."""
+    # An exit status of 0 is a reason to stop, as in celery.worker.state.maybe_shutdown.
+    return any(
+        reason is not None and reason is not False
+        for reason in (state.should_stop, state.should_terminate)
+    )
+
+
+def _refuse_stock_redis(connection: Any) -> None:
+    """Stop the worker when kombu's own transport serves a Redis broker: it bounds nothing.
+
+    Raises:
+        EngineError: the URL's scheme did not lead to the engine.
+    """
+    transport = connection.transport
+    if transport.driver_type == "redis":
+        raise EngineError(
+            f"expected the transport of the Redis engine, got {type(transport).__qualname__} for "
+            f"{connection.as_uri()}; remove broker_transport and name the broker by its URL"
+        )

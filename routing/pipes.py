@@ -1,0 +1,75 @@
+"""Keeps the pipes of the prefork pool whole when the event loop is reset after a lost connection.
+
+The loop drives a payload or an answer that is larger than a pipe (64 KB) with a generator, and
+forgets it when it is reset. Stock Celery then finishes the payloads in ``pool.flush``, drops what
+the pool has not accepted, as the broker redelivers it, and loses half-read answers. Handed-over
+work is ours to keep, so both are finished here and nothing is dropped. The process at the other end
+is idle, or in the middle of its answer, so this waits for no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Coroutine = GeneratorType[None, None, None]
+
+
+class Pipes:
+    """What is half way between the worker and its pool processes.
+
+    Arguments:
+        pool: the asynchronous pool inside Celery's prefork pool.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._answers: dict[int, Coroutine] = {}
+        self._receive: Callable[..., Coroutine] = pool._result_handler._recv_message
+        # The loop holds the only other reference to the reader of an answer.
+        pool._result_handler._recv_message = self._remember
+
+    def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
+        reader = self._answers[fd] = self._receive(add_reader, fd, callback)
+        return reader
+
+    def finish(self) -> None:
+        """Complete every payload and every answer that is half way."""
+        self._finish_payloads()
+        self._finish_answers()
+
+    def _finish_payloads(self) -> None:
+        pool = self._pool
+        jobs = {_writer_of(job): job for job in pool._cache.values()}
+        for writer in list(pool._active_writers):
+            job = jobs.get(writer)
+            if job is not None and job._write_to is not None:
+                pool._flush_writer(job._write_to, writer)
+            else:
+                _exhaust(writer)
+            pool._active_writers.discard(writer)
+
+    def _finish_answers(self) -> None:
+        handler = self._pool._result_handler
+        hub, answers, self._answers = handler._hub, self._answers, {}
+        for fd, reader in answers.items():
+            process = handler.fileno_to_outq.get(fd)
+            if hub is None or process is None or reader.gi_frame is None:
+                continue
+            hub.add_reader(fd, reader)
+            handler._finish_partial_read(fd, process)
+
+
+def _writer_of(job: Any) -> Coroutine | None:
+    reference = getattr(job, "_writer", None)
+    return reference() if reference is not None else None
+
+
+def _exhaust(writer: Coroutine) -> None:
+    try:
+        for _ in writer:
+            continue
+    except (OSError, EOFError):
+        return

@@ -1,0 +1,281 @@
+"""Channels of the engine: kombu's Redis channels with the fetch, the acks and the bounds replaced.
+
+Queues that are consumed with acknowledgement are the engine's. Queues without (control replies,
+events) stay kombu's: no records, no bells, no ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from queue import Empty
+from typing import Any
+
+import redis
+from kombu.transport import redis as stock
+from kombu.utils.json import dumps
+
+from routing.errors import QueueFull
+from routing.redis.aliases import stock_url
+from routing.redis.courier import Courier
+from routing.redis.exempt import is_exempt
+from routing.redis.keys import Keys
+from routing.redis.message import EngineMessage, EngineQoS
+from routing.redis.verbs import Pushed, Verbs
+from routing.runtime import Runtime, lookup
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a producer whose message was refused may find room: no rate is known at this
+#: point.
+RETRY_AFTER_SECONDS = 1.0
+
+
+class EngineMixin:
+    """The engine's behaviour, over any of kombu's Redis channels."""
+
+    QoS = EngineQoS
+    Message = EngineMessage
+
+    #: Name of the application's runtime, from the transport options.
+    celeriac: str | None = None
+
+    connection: Any
+    client: Any
+    pool: Any
+    closed: bool
+    _in_poll: Any
+    _brpop_sent_at: float | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._engine_consumers: dict[str, str] = {}
+        self._plain_client: redis.Redis | None = None
+        super().__init__(*args, **kwargs)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What the application has in this process."""
+        return lookup(self.celeriac)
+
+    @cached_property
+    def verbs(self) -> Verbs:
+        """The engine's calls, for this channel's database."""
+        this: Any = self
+        keys = Keys(
+            prefix=this.global_keyprefix,
+            unacked=this.unacked_key,
+            unacked_index=this.unacked_index_key,
+            steps=tuple(this.priority_steps),
+            separator=this.sep,
+        )
+        return Verbs(keys=keys, topology=self.runtime.topology)
+
+    @cached_property
+    def courier(self) -> Courier:
+        """The fetch loop of this channel."""
+        return Courier(self)
+
+    @property
+    def plain_client(self) -> redis.Redis:
+        """A client over the pooled connections that adds no key prefix."""
+        if self._plain_client is None or self._plain_client.connection_pool is not self.pool:
+            self._plain_client = redis.Redis(connection_pool=self.pool)
+        return self._plain_client
+
+    # -- publishing
+
+    def push(
+        self,
+        queue: str,
+        texts: Sequence[str | bytes],
+        *,
+        priority: int = 0,
+        exempt: bool = False,
+        whole: bool = False,
+    ) -> Pushed:
+        """Append complete messages to a queue; see `Verbs.push`."""
+        client = self.plain_client
+        return self.verbs.push(client, queue, texts, priority=priority, exempt=exempt, whole=whole)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        this: Any = self
+        headers = message.get("headers") or {}
+        if queue not in self.runtime.topology.queues and "task" not in headers:
+            this._put_stock(queue, message, **kwargs)
+            return
+        priority = this._get_message_priority(message, reverse=False)
+        pushed = self.push(queue, [dumps(message)], priority=priority, exempt=is_exempt(headers))
+        if not pushed.accepted:
+            raise QueueFull(queue, pushed.length, pushed.limit, RETRY_AFTER_SECONDS)
+        if queue in this._expires:
+            this._maybe_update_queues_expire(self.plain_client, queue)
+
+    def _put_stock(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        super()._put(queue, message, **kwargs)  # type: ignore[misc]
+
+    def _purge(self, queue: str) -> int:
+        return self.verbs.purge(self.plain_client, queue)
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self._purge(queue)
+        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
+
+    # -- consuming
+
+    @property
+    def engine_queues(self) -> Sequence[str]:
+        """The queues that this channel consumes with acknowledgement."""
+        return list(dict.fromkeys(self._engine_consumers.values()))
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume from a queue; with acknowledgement it becomes the engine's."""
+        this: Any = self
+        consumed = super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+        if not no_ack and queue not in this._fanout_queues:
+            self._engine_consumers[kwargs["consumer_tag"]] = queue
+            self.runtime.holdings.attach(self.courier.name, self.courier)
+            self.courier.wake_for_room()
+        return consumed
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._engine_consumers.pop(consumer_tag, None)
+        cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        if queue is not None:
+            self.courier.return_inbox(queue)
+        return cancelled
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if self._engine_consumers:
+            self.courier.send_next()
+        else:
+            super()._brpop_start(timeout)  # type: ignore[misc]
+
+    def _brpop_read(self, **options: Any) -> bool:
+        this: Any = self
+        if not self._engine_consumers and not self._engine_is_out:
+            return bool(super()._brpop_read(**options))  # type: ignore[misc]
+        try:
+            arrived = self.courier.read_reply()
+        finally:
+            this._flush_brpop_reauth()
+        self._read_free_queues()
+        if not arrived:
+            raise Empty()
+        self.connection.inbox_filled()
+        return True
+
+    @property
+    def _engine_is_out(self) -> bool:
+        return "courier" in self.__dict__ and self.courier.is_out
+
+    def _read_free_queues(self) -> None:
+        """Deliver from queues without acknowledgement that share the channel with the engine's."""
+        this: Any = self
+        ours = self.engine_queues
+        for queue in this.active_queues:
+            if queue not in ours:
+                try:
+                    self.connection._deliver(super()._get(queue), queue)  # type: ignore[misc]
+                except Empty:
+                    continue
+
+    def _get(self, queue: str) -> dict[str, Any]:
+        return self.courier.fetch_one(queue)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> EngineMessage | None:
+        """Fetch one message, None when there is none; without acknowledgement it is just popped."""
+        try:
+            raw = super()._get(queue) if no_ack else self._get(queue)  # type: ignore[misc]
+        except Empty:
+            return None
+        return self.Message(raw, channel=self)
+
+    # -- endings
+
+    def end(self, tag: str, ending: str, *, at_once: bool = False) -> None:
+        """Note how a held message ended; the broker learns of it within milliseconds.
+
+        Arguments:
+            tag: the delivery tag.
+            ending: name of the ledger's counter, such as "done" or "failed".
+            at_once: the broker must know before this returns.
+        """
+        holdings = self.runtime.holdings
+        if holdings.end(tag, ending) and (at_once or holdings.carrier(tag) is None):
+            self._settle_now(tag)
+
+    def end_all(self, endings: Sequence[tuple[str, str]]) -> None:
+        """Note how the messages of a batch ended, as (tag, ending)."""
+        holdings = self.runtime.holdings
+        if holdings.end_all(endings) and holdings.carrier(endings[0][0]) is None:
+            self._settle_now(endings[0][0])
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """End a message as done."""
+        self.end(delivery_tag, "done")
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a message as rejected, or return it to its queue's front, charged as a delivery."""
+        if not requeue:
+            self.end(delivery_tag, "rejected")
+            return
+        holdings = self.runtime.holdings
+        if holdings.give_back(delivery_tag, charge=True) and holdings.carrier(delivery_tag) is None:
+            self._settle_now(delivery_tag)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Return to their queues all messages that this channel holds and that have not ended."""
+        self.runtime.holdings.give_back_of(self.courier.name)
+        self._settle_now(self.courier.name)
+
+    def _settle_now(self, tag: str) -> None:
+        """Settle over the consuming channel, or over this one; what cannot be sent is kept."""
+        carrier = self.runtime.holdings.carrier(tag)
+        if carrier is not None:
+            carrier.flush()
+        elif not self.closed:
+            self.courier.flush()
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        """Do nothing: see `EngineQoS.restore_unacked`."""
+
+    def _restore_at_beginning(self, message: Any) -> None:
+        """Do nothing: see `EngineQoS.restore_unacked`."""
+
+    # -- closing
+
+    def close(self) -> None:
+        """Settle what has ended, give back what waits, close the connections."""
+        if "courier" in self.__dict__ and not self.closed:
+            self._leave()
+        super().close()  # type: ignore[misc]
+
+    def _leave(self) -> None:
+        holdings = self.runtime.holdings
+        if not holdings.durable:
+            holdings.give_back_of(self.courier.name)
+        self.courier.stand_down()
+        self.courier.close()
+        holdings.detach(self.courier.name)
+
+
+class EngineChannel(EngineMixin, stock.Channel):
+    """A channel to one Redis or Valkey server."""
+
+    from_transport_options = (*stock.Channel.from_transport_options, "celeriac")
+
+
+class EngineSentinelChannel(EngineMixin, stock.SentinelChannel):
+    """A channel to the master that Sentinel names."""
+
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, "celeriac")
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        # kombu looks for its own scheme in the list of Sentinels.
+        conninfo = self.connection.client
+        ours, conninfo.alt = conninfo.alt, [stock_url(url) for url in conninfo.alt]
+        try:
+            return super()._sentinel_managed_pool(asynchronous)
+        finally:
+            conninfo.alt = ours

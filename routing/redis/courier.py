@@ -1,0 +1,387 @@
+"""Carries endings to the broker and messages back: the fetch loop of one consuming channel.
+
+Two commands alternate on the channel's own connection. An *exchange* settles and fetches; when no
+queue has anything left, a blocking pop of *bells* waits until a producer rings. Neither is sent
+while the other's reply is out. What cannot ride on an exchange, because the connection waits for a
+bell, goes over a pooled connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions
+
+from routing.credit import SETTLE_SECONDS, Room, should_call
+from routing.redis.delivery import LOST, Delivery
+from routing.redis.flusher import Flusher
+from routing.redis.inbox import Inbox
+from routing.redis.records import Fetch, Settlement
+from routing.redis.scripts import SCRIPTS, as_lost_connection, command
+from routing.redis.verbs import NOTHING, Exchanged
+
+if TYPE_CHECKING:
+    from routing.redis.channel import EngineMixin
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a worker waits for a bell before it looks anyway: the worst delay when a token is
+#: lost, and for messages of producers that ring nothing (stock Celery).
+BELL_SECONDS = 1
+
+#: As long as endings keep coming, the next exchange is only milliseconds away: listening for a bell
+#: in between would cost three more round trips to be woken from it.
+BUSY_SECONDS = 0.02
+
+#: A queue is not asked for more while that many of its messages wait for delivery.
+INBOX_HIGH = 256
+
+
+class Courier:
+    """The fetch loop of one channel.
+
+    Arguments:
+        channel: the consuming channel; its connection is driven by kombu's poller.
+    """
+
+    def __init__(self, channel: EngineMixin) -> None:
+        self.channel = channel
+        self.name = secrets.token_hex(8)
+        self.inbox = Inbox()
+        self._holdings = channel.runtime.holdings
+        self._verbs = channel.verbs
+        self._own_bell = self._verbs.keys.own_bell(self.name)
+        self._calls = itertools.count(1)
+        self._fetch: Fetch | None = None
+        self._settlement = NOTHING
+        self._listening: frozenset[str] | None = None
+        self._rung = False
+        self._empty: set[str] = set()
+        self._left: dict[str, int] = {}
+        self._delivery = Delivery(channel)
+        self._last_reply = 0.0
+        self._last_ending = 0.0
+        self._thread = threading.get_ident()
+        self._timer_set = False
+        self._stopped = False
+        self._flusher: Flusher | None = None
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a command of this courier waits for its reply."""
+        return self._fetch is not None or self._listening is not None
+
+    # -- sending
+
+    def send_next(self) -> bool:
+        """Send the next command on the channel's connection; False when there is none."""
+        self._forget_unanswered()
+        self._thread = threading.get_ident()
+        if self._stopped:
+            return False
+        if self._holdings.returns_waiting:
+            self._give_back_now()
+        rooms = [self._room(queue) for queue in self.channel.engine_queues]
+        open_rooms = [room for room in rooms if room.credit > 0]
+        unseen = [room for room in open_rooms if room.queue not in self._empty]
+        waiting = self._holdings.endings_waiting
+        if self._should_exchange(unseen, waiting):
+            self._send_exchange(open_rooms)
+            return True
+        if self._hub is not None and self._can_wait(rooms, open_rooms, unseen):
+            return False
+        self._send_listen(open_rooms)
+        return True
+
+    def _room(self, queue: str) -> Room:
+        prefetch = self._holdings.prefetch(queue)
+        if self.inbox.waiting(queue) > INBOX_HIGH:
+            return Room(queue, 0, prefetch)
+        return Room(queue, self._holdings.credit(queue), prefetch)
+
+    def _can_wait(
+        self, rooms: Sequence[Room], open_rooms: Sequence[Room], unseen: Sequence[Room]
+    ) -> bool:
+        """Return whether to send nothing now; the loop's timer or an ending makes it look again."""
+        is_busy = time.monotonic() - self._last_ending < BUSY_SECONDS
+        if unseen or is_busy or self._holdings.endings_waiting:
+            self._set_timer()
+        return bool(unseen) or not open_rooms or (is_busy and len(open_rooms) < len(rooms))
+
+    def _should_exchange(self, unseen: Sequence[Room], waiting: int) -> bool:
+        if self._hub is None:
+            return bool(unseen or waiting)
+        return should_call(
+            unseen,
+            endings=waiting,
+            ending_age=self._holdings.ending_age,
+            since_last_call=time.monotonic() - self._last_reply,
+        )
+
+    def _send_exchange(self, rooms: Sequence[Room]) -> None:
+        fetch = Fetch(self._next_prefix(), tuple((room.queue, room.ask) for room in rooms))
+        self._settlement = self._holdings.take_settlement()
+        self._fetch = fetch
+        self._holdings.asking(fetch)
+        self._send(command("exchange", *self._verbs.exchange_call(self._settlement, fetch)))
+
+    def _send_listen(self, rooms: Sequence[Room]) -> None:
+        self._listening = frozenset(room.queue for room in rooms)
+        self._rung = False
+        bells = [self._verbs.keys.bell(room.queue) for room in rooms]
+        self._send(["BRPOP", self._own_bell, *bells, BELL_SECONDS])
+
+    def _send(self, args: Sequence[Any]) -> None:
+        connection = self.channel.client.connection
+        self.channel._in_poll = connection
+        self.channel._brpop_sent_at = time.monotonic()
+        try:
+            connection.send_command(*args)
+        except LOST:
+            self.channel._in_poll = None
+            self._forget_unanswered()
+            raise
+
+    def _next_prefix(self) -> str:
+        return f"{self.name}:{next(self._calls)}:"
+
+    # -- reading
+
+    def read_reply(self) -> bool:
+        """Read the reply that is due; True when it brought messages into the inbox.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection is lost, or the server is no longer the
+            master.
+        """
+        try:
+            reply = self._parse_reply()
+        except exceptions.NoScriptError:
+            self._send_again()
+            return False
+        except exceptions.ResponseError as error:
+            self._drop_connection()
+            logger.error("the broker refused a fetch: %s", error, extra={"event": "fetch_refused"})
+            raise exceptions.ConnectionError(str(as_lost_connection(error))) from error
+        except LOST:
+            self._drop_connection()
+            raise
+        self.channel._in_poll = None
+        if self._fetch is None:
+            self._listening = None
+            self._empty.clear()
+            return False
+        return self._take(self._verbs.exchange_reply(self._fetch, reply))
+
+    def _parse_reply(self) -> Any:
+        # The plain client's parser: kombu's prefixing one would cut what looks like a prefix.
+        parse: Any = self.channel.plain_client.parse_response
+        return parse(self.channel.client.connection, "EVALSHA")
+
+    def _send_again(self) -> None:
+        """Load the scripts on a server that forgot them; a refused call has not run."""
+        for script in SCRIPTS.values():
+            self.channel.plain_client.script_load(script.text)
+        if self._fetch is not None:
+            keys_and_args = self._verbs.exchange_call(self._settlement, self._fetch)
+            self._send(command("exchange", *keys_and_args))
+
+    def _take(self, reply: Exchanged) -> bool:
+        fetch, self._fetch, self._settlement = self._fetch, None, NOTHING
+        assert fetch is not None
+        self._holdings.answered(fetch, [(a.tag, a.queue) for a in reply.arrivals])
+        self._left = reply.left
+        self._empty = {queue for queue, left in reply.left.items() if left == 0}
+        self._last_reply = time.monotonic()
+        if reply.counted and reply.arrivals:
+            self._delivery.note_charged(reply.arrivals)
+        self.inbox.add(reply.arrivals)
+        return bool(reply.arrivals)
+
+    def _drop_connection(self) -> None:
+        self.channel._in_poll = None
+        self._forget_unanswered()
+        self.channel.client.connection.disconnect()
+
+    def _forget_unanswered(self) -> None:
+        """Take back what was on its way when the connection went: it may have arrived."""
+        self._listening = None
+        if self._fetch is None or self.channel._in_poll:
+            return
+        fetch, settlement = self._fetch, self._settlement
+        self._fetch, self._settlement = None, NOTHING
+        self._holdings.unanswered(fetch)
+        self._holdings.restore_settlement(settlement)
+
+    # -- delivering
+
+    def deliver_slice(self) -> bool:
+        """Deliver one slice of the inbox; True while there is more."""
+        self.inbox.deliver_slice(self._delivery.deliver)
+        self.wake_for_room()
+        return len(self.inbox) > 0
+
+    def fetch_one(self, queue: str) -> dict[str, Any]:
+        """Fetch one message of a queue over a pooled connection, for ``basic_get``.
+
+        Raises:
+            queue.Empty: no message waits.
+        """
+        fetch = Fetch(self._next_prefix(), ((queue, 1),))
+        self._holdings.asking(fetch)
+        try:
+            reply = self._verbs.exchange(self.channel.plain_client, NOTHING, fetch)
+        except Exception:
+            self._holdings.unanswered(fetch)
+            raise
+        self._holdings.answered(fetch, [(a.tag, a.queue) for a in reply.arrivals])
+        if not reply.arrivals:
+            raise Empty()
+        if reply.counted:
+            self._delivery.note_charged(reply.arrivals)
+        return self._delivery.payload(reply.arrivals[0])
+
+    # -- settling
+
+    def backlog(self, queue: str) -> bool:
+        """Return whether more of this queue is on its way, or known to wait at the broker."""
+        return self.inbox.waiting(queue) > 0 or self._left.get(queue, 0) > 0
+
+    def ended(self, queue: str) -> None:
+        """Note that endings wait; called for every one of them."""
+        self._last_ending = time.monotonic()
+        if self._hub is None:
+            self._notify_flusher()
+            return
+        if threading.get_ident() != self._thread:
+            self._hub.call_soon(self._set_timer)
+            return
+        deaf = self._listening is not None and queue not in self._listening and not self._rung
+        if deaf and self._room(queue).is_worth_a_call:
+            self._ring()
+        self._set_timer()
+
+    def settle_now(self) -> None:
+        """Carry all endings and returns to the broker over a pooled connection, and wait for it."""
+        while self._holdings.endings_waiting:
+            settlement = self._holdings.take_settlement()
+            self._settle(settlement)
+        self._give_back_now()
+
+    def _settle(self, settlement: Settlement) -> None:
+        nothing_asked = Fetch(self._next_prefix(), ())
+        try:
+            self._verbs.exchange(self.channel.plain_client, settlement, nothing_asked)
+        except Exception:
+            self._holdings.restore_settlement(settlement)
+            raise
+
+    def _give_back_now(self) -> None:
+        returns = self._holdings.take_returns()
+        while returns:
+            queue, entries = returns[0]
+            try:
+                self._verbs.give_back(self.channel.plain_client, queue, entries)
+            except Exception:
+                self._holdings.restore_returns(returns)
+                raise
+            returns.pop(0)
+        self._empty.clear()
+
+    @property
+    def _hub(self) -> Any:
+        connection = self.channel.connection
+        return connection.hub if connection is not None else None
+
+    def _set_timer(self) -> None:
+        if not self._timer_set:
+            self._timer_set = True
+            self._hub.call_later(SETTLE_SECONDS, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer_set = False
+        # Without a command out, the next tick of the loop carries what is due, if it still
+        # consumes.
+        if self._listening is not None or self._stopped or not self.channel.engine_queues:
+            self.flush()
+
+    def flush(self) -> None:
+        """Settle what waits; wake the connection when a queue it does not listen to has room.
+
+        On a closed channel nothing happens: the endings wait for the next one.
+        """
+        if self.channel.closed:
+            return
+        try:
+            self.settle_now()
+            self.wake_for_room()
+        except LOST as error:
+            # The endings are kept; the consuming connection notices the loss and reconnects.
+            logger.debug("could not settle yet: %s", error)
+        except exceptions.RedisError as error:
+            logger.warning(
+                "the broker refused to settle, trying again: %s",
+                error,
+                extra={"event": "settle_refused"},
+            )
+
+    def wake_for_room(self) -> None:
+        """Wake the connection when a queue that it does not listen to has room."""
+        listening = self._listening
+        if listening is None or self._rung:
+            return
+        others = (queue for queue in self.channel.engine_queues if queue not in listening)
+        if any(self._room(queue).credit > 0 for queue in others):
+            self._ring()
+
+    def _ring(self) -> None:
+        self._rung = True
+        pipeline = self.channel.plain_client.pipeline(transaction=False)
+        pipeline.lpush(self._own_bell, "1")
+        pipeline.pexpire(self._own_bell, 60_000)
+        try:
+            pipeline.execute()
+        except LOST as error:
+            logger.debug("could not ring: %s", error)
+
+    def _notify_flusher(self) -> None:
+        if self._flusher is None:
+            self._flusher = Flusher(self)
+        self._flusher.notify()
+
+    # -- stopping
+
+    def stand_down(self) -> None:
+        """Stop fetching: read the reply that is out, give back what was not delivered, settle.
+
+        What cannot be sent now (the connection is lost) stays with the holdings.
+        """
+        self._stopped = True
+        try:
+            if self.channel._in_poll:
+                if self._listening is not None:
+                    self._ring()
+                self.read_reply()
+        except (*LOST, exceptions.RedisError) as error:
+            logger.debug("could not read the last reply: %s", error)
+        self.channel._in_poll = None
+        self._forget_unanswered()
+        self.return_inbox()
+        self.flush()
+
+    def return_inbox(self, queue: str | None = None) -> None:
+        """Give back what was fetched and not delivered, of one queue or of all."""
+        for arrival in self.inbox.take_all(queue):
+            self._holdings.give_back(arrival.tag)
+
+    def close(self) -> None:
+        """Stop for good; closing twice is safe."""
+        if self._flusher is not None:
+            self._flusher.stop()

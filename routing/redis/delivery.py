@@ -1,0 +1,111 @@
+"""One fetched message on its way into kombu: decoded, checked, handed to its consumer.
+
+Each message is decoded in its own ``try``: what is no message is set aside and never ends the
+worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from celery.exceptions import InvalidTaskError
+from kombu.exceptions import KombuError
+from redis import exceptions
+
+from routing.redis.records import State
+from routing.redis.verbs import Arrival
+
+if TYPE_CHECKING:
+    from routing.redis.channel import EngineMixin
+
+logger = logging.getLogger(__name__)
+
+#: What a lost connection raises, as opposed to a message that is none.
+LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+
+#: What Celery and kombu raise on a message that is none: fields missing, or of another type.
+NO_MESSAGE = (LookupError, TypeError, ValueError, AttributeError, KombuError, InvalidTaskError)
+
+
+class Delivery:
+    """Delivers what one channel fetched.
+
+    Arguments:
+        channel: the consuming channel.
+    """
+
+    def __init__(self, channel: EngineMixin) -> None:
+        self._channel = channel
+        self._holdings = channel.runtime.holdings
+        self._charged: set[str] = set()
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Hand a message to its consumer; without one it goes back to its queue."""
+        callback = self._channel.connection._callbacks.get(arrival.queue)
+        if callback is None:
+            self._holdings.give_back(arrival.tag)
+            return
+        try:
+            callback(self.payload(arrival))
+        except LOST:
+            raise
+        except NO_MESSAGE as error:
+            if self._holdings.state(arrival.tag) is not State.WAITING:
+                raise
+            self._set_aside(arrival, error)
+        except Exception:
+            logger.exception(
+                "queue %r: a message could not be taken in, giving it back",
+                arrival.queue,
+                extra={"event": "intake_failed"},
+            )
+            self._holdings.give_back(arrival.tag, charge=True)
+
+    def payload(self, arrival: Arrival) -> dict[str, Any]:
+        """Decode a message for kombu, under the tag that it is held by."""
+        payload: dict[str, Any] = orjson.loads(arrival.text)
+        properties = payload["properties"]
+        properties["delivery_tag"] = arrival.tag
+        message_id = (payload.get("headers") or {}).get("id") or ""
+        charged = arrival.tag in self._charged
+        self._holdings.identify(arrival.tag, message_id, charged=charged)
+        if charged:
+            self._charged.discard(arrival.tag)
+            properties["delivery_info"]["redelivered"] = True
+            payload["headers"]["redelivered"] = True
+        return payload
+
+    def _set_aside(self, arrival: Arrival, error: Exception) -> None:
+        """Keep what is no message: it must neither end the worker nor vanish."""
+        key = self._channel.verbs.keys.undecodable(arrival.queue)
+        self._channel.plain_client.lpush(key, arrival.text)
+        self._holdings.end(arrival.tag, "undecodable")
+        logger.error(
+            "queue %r: not a task message, kept in the list %r: %s: %s; it begins %r",
+            arrival.queue,
+            key,
+            type(error).__name__,
+            error,
+            arrival.text[:200],
+            extra={"event": "message_undecodable"},
+        )
+
+    def note_charged(self, arrivals: Sequence[Arrival]) -> None:
+        """Look up which of these messages were charged a delivery before."""
+        ids = {
+            tag: i for arrival in arrivals for tag, i in [(arrival.tag, _message_id(arrival))] if i
+        }
+        if not ids:
+            return
+        counts = self._channel.verbs.deliveries(self._channel.plain_client, list(ids.values()))
+        self._charged.update(tag for tag, i in ids.items() if i in counts)
+
+
+def _message_id(arrival: Arrival) -> str:
+    try:
+        return str(orjson.loads(arrival.text)["headers"]["id"])
+    except (ValueError, TypeError, KeyError):
+        return ""

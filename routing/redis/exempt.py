@@ -1,0 +1,35 @@
+"""Which publishes are work that was accepted once, and so never refused by a bound.
+
+A retry that is refused would drop its task; a refused link, chain step or chord body would turn a
+task that succeeded into a failure. They are let in and counted as overshoot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from celery import current_task
+from celery.app import amqp
+
+
+def is_exempt(headers: Mapping[str, Any]) -> bool:
+    """Return whether a task message with these headers was accepted before.
+
+    True for a retry, for a callback or chain step that a worker sends for a task which ran, and for
+    the body of the chord that the current task belongs to.
+    """
+    if headers.get("retries"):
+        return True
+    if amqp._callback_publish_retry.get():
+        return True
+    return _is_chord_body(headers)
+
+
+def _is_chord_body(headers: Mapping[str, Any]) -> bool:
+    task = current_task._get_current_object() if current_task else None
+    chord = task.request.chord if task is not None else None
+    if not isinstance(chord, Mapping):
+        return False
+    options = chord.get("options") or {}
+    return bool(headers.get("id")) and options.get("task_id") == headers["id"]

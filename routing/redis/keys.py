@@ -1,0 +1,70 @@
+"""Names of the keys that the engine keeps on the server, whole, in one place.
+
+kombu's own keys (ready lists, ``unacked``, ``unacked_index``) keep their names, so that stock tools
+find them. Everything of ours starts with ``celeriac:``. kombu prefixes only the first key of a
+script call, so the scripts get full names from here and run through a client that adds nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The key names of one broker database.
+
+    Arguments:
+        prefix: kombu's ``global_keyprefix``, put before every name.
+        unacked: kombu's hash of unacknowledged messages, tag -> record.
+        unacked_index: kombu's sorted set of tags, scored with the time of the last renewal.
+        steps: kombu's ``priority_steps``; a queue has one ready list for each.
+        separator: kombu's ``sep``, between a queue's name and its priority step.
+    """
+
+    prefix: str = ""
+    unacked: str = "unacked"
+    unacked_index: str = "unacked_index"
+    steps: Sequence[int] = (0, 3, 6, 9)
+    separator: str = "\x06\x16"
+
+    def ready(self, queue: str, priority: int = 0) -> str:
+        """Return the list that a message of this priority waits in."""
+        step = self.steps[max(bisect(self.steps, priority) - 1, 0)]
+        return f"{self.prefix}{queue}{self.separator}{step}" if step else f"{self.prefix}{queue}"
+
+    def ready_lists(self, queue: str) -> list[str]:
+        """Return all ready lists of a queue, in the order in which they are emptied."""
+        return [self.ready(queue, step) for step in self.steps]
+
+    def bell(self, queue: str) -> str:
+        """Return the list whose one token wakes a waiting worker."""
+        return f"{self.prefix}celeriac:bell:{queue}"
+
+    def own_bell(self, worker: str) -> str:
+        """Return the bell that only one channel listens to."""
+        return f"{self.prefix}celeriac:own:{worker}"
+
+    def ledger(self, queue: str) -> str:
+        """Return the hash of a queue's counters."""
+        return f"{self.prefix}celeriac:ledger:{queue}"
+
+    def undecodable(self, queue: str) -> str:
+        """Return the list that keeps what came out of a queue and was no message."""
+        return f"{self.prefix}celeriac:undecodable:{queue}"
+
+    def records(self) -> list[str]:
+        """Return the keys that hold unacknowledged messages, as every script takes them first."""
+        return [
+            self.prefix + self.unacked,
+            self.prefix + self.unacked_index,
+            f"{self.prefix}celeriac:leases",
+            f"{self.prefix}celeriac:origins",
+            self.deliveries(),
+        ]
+
+    def deliveries(self) -> str:
+        """Return the hash message id -> deliveries that were charged."""
+        return f"{self.prefix}celeriac:deliveries"

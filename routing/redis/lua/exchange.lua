@@ -1,0 +1,110 @@
+-- exchange: settle what has ended and fetch what there is credit for, in one step, so that
+-- a worker's unfinished messages never exceed its credit at any moment.
+--
+-- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
+--        4 origins hash            5 deliveries hash
+--        then one ledger per settled group ("" for none)
+--        then per asked queue: ledger ("" for none), bell, ready lists in the order to pop
+-- ARGV:  1 number of settled groups
+--        2 number of asked queues
+--        3 tag prefix; the tags are prefix .. queue number .. ":" .. 1, 2, 3 ...
+--        4 lease in milliseconds
+--        5 most bytes to fetch
+--        6 number of message ids whose delivery count is over, then these ids
+--        then per settled group: ending, number of tags, the tags
+--        then per asked queue: name as JSON text, credit, number of ready lists
+-- Reply: {server time in ms, number of counted deliveries,
+--         then per asked queue {messages left behind, message, message ...}}
+
+local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local groups, queues, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
+local key, arg = 6, 7
+
+-- Calls a command with all values from ARGV[from] to ARGV[to], in pieces that Lua's stack holds.
+local function on_args(command, name, from, to)
+  local answer = 0
+  for i = from, to, 3500 do
+    answer = answer + redis.call(command, name, unpack(ARGV, i, math.min(i + 3499, to)))
+  end
+  return answer
+end
+
+-- Removing comes first: a server at its memory limit still lets a script run whose first write removes.
+local ids = tonumber(ARGV[6])
+if ids > 0 then on_args('HDEL', DELIVERIES, arg, arg + ids - 1) end
+arg = arg + ids
+for _ = 1, groups do
+  local ending, count = ARGV[arg], tonumber(ARGV[arg + 1])
+  local from, to = arg + 2, arg + 1 + count
+  local removed = on_args('HDEL', UNACKED, from, to)
+  on_args('ZREM', INDEX, from, to)
+  on_args('ZREM', LEASES, from, to)
+  on_args('HDEL', ORIGINS, from, to)
+  if KEYS[key] ~= '' and removed > 0 then
+    redis.call('HINCRBY', KEYS[key], ending, removed)
+    redis.call('HINCRBY', KEYS[key], 'unacked', -removed)
+  end
+  key, arg = key + 1, to + 1
+end
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local reply = {now, redis.call('HLEN', DELIVERIES)}
+local bytes, fetched = 0, 0
+local seconds = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
+local expiry = string.format('%.0f', now + lease)
+
+for q = 1, queues do
+  local name, credit, lists = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
+  local ledger, bell = KEYS[key], KEYS[key + 1]
+  local got = {0}
+  local records, scores, expiries, origins = {}, {}, {}, {}
+  for l = 1, lists do
+    local list, empty = KEYS[key + 1 + l], false
+    while credit > 0 and bytes < budget and not empty do
+      -- One first, to learn the size; then as many as the mean size lets into the budget.
+      local want = 1
+      if fetched > 0 then
+        want = math.max(1, math.min(credit, math.floor((budget - bytes) * fetched / math.max(bytes, 1)), 1000))
+      end
+      local messages = redis.call('RPOP', list, want)
+      if not messages then break end
+      empty = #messages < want
+      for _, message in ipairs(messages) do
+        local n = #got
+        local tag = prefix .. q .. ':' .. n
+        got[n + 1] = message
+        local r = #records
+        records[r + 1], records[r + 2] = tag, '[' .. message .. ',"",' .. name .. ']'
+        scores[r + 1], scores[r + 2] = seconds, tag
+        expiries[r + 1], expiries[r + 2] = expiry, tag
+        origins[r + 1], origins[r + 2] = tag, list
+        bytes, fetched, credit = bytes + #message, fetched + 1, credit - 1
+      end
+    end
+  end
+  -- Recorded before anything else can fail.
+  for i = 1, #records, 3500 do
+    local to = math.min(i + 3499, #records)
+    redis.call('HSET', UNACKED, unpack(records, i, to))
+    redis.call('ZADD', INDEX, unpack(scores, i, to))
+    redis.call('ZADD', LEASES, unpack(expiries, i, to))
+    redis.call('HSET', ORIGINS, unpack(origins, i, to))
+  end
+  local left = 0
+  for l = 1, lists do left = left + redis.call('LLEN', KEYS[key + 1 + l]) end
+  got[1] = left
+  -- A bell is rung on only when this caller could not take all; an empty queue has no bell.
+  if left == 0 then
+    redis.call('DEL', bell)
+  elseif redis.call('EXISTS', bell) == 0 then
+    redis.call('LPUSH', bell, '1')
+    redis.call('PEXPIRE', bell, 3600000)
+  end
+  if ledger ~= '' and #got > 1 then redis.call('HINCRBY', ledger, 'unacked', #got - 1) end
+  reply[q + 2] = got
+  key, arg = key + 2 + lists, arg + 3
+end
+
+return reply

@@ -1,0 +1,15 @@
+-- purge: drop every waiting message of one queue, and count them.
+--
+-- KEYS:  1 bell of the queue       2 ledger hash of the queue, or "" for none
+--        3... the ready lists of the queue
+-- ARGV:  none
+-- Reply: number of messages dropped
+
+local dropped = 0
+for k = 3, #KEYS do
+  dropped = dropped + redis.call('LLEN', KEYS[k])
+  redis.call('DEL', KEYS[k])
+end
+redis.call('DEL', KEYS[1])
+if KEYS[2] ~= '' and dropped > 0 then redis.call('HINCRBY', KEYS[2], 'purged', dropped) end
+return dropped

@@ -1,0 +1,77 @@
+"""Messages and their acknowledgement, as kombu sees them.
+
+kombu's own restore paths are switched off: they requeue what is running when a connection blips.
+What is held, and what becomes of it, is the business of the holdings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.transport import redis as stock
+from kombu.transport import virtual
+
+from routing.payload import loads
+
+if TYPE_CHECKING:
+    from routing.redis.channel import EngineMixin
+
+
+class EngineMessage(virtual.Message):
+    """A message that knows how it ended.
+
+    Attributes:
+        ending: name of the counter that the ending belongs to; None means "done".
+        ends_at_start: acknowledged early, so the broker must know before the task runs on.
+    """
+
+    channel: EngineMixin
+    ending: str | None = None
+    ends_at_start = False
+
+    def _decode(self) -> Any:
+        return loads(self.body, self.content_type, self.content_encoding, self.accept)
+
+    def ack(self, multiple: bool = False) -> None:
+        """Note the ending; the engine carries it to the broker within milliseconds."""
+        self.channel.end(self.delivery_tag, self.ending or "done", at_once=self.ends_at_start)
+        self._state = "ACK"
+
+    def reject(self, requeue: bool = False) -> None:
+        """End the message as rejected, or return it to the front of its queue."""
+        self.channel.basic_reject(self.delivery_tag, requeue=requeue)
+        self._state = "REQUEUED" if requeue else "REJECTED"
+
+
+class EngineQoS(stock.QoS):
+    """Acknowledgement without kombu's records and restores."""
+
+    restore_at_shutdown = False
+
+    def append(self, message: EngineMessage, delivery_tag: str) -> None:
+        """Do nothing: the fetch recorded the message in the step that popped it."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """End a message as done."""
+        self.channel.end(delivery_tag, "done")
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a message as rejected, or return it to the front of its queue."""
+        self.channel.basic_reject(delivery_tag, requeue=requeue)
+
+    def can_consume(self) -> bool:
+        """Return True: the credit of each queue decides, not one number for all."""
+        return True
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Do nothing: what runs is kept, what waits is given back by the holdings."""
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Do nothing: what runs is kept, what waits is given back by the holdings."""
+        self._on_collect.cancel()
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        """Do nothing: see `EngineMixin.basic_reject`."""
+
+    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
+        """Do nothing: delivery times say nothing about a message whose lease is renewed."""

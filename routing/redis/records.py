@@ -1,0 +1,67 @@
+"""The values that holdings are kept in: what is held, how it ended, what is on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class State(IntEnum):
+    """How far a held message has come."""
+
+    WAITING = 0  #: in the inbox, the dispatcher, a batch buffer or a rate limit's bucket
+    SCHEDULED = 1  #: waits for its ETA; does not count against the credit
+    HANDED = 2  #: given to the pool, so it will run, and end, whatever becomes of the connection
+    STARTED = 3  #: running
+
+
+@dataclass(slots=True)
+class Held:
+    """One held message."""
+
+    tag: str
+    queue: str
+    order: int
+    state: State = State.WAITING
+    message_id: str = ""
+    charged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one held message ended; the id is there when its deliveries were counted."""
+
+    queue: str
+    name: str
+    tag: str
+    counted_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Endings on their way to the server."""
+
+    endings: list[Ending]
+
+    def groups(self) -> dict[tuple[str, str], list[str]]:
+        """Return the tags of each (queue, ending)."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for ending in self.endings:
+            groups.setdefault((ending.queue, ending.name), []).append(ending.tag)
+        return groups
+
+    def counted_ids(self) -> list[str]:
+        """Return the message ids whose delivery count is over."""
+        return [ending.counted_id for ending in self.endings if ending.counted_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A fetch whose reply has not been read: its tag prefix and what was asked of each queue."""
+
+    prefix: str
+    asked: tuple[tuple[str, int], ...]
+
+    def tags(self, position: int) -> list[str]:
+        """Return every tag that messages of the queue at this position may have got."""
+        return [f"{self.prefix}{position + 1}:{n + 1}" for n in range(self.asked[position][1])]

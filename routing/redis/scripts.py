@@ -1,0 +1,98 @@
+"""The Lua verbs, loaded from ``lua/``, and how they are called.
+
+A script's header names its keys, arguments and reply; :data:`SCRIPTS` holds them parsed, and a test
+compares them with the calls in ``verbs.py``. NOSCRIPT (a flushed or restarted server) loads the
+script and calls again: a refused call has not run. READONLY and MASTERDOWN mean that the master
+moved, which is a lost connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis import exceptions
+
+from routing.errors import ScriptError
+
+_SECTION = re.compile(r"^-- (KEYS|ARGV|Reply):\s*(.*)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """One verb: its Lua text, the SHA1 that the server knows it by, and its header."""
+
+    name: str
+    text: str
+    sha: str
+    header: dict[str, str]
+
+
+def load(name: str) -> Script:
+    """Read the script ``lua/<name>.lua`` and its header.
+
+    Raises:
+        ScriptError: the header does not describe KEYS, ARGV and Reply.
+    """
+    text = files("routing.redis").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    header: dict[str, str] = {}
+    section = ""
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        if found := _SECTION.match(line):
+            section = found.group(1)
+            header[section] = found.group(2)
+        elif section:
+            header[section] += "\n" + line[2:].strip()
+    missing = {"KEYS", "ARGV", "Reply"} - header.keys()
+    if missing:
+        raise ScriptError(
+            f"lua/{name}.lua: expected a header with KEYS, ARGV and Reply, "
+            f"got none for {', '.join(sorted(missing))}"
+        )
+    sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    return Script(name=name, text=text, sha=sha, header=header)
+
+
+SCRIPTS = {name: load(name) for name in ("push", "exchange", "give_back", "purge")}
+
+
+def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+    """Return the EVALSHA command of a verb, for a connection that is driven by hand."""
+    return ["EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args]
+
+
+def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    """Run a verb and return its reply.
+
+    Raises:
+        redis.exceptions.ConnectionError: the server is away, or is no longer the master.
+    """
+    execute: Any = client.execute_command
+    try:
+        try:
+            return execute(*command(name, keys, args))
+        except exceptions.NoScriptError:
+            client.script_load(SCRIPTS[name].text)
+            return execute(*command(name, keys, args))
+    except exceptions.ResponseError as error:
+        raise as_lost_connection(error) from error
+
+
+#: Refusals by which a server says that it takes no writes now: not the master, or not enough
+#: replicas or disk to be trusted with them. They pass, as a lost connection does.
+_NO_WRITES = ("READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF")
+
+
+def as_lost_connection(error: exceptions.ResponseError) -> Exception:
+    """Return what a refusal means: a lost connection when the server takes no writes now."""
+    is_known = isinstance(error, (exceptions.ReadOnlyError, exceptions.MasterDownError))
+    if is_known or str(error).startswith(_NO_WRITES):
+        return exceptions.ConnectionError(f"the server takes no writes now: {error}")
+    return error

@@ -1,0 +1,93 @@
+"""Transports of the engine: kombu's Redis transports, with delivery through the inbox.
+
+The schemes of `routing.redis.aliases` lead here.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from typing import Any
+
+from kombu.transport import redis as stock
+
+from routing.redis.channel import EngineChannel, EngineSentinelChannel
+from routing.redis.inbox import Nudge
+
+logger = logging.getLogger(__name__)
+
+
+class TransportMixin:
+    """Delivers what channels fetched: from the event loop in slices, else from ``drain_events``."""
+
+    #: kombu's event loop once a worker runs on it; None for gevent and for plain clients.
+    hub: Any = None
+    _nudge: Nudge | None = None
+    _ticks: frozenset[Any] = frozenset()
+    channels: list[Any]
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let the event loop drive fetching and delivery."""
+        before = frozenset(loop.on_tick)
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        self._ticks = frozenset(loop.on_tick) - before
+        self.hub = loop
+        self._nudge = Nudge()
+        loop.add_reader(self._nudge.fileno(), self._deliver_slices)
+
+    def inbox_filled(self) -> None:
+        """Deliver soon what was fetched."""
+        if self._nudge is not None:
+            self._nudge.set()
+        elif self.hub is None:
+            self._deliver_slices()
+
+    def _deliver_slices(self) -> bool:
+        couriers = [c.courier for c in list(self.channels) if "courier" in c.__dict__]
+        more = [courier.deliver_slice() for courier in couriers if len(courier.inbox)]
+        if self._nudge is not None and not any(more):
+            self._nudge.clear()
+        return bool(more)
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Deliver one slice of messages, after waiting for some when none were fetched."""
+        if not self._deliver_slices():
+            super().drain_events(connection, timeout=timeout)  # type: ignore[misc]
+
+    def close_connection(self, connection: Any) -> None:
+        """Close all channels and leave the event loop."""
+        super().close_connection(connection)  # type: ignore[misc]
+        if self.hub is None:
+            return
+        self.hub.on_tick.difference_update(self._ticks)
+        if self._nudge is not None:
+            self.hub.remove_reader(self._nudge.fileno())
+            self._nudge.close()
+        self.hub = self._nudge = None
+
+
+class EngineTransport(TransportMixin, stock.Transport):
+    """``celeriac://``: one Redis or Valkey server, or ``celeriac+socket://``."""
+
+    Channel = EngineChannel
+
+
+class EngineTLSTransport(EngineTransport):
+    """``celeriacs://``: the same over TLS."""
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        # kombu does this for the scheme rediss by its name.
+        if not client.ssl:
+            logger.warning(
+                "rediss:// without ssl options: the server's certificate is not checked; "
+                "add ?ssl_cert_reqs=required&ssl_ca_certs=... to the URL",
+                extra={"event": "tls_unchecked"},
+            )
+            client.ssl = {"ssl_cert_reqs": ssl.CERT_NONE}
+        super().__init__(client, **kwargs)
+
+
+class EngineSentinelTransport(TransportMixin, stock.SentinelTransport):
+    """``celeriacsentinel://``: the master that Sentinel names."""
+
+    Channel = EngineSentinelChannel

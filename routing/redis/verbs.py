@@ -1,0 +1,160 @@
+"""The verbs of the engine as Python calls: arguments in, values out, one round trip each.
+
+Everything is built for one broker database: the key names, the queue table's bounds and the lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from routing.config import Topology
+from routing.redis.keys import Keys
+from routing.redis.records import Fetch, Settlement
+from routing.redis.scripts import call
+
+#: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
+#: of 1 MB messages from stalling the server, the wire and the worker's loop.
+FETCH_BYTES = 8 * 1024 * 1024
+
+#: Most (tag, id) pairs in one call that gives back.
+GIVE_BACK_AT_MOST = 1000
+
+NOTHING = Settlement([])
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push did: the first `accepted` messages were appended, the rest refused.
+
+    `length` is the number of messages that waited before, `limit` the queue's max_length (0 for
+    none).
+    """
+
+    accepted: int
+    length: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One fetched message: its tag, its queue and its text as stored."""
+
+    tag: str
+    queue: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """The reply to an exchange.
+
+    `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
+    are counted, `left` the number of messages that each asked queue still holds.
+    """
+
+    server_ms: int
+    counted: int
+    left: dict[str, int]
+    arrivals: list[Arrival]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verbs:
+    """Builds and runs the calls for one broker database."""
+
+    keys: Keys
+    topology: Topology
+
+    def _ledger(self, queue: str) -> str:
+        return self.keys.ledger(queue) if queue in self.topology.queues else ""
+
+    def push(
+        self,
+        client: redis.Redis,
+        queue: str,
+        texts: Sequence[str | bytes],
+        *,
+        priority: int = 0,
+        exempt: bool = False,
+        whole: bool = False,
+    ) -> Pushed:
+        """Append messages to a queue, as far as its bound allows.
+
+        Arguments:
+            client: a client that adds no key prefix.
+            texts: complete kombu messages as JSON, oldest first; a few hundred a call is sensible.
+            priority: kombu's priority step, 0 is taken first.
+            exempt: the work was accepted before; it is never refused, and counted as overshoot.
+            whole: accept all of them or none.
+        """
+        limit = self.topology.queue(queue).max_length or 0
+        lists = self.keys.ready_lists(queue) if limit else []
+        keys = [
+            self.keys.ready(queue, priority),
+            self.keys.bell(queue),
+            self._ledger(queue),
+            *lists,
+        ]
+        reply = call(client, "push", keys, [limit, int(exempt), int(whole), *texts])
+        return Pushed(*(int(number) for number in reply))
+
+    def exchange_call(self, settlement: Settlement, fetch: Fetch) -> tuple[list[str], list[Any]]:
+        """Return keys and arguments of an exchange."""
+        ids = settlement.counted_ids()
+        groups = settlement.groups()
+        keys = self.keys.records()
+        args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
+        args += [int(self.topology.lease_seconds * 1000), FETCH_BYTES, len(ids), *ids]
+        for (queue, ending), tags in groups.items():
+            keys.append(self._ledger(queue))
+            args += [ending, len(tags), *tags]
+        for queue, credit in fetch.asked:
+            lists = self.keys.ready_lists(queue)
+            keys += [self._ledger(queue), self.keys.bell(queue), *lists]
+            args += [json.dumps(queue), credit, len(lists)]
+        return keys, args
+
+    @staticmethod
+    def exchange_reply(fetch: Fetch, reply: Sequence[Any]) -> Exchanged:
+        """Read the reply to an exchange."""
+        server_ms, counted, *per_queue = reply
+        left: dict[str, int] = {}
+        arrivals: list[Arrival] = []
+        for position, ((queue, _), (remaining, *texts)) in enumerate(
+            zip(fetch.asked, per_queue, strict=True), start=1
+        ):
+            left[queue] = int(remaining)
+            tag = f"{fetch.prefix}{position}:"
+            arrivals += [Arrival(f"{tag}{n}", queue, text) for n, text in enumerate(texts, start=1)]
+        return Exchanged(int(server_ms), int(counted), left, arrivals)
+
+    def exchange(self, client: redis.Redis, settlement: Settlement, fetch: Fetch) -> Exchanged:
+        """Settle and fetch in one round trip."""
+        return self.exchange_reply(
+            fetch, call(client, "exchange", *self.exchange_call(settlement, fetch))
+        )
+
+    def give_back(self, client: redis.Redis, queue: str, entries: Sequence[tuple[str, str]]) -> int:
+        """Return messages to their queue: (tag, id to charge or "") in fetch order."""
+        keys = [*self.keys.records(), self.keys.bell(queue), self._ledger(queue)]
+        returned = 0
+        # The newest chunk goes first: each chunk passes the one before it.
+        for start in reversed(range(0, len(entries), GIVE_BACK_AT_MOST)):
+            chunk = entries[start : start + GIVE_BACK_AT_MOST]
+            returned += int(call(client, "give_back", keys, [v for pair in chunk for v in pair]))
+        return returned
+
+    def purge(self, client: redis.Redis, queue: str) -> int:
+        """Drop every waiting message of a queue; returns how many there were."""
+        keys = [self.keys.bell(queue), self._ledger(queue), *self.keys.ready_lists(queue)]
+        return int(call(client, "purge", keys, []))
+
+    def deliveries(self, client: redis.Redis, message_ids: Sequence[str]) -> dict[str, int]:
+        """Return how often each of these messages was charged a delivery, where it was."""
+        counts = client.hmget(self.keys.deliveries(), list(message_ids))
+        return {i: int(n) for i, n in zip(message_ids, counts, strict=True) if n}

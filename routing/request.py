@@ -1,0 +1,80 @@
+"""Requests that say how their message ended.
+
+Celery acknowledges without a reason; the ledger needs one for every message. The name is set on the
+message just before Celery's own code acknowledges or rejects it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.worker import request as stock
+
+from routing.redis.holdings import Holdings
+from routing.redis.message import EngineMessage
+from routing.redis.records import State
+
+logger = logging.getLogger(__name__)
+
+
+def holdings_of(message: Any) -> Holdings | None:
+    """Return the holdings that a message counts in, None for a message of another transport."""
+    if isinstance(message, EngineMessage):
+        holdings: Holdings = message.channel.runtime.holdings
+        return holdings
+    return None
+
+
+class Request(stock.Request):
+    """A task request of the engine; with other transports it behaves as Celery's."""
+
+    acknowledged: bool
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        if self.eta is not None:
+            self.mark(State.SCHEDULED)
+
+    def mark(self, state: State) -> None:
+        """Note how far the message has come."""
+        if (holdings := holdings_of(self._message)) is not None:
+            holdings.mark(self._message.delivery_tag, state)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Note that the task runs; a task that acknowledges early is settled before it goes on."""
+        self.mark(State.STARTED)
+        if not self.task.acks_late and isinstance(self._message, EngineMessage):
+            self._message.ending = "started"
+            self._message.ends_at_start = True
+        super().on_accepted(pid, time_accepted)
+
+    def acknowledge(self) -> None:
+        """Acknowledge; an early one is settled before the task goes on."""
+        if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
+            self._message.ack_log_error(logger, self.connection_errors)
+            self.acknowledged = True
+            return
+        super().acknowledge()
+
+    def on_retry(self, exc_info: Any) -> None:
+        """End the message as retried: the retry is a message of its own."""
+        self._message.ending = "retried"
+        super().on_retry(exc_info)
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """End the message as failed, unless Celery finds that it was retried, ignored or lost."""
+        self._message.ending = "failed"
+        super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        self._message.ending = "expired" if expired else "revoked"
+        try:
+            super()._announce_revoked(reason, terminated, signum, expired)
+        except Exception:
+            # The result backend is away. The task must not run all the same, nor end its worker.
+            logger.exception("%s was %s, but that could not be stored", self, reason)
+            self.acknowledge()
+            self._already_revoked = True

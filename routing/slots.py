@@ -1,0 +1,189 @@
+"""Slots of the worker's pool: when one is free, and who learns of it.
+
+The prefork pool counts with the semaphore that billiard releases when a job ends. The other pools
+count nothing, so calls are counted on their way in and out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+#: Called when a unit enters the pool; returns what to call when it has left.
+OnEnter: TypeAlias = Callable[[], Callable[[], None]]
+
+
+class Slots(Protocol):
+    """The free slots of a pool."""
+
+    def free(self) -> int:
+        """Return how many units the pool can start now."""
+
+    def acquire(self) -> bool:
+        """Take a slot for a unit that is handed over next; False when none is free."""
+
+    def release(self) -> None:
+        """Give back a slot that was taken and not used."""
+
+    def reset(self, running: int) -> None:
+        """Begin anew after Celery cleared its own count, with so many units still running."""
+
+
+class SemaphoreSlots:
+    """Slots of the prefork pool.
+
+    While no slot is free, one waiter stands in the semaphore: the slot that frees next is granted
+    to it.
+
+    Arguments:
+        pool: the pool; its way in is wrapped.
+        semaphore: the pool's semaphore, shared with billiard.
+        on_free: called when a slot has become free.
+        on_enter: called for each unit that enters the pool; returns what to call when it has left.
+    """
+
+    def __init__(
+        self, pool: Any, semaphore: Any, *, on_free: Callable[[], None], on_enter: OnEnter
+    ) -> None:
+        self._semaphore = semaphore
+        self._on_free = on_free
+        self._on_enter = on_enter
+        self._enter = pool.on_apply
+        pool.on_apply = self._apply
+        self._granted = 0
+        self._waits = False
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        left = self._on_enter()
+        for name in ("callback", "error_callback"):
+            kwargs[name] = _after(left, kwargs.get(name))
+        result = self._enter(*args, **kwargs)
+        if result is None:  # the pool is closing
+            left()
+        return result
+
+    def free(self) -> int:
+        """Return how many units the pool can start now."""
+        return self._granted + int(self._semaphore.value)
+
+    def acquire(self) -> bool:
+        """Take a slot, or wait in the semaphore for the next."""
+        if self._granted:
+            self._granted -= 1
+        elif self._semaphore.value > 0:
+            self._semaphore.acquire(_nothing)
+        else:
+            self.await_next()
+            return False
+        self.await_next()
+        return True
+
+    def await_next(self) -> None:
+        """Stand in the semaphore when it is empty, to learn when a slot frees."""
+        if not self._waits and self._semaphore.value <= 0:
+            self._waits = True
+            self._semaphore.acquire(self._grant)
+
+    def _grant(self) -> None:
+        self._waits = False
+        self._granted += 1
+        self._on_free()
+        while self._granted:
+            self._granted -= 1
+            self._semaphore.release()
+
+    def release(self) -> None:
+        """Give back a slot that was taken and not used."""
+        self._semaphore.release()
+
+    def reset(self, running: int) -> None:
+        """Count what still runs: Celery has set the semaphore to its full size."""
+        self._granted = 0
+        self._waits = False
+        self._semaphore.value = max(0, self._semaphore.initial_value - running)
+
+
+class CountedSlots:
+    """Slots of the threads, gevent and solo pools.
+
+    Arguments:
+        pool: the pool; its way in is wrapped.
+        on_free: called in the consumer's loop when a slot has become free.
+        on_enter: called for each unit that enters the pool; returns what to call when it has left.
+        soon: runs a callback in the consumer's loop, from any thread.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        *,
+        on_free: Callable[[], None],
+        on_enter: OnEnter,
+        soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._pool = pool
+        self._on_free = on_free
+        self._on_enter = on_enter
+        self._soon = soon
+        self._busy = 0
+        self._enter = pool.on_apply
+        self._inline: int | None = None
+        pool.on_apply = self._apply
+
+    def _apply(
+        self, target: Callable[..., Any], args: Any = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        left = self._on_enter()
+
+        def run(*target_args: Any, **target_kwargs: Any) -> Any:
+            try:
+                return target(*target_args, **target_kwargs)
+            finally:
+                self._leave(left)
+
+        self._busy += 1
+        outer, self._inline = self._inline, threading.get_ident()
+        try:
+            return self._enter(run, args, *rest, **kwargs)
+        finally:
+            self._inline = outer
+
+    def _leave(self, left: Callable[[], None]) -> None:
+        if self._inline == threading.get_ident() and not getattr(self._pool, "is_green", False):
+            self._busy -= 1  # the solo pool: the unit ran inside the hand-over
+            left()
+        else:
+            self._soon(partial(self._free_one, left))
+
+    def _free_one(self, left: Callable[[], None]) -> None:
+        self._busy -= 1
+        left()
+        self._on_free()
+
+    def free(self) -> int:
+        """Return how many units the pool can start now."""
+        return max(0, int(self._pool.num_processes) - self._busy)
+
+    def acquire(self) -> bool:
+        """Return whether a slot is free; the hand-over itself takes it."""
+        return self.free() > 0
+
+    def release(self) -> None:
+        """Do nothing: a unit that never entered the pool was not counted."""
+
+    def reset(self, running: int) -> None:
+        """Do nothing: what still runs is still counted."""
+
+
+def _after(left: Callable[[], None], callback: Callable[..., Any] | None) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        left()
+        return callback(*args, **kwargs) if callback is not None else None
+
+    return call
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,122 @@
+"""What a worker checks when it starts, so that a mistake is an error now and not a riddle later."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+from celery import bootsteps
+
+from routing.amqp import is_engine_connection, topology_of
+from routing.config import Topology
+from routing.errors import EngineError, TopologyError
+
+logger = logging.getLogger(__name__)
+
+#: Where stock Celery sends what no route names.
+STOCK_QUEUE = "celery"
+
+
+class StartRefused(TopologyError, click.ClickException):
+    """The worker cannot work with the queue table; the command line shows the message alone."""
+
+    def __init__(self, message: str) -> None:
+        click.ClickException.__init__(self, message)
+
+
+class CheckTable(bootsteps.Step):
+    """Refuses a worker whose slots or batches do not fit the table; says what each queue gets."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, parent: Any) -> None:
+        """Check, once the pool knows its size."""
+        if (table := topology_of(parent.app)) is None:
+            return
+        queues = list(parent.app.amqp.queues.consume_from)
+        slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
+        try:
+            table.check_worker(slots, batch_sizes(parent.app), queues=queues)
+        except TopologyError as error:
+            raise StartRefused(f"this worker does not fit the queue table:\n{error}") from None
+        logger.info(
+            "prefetch by queue: %s",
+            prefetch_line(table, queues),
+            extra={"event": "prefetch", "queues": queues},
+        )
+
+
+class CheckServer(bootsteps.StartStopStep):
+    """Refuses a Redis cluster, and warns of a server that may evict messages."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        self._checked = False
+        super().__init__(parent, **kwargs)
+
+    def start(self, parent: Any) -> None:
+        """Check the server, on the first connection."""
+        if self._checked or not is_engine_connection(parent.connection):
+            return
+        with parent.connection.channel() as channel:
+            check_server(channel.client.info(), uri=parent.connection.as_uri())
+            warn_of_stranded(channel, parent.app)
+        self._checked = True
+
+
+def check_server(info: dict[str, Any], *, uri: str) -> None:
+    """Judge a server by its INFO.
+
+    Raises:
+        EngineError: it is a cluster node, whose scripts cannot reach the keys of several queues.
+    """
+    if int(info.get("cluster_enabled", 0)):
+        raise EngineError(
+            f"{uri} runs in cluster mode, where a script cannot reach several queues: use a single "
+            "server, with replicas and Sentinel where it must survive"
+        )
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        logger.warning(
+            "%s has maxmemory-policy %s and may evict queues when its memory is full: set "
+            "maxmemory-policy noeviction",
+            uri,
+            policy,
+            extra={"event": "may_evict"},
+        )
+
+
+def warn_of_stranded(channel: Any, app: Any) -> None:
+    """Warn of messages in Celery's own default queue when this app's workers do not consume it.
+
+    An app that used it until now would leave what waits there behind.
+    """
+    if STOCK_QUEUE in app.amqp.queues:
+        return
+    if waiting := channel._size(STOCK_QUEUE):
+        logger.warning(
+            "%d messages wait in queue %r, which is not in the queue table, so no worker of this "
+            "app consumes it: add [queues.%s] to the table, at least until it is empty",
+            waiting,
+            STOCK_QUEUE,
+            STOCK_QUEUE,
+            extra={"event": "stranded", "waiting": waiting},
+        )
+
+
+def batch_sizes(app: Any) -> dict[str, int]:
+    """Return the max_size of each batch task of an app."""
+    return {
+        name: task.max_size
+        for name, task in app.tasks.items()
+        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int)
+    }
+
+
+def prefetch_line(table: Topology, queues: list[str]) -> str:
+    """Return the prefetch of each queue in one line, in the order of the table."""
+    order = [name for name in table.queues if name in queues]
+    order += [name for name in queues if name not in table.queues]
+    return ", ".join(f"{name} {table.queue(name).prefetch}" for name in order)

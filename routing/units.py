@@ -1,0 +1,69 @@
+"""Units of work: what takes one slot of the pool, and what such work is gathered in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from celery.exceptions import TaskRevokedError
+
+
+class Unit(Protocol):
+    """Work that takes one slot of the pool."""
+
+    @property
+    def queue(self) -> str:
+        """The queue that the work came from."""
+
+    @property
+    def requests(self) -> Sequence[Any]:
+        """The requests that the unit consists of."""
+
+    def hand_over(self) -> None:
+        """Give the work to the pool; a slot has been taken for it."""
+
+
+class Buffer(Protocol):
+    """Something that gathers work and can make a unit of it when asked."""
+
+    def slot_idle(self) -> None:
+        """Submit what has been gathered, if that is wanted: a slot has nothing to do."""
+
+    def clear(self) -> None:
+        """Forget everything; the messages are being given back."""
+
+
+class Owner(Protocol):
+    """The dispatcher, as a unit sees it."""
+
+    @property
+    def pool(self) -> Any:
+        """The worker's pool."""
+
+    def unused_slot(self) -> None:
+        """Release the slot of a unit that turned out to have nothing to run."""
+
+    def failed(self, unit: Unit) -> None:
+        """Give back a unit that the pool did not take."""
+
+
+class RequestUnit:
+    """One request as a unit of work."""
+
+    __slots__ = ("_dispatcher", "queue", "requests")
+
+    def __init__(self, dispatcher: Owner, request: Any) -> None:
+        self._dispatcher = dispatcher
+        self.requests = (request,)
+        self.queue = request.delivery_info.get("routing_key") or ""
+
+    def hand_over(self) -> None:
+        """Send the request to the pool, unless it was revoked meanwhile."""
+        dispatcher = self._dispatcher
+        try:
+            accepted = self.requests[0].execute_using_pool(dispatcher.pool)
+        except TaskRevokedError:
+            dispatcher.unused_slot()
+            return
+        if accepted is None and dispatcher.pool.uses_semaphore:
+            dispatcher.failed(self)

@@ -1,0 +1,137 @@
+"""Every Lua verb states its keys, arguments and reply, and is called that way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routing.config import Topology
+from routing.redis.keys import Keys
+from routing.redis.records import Ending, Fetch, Settlement
+from routing.redis.scripts import SCRIPTS, Script
+from routing.redis.verbs import Verbs
+
+LUA = Path(__file__).parent.parent.parent / "routing" / "redis" / "lua"
+
+WRITES = {"HDEL", "HINCRBY", "HSET", "LPUSH", "RPUSH", "RPOP", "LPOP", "ZADD", "ZREM", "DEL", "SET"}
+WRITES |= {"PEXPIRE", "EXPIRE", "ZINCRBY", "INCRBY", "RPOPLPUSH", "LMOVE", "LTRIM", "SADD", "SREM"}
+REMOVES = {"HDEL", "RPOP", "LPOP", "ZREM", "DEL", "SREM", "LTRIM"}
+
+#: What a key of the header is called -> what its name contains.
+KINDS = {
+    "unacked hash": "unacked",
+    "unacked index": "unacked_index",
+    "leases": "celeriac:leases",
+    "origins": "celeriac:origins",
+    "deliveries": "celeriac:deliveries",
+    "bell": "celeriac:bell:q",
+    "ledger": "celeriac:ledger:q",
+    "ready list": "q",
+}
+
+
+class Recorder:
+    """Notes the call that a verb makes."""
+
+    def __init__(self, reply: Any) -> None:
+        self.reply = reply
+        self.keys: Sequence[str] = ()
+        self.args: Sequence[Any] = ()
+
+    def execute_command(self, name: str, sha: str, count: int, *rest: Any) -> Any:
+        assert name == "EVALSHA"
+        self.keys, self.args = rest[:count], rest[count:]
+        return self.reply
+
+
+def verbs() -> Verbs:
+    table = Topology.load({"queues": {"q": {"max_length": 10}}})
+    return Verbs(keys=Keys(), topology=table)
+
+
+#: verb -> (a call of it, the number of keys and of arguments after the numbered ones)
+CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
+    "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 10], 4, 2),
+    "exchange": (
+        lambda client: verbs().exchange(
+            client,
+            Settlement([Ending("q", "done", "t", "an-id")]),
+            Fetch("prefix:", (("q", 5),)),
+        ),
+        [0, 0, [0]],
+        # one ledger; ledger, bell and four lists
+        1 + 6,
+        # the id; ending, count and tag; name, credit and number of lists
+        1 + 3 + 3,
+    ),
+    "give_back": (lambda client: verbs().give_back(client, "q", [("t", ""), ("u", "")]), 2, 0, 4),
+    "purge": (lambda client: verbs().purge(client, "q"), 0, 4, 0),
+}
+
+
+def script_names() -> list[str]:
+    return sorted(path.stem for path in LUA.glob("*.lua"))
+
+
+def numbered(section: str) -> dict[int, str]:
+    """Return the numbered entries of a header section: position -> description."""
+    fixed = re.split(r"^\s*then\b", section, maxsplit=1, flags=re.MULTILINE)[0]
+    found = re.findall(r"(?:^|\s{2,})(\d+)\s(?!\.)(.*?)(?=\s{2,}\d+\s|$)", fixed, re.MULTILINE)
+    return {int(number): text for number, text in found}
+
+
+def code(script: Script) -> str:
+    return re.sub(r"--.*", "", script.text)
+
+
+def test_every_script_file_is_a_verb() -> None:
+    assert script_names() == sorted(SCRIPTS)
+    assert sorted(CALLS) == sorted(SCRIPTS), "a new verb needs a call in this test"
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_a_script_has_no_shebang(name: str) -> None:
+    assert not SCRIPTS[name].text.startswith("#!"), "it would be refused on a full server"
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_a_header_has_keys_arguments_and_reply(name: str) -> None:
+    header = SCRIPTS[name].header
+    assert all(header[section].strip() for section in ("KEYS", "ARGV", "Reply"))
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_a_body_uses_only_numbered_keys_and_arguments_of_its_header(name: str) -> None:
+    script = SCRIPTS[name]
+    for section in ("KEYS", "ARGV"):
+        used = {int(n) for n in re.findall(rf"{section}\[(\d+)\]", code(script))}
+        described = set(numbered(script.header[section]))
+        assert used <= described, f"{name}.lua uses {section} {used - described} undescribed"
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
+    call, reply, more_keys, more_args = CALLS[name]
+    client = Recorder(reply)
+    call(client)
+    keys, args = (numbered(SCRIPTS[name].header[part]) for part in ("KEYS", "ARGV"))
+    assert len(client.keys) == len(keys) + more_keys
+    assert len(client.args) == len(args) + more_args
+    for position, description in keys.items():
+        kind = next(kind for kind in KINDS if description.startswith(kind))
+        assert client.keys[position - 1] == KINDS[kind], description
+
+
+@pytest.mark.parametrize("name", [name for name in script_names() if name != "push"])
+def test_the_first_write_of_a_script_removes(name: str) -> None:
+    commands = [word for word in re.findall(r"'([A-Z]+)'", code(SCRIPTS[name])) if word in WRITES]
+    assert commands[0] in REMOVES, "a full server would refuse it"
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_messages_are_never_decoded_by_a_script(name: str) -> None:
+    assert "cjson" not in code(SCRIPTS[name]), "it turns [] into {} and rounds big integers"

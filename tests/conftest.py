@@ -1,0 +1,59 @@
+"""Real servers for every test; see `tests.support`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.broker import Broker
+from tests.support.servers import Server, redis_binary, valkey_binary
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One embedded Valkey for the whole run, with a password and an append-only file."""
+    server = Server(valkey_binary(), _short(tmp_path_factory))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The machine's Redis, with a password and an append-only file."""
+    server = Server(redis_binary(), _short(tmp_path_factory))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def broker_url(valkey: Server) -> str:
+    """The URL of an empty broker database."""
+    return valkey.fresh_url()
+
+
+@pytest.fixture
+def broker(broker_url: str) -> Iterator[Broker]:
+    """The broker database of `broker_url`, as a test looks at it."""
+    with Broker(broker_url) as broker:
+        yield broker
+
+
+@pytest.fixture
+def client(broker: Broker) -> redis.Redis:
+    """A client of the database of `broker_url`."""
+    connection: redis.Redis = broker.client
+    return connection
+
+
+def _short(factory: pytest.TempPathFactory) -> Path:
+    # The path of a unix socket has at most 107 characters.
+    return factory.mktemp("s")

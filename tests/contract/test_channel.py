@@ -1,0 +1,183 @@
+"""The engine's channel as kombu and Celery use it, without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedule
+from kombu import Connection, Consumer, Message, Queue
+
+from routing import BrokerUnreachable, QueueFull
+from tests.apps.basic import close, create
+from tests.support.broker import Broker
+from tests.support.messages import ids_of, numbered
+from tests.support.servers import Server, free_port
+from tests.support.wait import eventually
+
+
+@pytest.fixture(params=["", "shop:"], ids=["plain", "key prefix"])
+def broker(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Broker]:
+    """An empty broker database, with and without a key prefix."""
+    with Broker(valkey.fresh_url(), prefix=request.param) as broker:
+        yield broker
+
+
+@pytest.fixture
+def app(broker: Broker) -> Iterator[Celery]:
+    """The basic app on it."""
+    options = {"global_keyprefix": broker.prefix} if broker.prefix else {}
+    app = create(broker.url, options=options)
+    yield app
+    close(app)
+
+
+def test_basic_get_records_what_it_takes(app: Celery, broker: Broker) -> None:
+    with app.connection_for_read() as connection:
+        app.send_task("basic.add", (1, 1), task_id="an-id", queue="default")
+        channel = connection.channel()
+        message = channel.basic_get("default")
+        assert message.headers["id"] == "an-id"
+        assert broker.unacked("default") == 1
+        message.reject(requeue=True)
+        assert (broker.length("default"), broker.unacked()) == (1, 0)
+        channel.basic_get("default").ack()
+        assert (broker.length("default"), broker.unacked()) == (0, 0)
+        assert channel.basic_get("default") is None
+
+
+def test_a_message_got_and_left_goes_back_when_the_channel_closes(
+    app: Celery, broker: Broker
+) -> None:
+    app.send_task("basic.add", (1, 1), task_id="an-id", queue="default")
+    with app.connection_for_read() as connection:
+        assert connection.channel().basic_get("default") is not None
+        assert broker.unacked() == 1
+    assert ids_of(broker.texts("default")) == ["an-id"]
+    assert broker.holds_nothing()
+
+
+def test_a_simple_queue_gives_and_takes(app: Celery, broker: Broker) -> None:
+    with app.connection_for_read() as connection:
+        simple = connection.SimpleQueue("simple")
+        for number in range(3):
+            simple.put({"n": number})
+        taken = simple.get(timeout=5)
+        assert taken.payload == {"n": 0}
+        taken.ack()
+        again = simple.get(timeout=5)
+        again.requeue()
+        rest = [simple.get(timeout=5) for _ in range(2)]
+        # The next one had been fetched with it.
+        assert [message.payload["n"] for message in rest] == [2, 1]
+        for message in rest:
+            message.ack()
+        simple.close()
+    assert broker.unacked() == 0
+
+
+def test_a_plain_consumer_of_kombu_takes_acknowledges_and_gives_back(
+    app: Celery, broker: Broker
+) -> None:
+    broker.client.lpush(broker.key("plain"), *numbered(3, queue="plain"))
+    taken: list[Message] = []
+    with (
+        app.connection_for_read() as connection,
+        connection.Consumer(Queue("plain"), on_message=taken.append, accept=["json"]),
+    ):
+        while len(taken) < 3:
+            connection.drain_events(timeout=5)
+        taken[0].ack()
+        taken[1].reject(requeue=True)
+        eventually(lambda: broker.unacked("plain") <= 2)
+    assert sorted(ids_of(broker.texts("plain"))) == ["2", "3"]
+    assert broker.holds_nothing()
+
+
+def test_a_full_queue_raises_at_delay_with_what_to_do(app: Celery) -> None:
+    mark = app.tasks["basic.mark"]
+    for n in range(3):
+        mark.apply_async((str(n),), queue="small")
+    with pytest.raises(QueueFull, match=r"'small' is full: 3 of at most 3") as caught:
+        mark.apply_async(("4",), queue="small")
+    assert (caught.value.queue, caught.value.length, caught.value.limit) == ("small", 3, 3)
+    assert caught.value.retry_after > 0
+
+
+def test_a_broker_that_cannot_be_reached_is_named_at_delay(broker_url: str) -> None:
+    port = free_port()
+    url = f"redis://:hidden@127.0.0.1:{port}/0"
+    app = create(url, store=broker_url, task_publish_retry=False)
+    with pytest.raises(BrokerUnreachable, match=str(port)) as caught:
+        app.tasks["basic.mark"].delay("x")
+    assert "hidden" not in str(caught.value)
+    close(app)
+
+
+def test_stock_connections_are_left_alone(broker_url: str) -> None:
+    with Connection(broker_url) as connection:
+        assert "celeriac" not in str(type(connection.transport).__module__)
+
+
+def test_a_queue_without_acknowledgement_leaves_neither_records_nor_bells(
+    app: Celery, broker: Broker
+) -> None:
+    taken: list[object] = []
+    with app.connection_for_read() as connection:
+        queue = Queue("replies", no_ack=True, durable=False, auto_delete=True)
+        producer = connection.Producer()
+        with connection.Consumer(queue, on_message=taken.append, no_ack=True):
+            for number in range(3):
+                producer.publish({"n": number}, routing_key="replies", declare=[queue])
+            while len(taken) < 3:
+                connection.drain_events(timeout=5)
+    assert broker.holds_nothing()
+    assert broker.names("celeriac:*") == set()
+
+
+def test_one_channel_consumes_with_and_without_acknowledgement(app: Celery, broker: Broker) -> None:
+    taken: list[Message] = []
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        replies, work = Queue("replies", no_ack=True), Queue("plain")
+        with (
+            Consumer(channel, replies, on_message=taken.append, no_ack=True),
+            Consumer(channel, work, on_message=taken.append, accept=["json"]),
+        ):
+            producer = connection.Producer()
+            producer.publish({}, routing_key="replies", declare=[replies])
+            broker.client.lpush(broker.key("plain"), *numbered(1, queue="plain"))
+            while len(taken) < 2:
+                connection.drain_events(timeout=5)
+            assert broker.unacked() == 1
+            next(message for message in taken if message.headers.get("id")).ack()
+    assert broker.holds_nothing()
+
+
+def test_a_call_of_beat_follows_the_route_of_its_level(app: Celery, broker: Broker) -> None:
+    scheduler = Scheduler(app, schedule={}, lazy=True)
+    for options in ({"priority": "low"}, {"low_priority": True}, {"priority": "high"}, {}):
+        entry = ScheduleEntry(
+            name="tick", task="basic.where", schedule=schedule(1), options=options, app=app
+        )
+        scheduler.apply_async(entry, advance=False)
+    lengths = {queue: broker.length(queue) for queue in ("low", "high", "default")}
+    assert lengths == {"low": 2, "high": 1, "default": 1}
+    scheduler.close()
+
+
+def test_a_closed_channel_leaves_no_connection_behind(app: Celery, broker: Broker) -> None:
+    def connections() -> int:
+        return len(broker.client.client_list())
+
+    before = connections()
+    for _ in range(5):
+        with (
+            app.connection_for_read() as connection,
+            connection.Consumer(Queue("plain")),
+            pytest.raises(TimeoutError),
+        ):
+            connection.drain_events(timeout=0.1)
+    eventually(lambda: connections() <= before + 1)

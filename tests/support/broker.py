@@ -1,0 +1,94 @@
+"""What a test sees of a broker database: lengths, unacknowledged messages, keys."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import redis
+
+from tests.support.wait import pause
+
+#: kombu's priority steps other than the first have lists of their own.
+SEPARATOR = "\x06\x16"
+STEPS = (3, 6, 9)
+
+
+class Broker:
+    """One broker database.
+
+    Arguments:
+        url: a redis:// URL.
+        prefix: kombu's ``global_keyprefix``.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self.url = url
+        self.prefix = prefix
+        # redis-py's types allow for decoded replies, which these clients never give.
+        self.client: Any = redis.Redis.from_url(url)
+
+    def __enter__(self) -> Broker:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.client.close()
+
+    def key(self, name: str) -> str:
+        """Return the whole name of a key."""
+        return self.prefix + name
+
+    def length(self, queue: str) -> int:
+        """Return how many messages wait in a queue, of all priorities."""
+        lists = [self.key(queue), *(f"{self.key(queue)}{SEPARATOR}{step}" for step in STEPS)]
+        return sum(self.client.llen(name) for name in lists)
+
+    def texts(self, queue: str, *, step: int = 0) -> list[str]:
+        """Return the waiting messages of one priority, next one first."""
+        name = f"{self.key(queue)}{SEPARATOR}{step}" if step else self.key(queue)
+        return [text.decode() for text in reversed(self.client.lrange(name, 0, -1))]
+
+    def records(self) -> dict[str, tuple[Any, str, str]]:
+        """Return the unacknowledged messages: tag -> (message, exchange, queue)."""
+        raw = self.client.hgetall(self.key("unacked"))
+        return {tag.decode(): tuple(json.loads(record)) for tag, record in raw.items()}
+
+    def unacked(self, queue: str | None = None) -> int:
+        """Return how many messages are unacknowledged, of one queue or of all."""
+        if queue is None:
+            return int(self.client.hlen(self.key("unacked")))
+        return self.unacked_by_queue()[queue]
+
+    def unacked_by_queue(self) -> Counter[str]:
+        """Return the number of unacknowledged messages of each queue."""
+        return Counter(queue for _, _, queue in self.records().values())
+
+    def holds_nothing(self) -> bool:
+        """Return whether no trace of an unacknowledged message is left."""
+        names = ["unacked", "unacked_index", "celeriac:leases", "celeriac:origins"]
+        return not self.client.exists(*(self.key(name) for name in names))
+
+    def ledger(self, queue: str) -> dict[str, int]:
+        """Return the counters of a queue."""
+        raw = self.client.hgetall(self.key(f"celeriac:ledger:{queue}"))
+        return {name.decode(): int(count) for name, count in raw.items()}
+
+    def undecodable(self, queue: str) -> list[bytes]:
+        """Return what came out of a queue and was no message."""
+        return list(self.client.lrange(self.key(f"celeriac:undecodable:{queue}"), 0, -1))
+
+    def calls_per_second(self, *, seconds: float) -> float:
+        """Return how many fetches and waits the workers send to the whole server each second."""
+        before = self._calls()
+        pause(seconds)
+        return (self._calls() - before) / seconds
+
+    def _calls(self) -> int:
+        stats = self.client.info("commandstats")
+        names = ("cmdstat_evalsha", "cmdstat_brpop")
+        return sum(int(stats[name]["calls"]) for name in names if name in stats)
+
+    def names(self, pattern: str = "*") -> set[str]:
+        """Return the names of the keys that match."""
+        return {name.decode(errors="replace") for name in self.client.keys(self.key(pattern))}

@@ -1,0 +1,76 @@
+"""The verbs over one broker database, and a view of what they left there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import redis
+
+from routing.config import Topology
+from routing.redis.keys import Keys
+from routing.redis.records import Ending, Fetch, Settlement
+from routing.redis.verbs import Arrival, Exchanged, Pushed, Verbs
+from tests.support.broker import Broker
+from tests.support.messages import ids_of
+
+LEASE_SECONDS = 60.0
+
+TABLE: Mapping[str, Any] = {
+    "queues": {"q": {}, "other": {}, "third": {}, "small": {"max_length": 3}},
+    "lease_seconds": LEASE_SECONDS,
+}
+
+NOTHING = Settlement([])
+
+
+class Rig:
+    """The verbs over one broker database, and a view of what they left there."""
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self.broker = Broker(url, prefix=prefix)
+        self.keys = Keys(prefix=prefix)
+        self.verbs = Verbs(keys=self.keys, topology=Topology.load(TABLE))
+        self.client: redis.Redis = self.broker.client
+        self._calls = count(1)
+
+    def push(self, texts: Sequence[str | bytes], queue: str = "q", **options: Any) -> Pushed:
+        return self.verbs.push(self.client, queue, texts, **options)
+
+    def exchange(self, settlement: Settlement = NOTHING, **asked: int) -> Exchanged:
+        """Settle, and fetch as many as asked of each queue in this order."""
+        fetch = Fetch(f"w:{next(self._calls)}:", tuple(asked.items()))
+        return self.verbs.exchange(self.client, settlement, fetch)
+
+    def fetch(self, credit: int = 1000, queue: str = "q") -> list[Arrival]:
+        return self.exchange(NOTHING, **{queue: credit}).arrivals
+
+    def settle(self, arrivals: Sequence[Arrival], ending: str = "done") -> None:
+        endings = [Ending(arrival.queue, ending, arrival.tag, "") for arrival in arrivals]
+        self.exchange(Settlement(endings))
+
+    def give_back(self, arrivals: Sequence[Arrival], *, charge: bool = False) -> int:
+        entries = [
+            (arrival.tag, json.loads(arrival.text)["headers"]["id"] if charge else "")
+            for arrival in arrivals
+        ]
+        return self.verbs.give_back(self.client, arrivals[0].queue, entries)
+
+    def purge(self, queue: str = "q") -> int:
+        return self.verbs.purge(self.client, queue)
+
+    def ready_ids(self, queue: str = "q") -> list[str]:
+        return ids_of(self.broker.texts(queue))
+
+    def bells(self, queue: str = "q") -> int:
+        length: int = self.broker.client.llen(self.keys.bell(queue))
+        return length
+
+    def take_bell(self, queue: str = "q") -> None:
+        assert self.broker.client.rpop(self.keys.bell(queue)) == b"1"
+
+    def deliveries(self) -> dict[str, int]:
+        raw = self.broker.client.hgetall(self.keys.deliveries())
+        return {name.decode(): int(number) for name, number in raw.items()}

@@ -1,0 +1,54 @@
+"""Waiting for what another process does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Seconds between two looks.
+POLL_SECONDS = 0.02
+
+_NEVER_SET = threading.Event()
+
+
+def pause(seconds: float) -> None:
+    """Let other processes go on for a moment."""
+    _NEVER_SET.wait(seconds)
+
+
+def eventually(
+    predicate: Callable[[], T], timeout: float = 10, *, message: str | Callable[[], str] = ""
+) -> T:
+    """Return the predicate's first true value.
+
+    Arguments:
+        predicate: asked every few milliseconds.
+        timeout: seconds after which the wait has failed.
+        message: what was waited for, or a function that describes what was found instead.
+
+    Raises:
+        AssertionError: the predicate stayed false.
+    """
+    until = time.monotonic() + timeout
+    while True:
+        if value := predicate():
+            return value
+        if time.monotonic() >= until:
+            found = message() if callable(message) else message
+            raise AssertionError(f"not within {timeout} s: {found or predicate}")
+        pause(POLL_SECONDS)
+
+
+def throughout(predicate: Callable[[], T], seconds: float) -> T:
+    """Assert that the predicate stays true for a while; returns its last value."""
+    until = time.monotonic() + seconds
+    while True:
+        value = predicate()
+        assert value, f"was true for less than {seconds} s: {predicate}"
+        if time.monotonic() >= until:
+            return value
+        pause(POLL_SECONDS)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+
+from tasks.settings import Settings
+from tests.support.wait import eventually
+from tests.tasks.conftest import free_port
+from tests.tasks.processes import Process
+
+
+class Flower:
+    """Flower's API, as a script would ask it."""
+
+    def __init__(self, port: int) -> None:
+        self.base = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.base}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def page(self, path: str) -> str:
+        with urllib.request.urlopen(f"{self.base}{path}", timeout=30) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def answers(self) -> bool:
+        try:
+            return self.page("/healthcheck") == "OK"
+        except (URLError, ConnectionError):
+            return False
+
+    def tasks(self, **filters: str) -> dict[str, Any]:
+        query = "&".join(f"{name}={value}" for name, value in filters.items())
+        found: dict[str, Any] = self.get(f"/api/tasks?limit=1000&{query}")
+        return found
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            f"{self.base}{path}", data=json.dumps(body).encode(), method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture
+def flower_port(environment: dict[str, str]) -> int:
+    port = free_port()
+    environment["FLOWER_PORT"] = str(port)
+    environment["FLOWER_UNAUTHENTICATED_API"] = "true"
+    return port
+
+
+@pytest.fixture
+def up(environment: dict[str, str], flower_port: int, tmp_path: Path) -> Iterator[Process]:
+    """`make up`, ready."""
+    with Process(["tasks.up"], environment=environment, log=tmp_path / "log") as process:
+        flower = Flower(flower_port)
+        ready = lambda: process.output.count(" ready.") == 2 and flower.answers()  # noqa: E731
+        eventually(ready, 90, message=lambda: process.output[-5_000:])
+        yield process
+
+
+def test_ctrl_c_ends_everything_and_leaves_nothing_behind(up: Process) -> None:
+    family = up.family()
+    assert len(family) >= 9  # broker, its server, two workers of three processes, Flower
+    assert up.stop(signal.SIGINT) == 0
+    eventually(lambda: not up.family(), 30, message=lambda: str(up.family()))
+
+
+def test_a_process_that_ends_by_itself_ends_the_others_and_is_an_error(up: Process) -> None:
+    family = up.family()
+    flower = next(p for p in family if "flower" in p.cmdline())
+    flower.kill()
+    assert up.wait() == 1
+    eventually(lambda: not up.family(), 30, message=lambda: str(up.family()))
+
+
+def test_flower_shows_workers_every_item_and_queue_lengths(
+    up: Process, flower_port: int, settings: Settings, environment: dict[str, str]
+) -> None:
+    flower = Flower(flower_port)
+    flight = {
+        "carrier": "UA",
+        "flight": "1545",
+        "origin": "EWR",
+        "dest": "IAH",
+        "time_hour": "2013-01-01T10:00:00Z",
+        "sched_dep_time": "515",
+        "distance": "1400",
+    }
+    departed = {**flight, "dep_time": "517"}
+    for row in [departed, departed, flight]:
+        flower.post("/api/task/send-task/tasks.flights.load", {"args": [row]})
+
+    def ended() -> bool:
+        states = [task["state"] for task in flower.tasks(taskname="tasks.flights.load").values()]
+        return sorted(states) == ["FAILURE", "SUCCESS", "SUCCESS"]
+
+    eventually(ended, 30, message=lambda: str(flower.tasks()))
+    items = flower.tasks(taskname="tasks.flights.load").values()
+    failed = next(item for item in items if item["state"] == "FAILURE")
+    assert "dep_time" in failed["exception"]
+    assert "InvalidItem" in failed["traceback"]
+    assert "'flight': '1545'" in failed["args"]
+    assert {item["worker"].split("@")[0] for item in items} <= {"worker.1", "worker.2"}
+
+    workers = flower.get("/api/workers?refresh=1")
+    assert {name.split("@")[0] for name in workers} == {"worker.1", "worker.2"}
+    lengths = {q["name"]: q["messages"] for q in flower.get("/api/queues/length")["active_queues"]}
+    assert lengths == {"realtime": 0, "default": 0, "bulk": 0}
+    assert "bulk" in flower.page("/broker")

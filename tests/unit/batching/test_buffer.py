@@ -1,0 +1,150 @@
+"""What waits for its batch comes out once, in order, and within every bound."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from batching.buffer import Buffer, Packed
+from batching.policy import Limits, Reason
+
+MAX_SIZE, MAX_BYTES, MAX_WAIT = 4, 100, 1.0
+
+
+def buffer(max_size: int = MAX_SIZE, max_bytes: int | None = MAX_BYTES) -> Buffer[str, int]:
+    return Buffer(Limits(max_size=max_size, max_bytes=max_bytes, max_wait_seconds=MAX_WAIT))
+
+
+def test_it_gives_a_batch_back_as_soon_as_it_is_full() -> None:
+    waiting = buffer(max_size=2)
+    assert waiting.add(1, "a", size_bytes=1, now=0.0) == []
+    assert waiting.add(2, "a", size_bytes=1, now=0.0) == [Packed("a", [1, 2], Reason.COUNT)]
+    assert not waiting
+
+
+def test_an_item_that_does_not_fit_any_more_sends_the_others_on_their_way() -> None:
+    waiting = buffer()
+    waiting.add(1, "a", size_bytes=60, now=0.0)
+    assert waiting.add(2, "a", size_bytes=60, now=0.0) == [Packed("a", [1], Reason.BYTES)]
+    assert len(waiting) == 1
+
+
+def test_an_item_bigger_than_any_batch_goes_alone() -> None:
+    waiting = buffer()
+    waiting.add(1, "a", size_bytes=10, now=0.0)
+    packed = waiting.add(2, "a", size_bytes=5_000, now=0.0)
+    assert [one.entries for one in packed] == [[1], [2]]
+
+
+def test_groups_do_not_mix() -> None:
+    waiting = buffer(max_size=2)
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    assert waiting.add(2, "b", size_bytes=1, now=0.0) == []
+    assert waiting.add(3, "a", size_bytes=1, now=0.0) == [Packed("a", [1, 3], Reason.COUNT)]
+
+
+def test_an_idle_slot_takes_the_oldest_group_that_expects_no_more() -> None:
+    waiting = buffer()
+    waiting.add(1, "busy", size_bytes=1, now=0.0)
+    waiting.add(2, "quiet", size_bytes=1, now=0.1)
+    packed = waiting.next_due(0.2, idle=lambda _: True, backlog=lambda group: group == "busy")
+    assert packed == Packed("quiet", [2], Reason.IDLE)
+
+
+def test_clearing_forgets_everything() -> None:
+    waiting = buffer()
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    waiting.add(2, "b", size_bytes=1, now=0.0)
+    assert waiting.clear() == [1, 2]
+    assert waiting.deadline() is None
+    assert waiting.next_due(99.0, idle=lambda _: True, backlog=lambda _: False) is None
+
+
+@dataclass
+class Arrival:
+    at: float
+    size: int
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """Adds, waits and idle slots in any order, as the strategy would do them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.waiting: Buffer[str, int] = buffer()
+        self.arrivals: dict[int, Arrival] = {}
+        self.added: dict[str, list[int]] = defaultdict(list)
+        self.out: dict[str, list[int]] = defaultdict(list)
+
+    @rule(group=st.sampled_from("abc"), size=st.integers(0, 150))
+    def an_item_arrives(self, group: str, size: int) -> None:
+        number = len(self.arrivals)
+        self.arrivals[number] = Arrival(self.now, size)
+        self.added[group].append(number)
+        for packed in self.waiting.add(number, group, size_bytes=size, now=self.now):
+            self.take(packed)
+
+    @rule(seconds=st.floats(0.0, 1.5))
+    def time_passes(self, seconds: float) -> None:
+        until = self.now + seconds
+        # The strategy's timer fires at the deadline.
+        while (deadline := self.waiting.deadline()) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            self.flush(idle=False)
+        self.now = until
+
+    @rule(busy=st.sets(st.sampled_from("abc")))
+    def a_slot_is_idle(self, busy: set[str]) -> None:
+        packed = self.waiting.next_due(self.now, idle=lambda _: True, backlog=busy.__contains__)
+        if packed is None:
+            assert all(self.added[group] == self.out[group] for group in set("abc") - busy)
+            return
+        self.take(packed)
+
+    def flush(self, *, idle: bool) -> None:
+        while packed := self.waiting.next_due(
+            self.now, idle=lambda _: idle, backlog=lambda _: True
+        ):
+            self.take(packed)
+
+    def take(self, packed: Packed[str, int]) -> None:
+        entries = packed.entries
+        assert 1 <= len(entries) <= MAX_SIZE
+        size = sum(self.arrivals[number].size for number in entries)
+        assert size <= MAX_BYTES or len(entries) == 1
+        oldest = self.arrivals[entries[0]].at
+        assert self.now - oldest <= MAX_WAIT + 1e-9
+        self.out[packed.group] += entries
+
+    @invariant()
+    def nothing_is_lost_repeated_or_reordered(self) -> None:
+        for group, numbers in self.added.items():
+            assert numbers[: len(self.out[group])] == self.out[group]
+        waiting = sum(map(len, self.added.values())) - sum(map(len, self.out.values()))
+        assert len(self.waiting) == waiting
+
+    def teardown(self) -> None:
+        rest = self.waiting.clear()
+        everything = sorted(number for numbers in self.out.values() for number in numbers)
+        assert sorted(everything + rest) == list(range(len(self.arrivals)))
+
+
+TestBuffer = BufferMachine.TestCase
+TestBuffer.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(sizes=st.lists(st.integers(1, 300), max_size=60))
+def test_without_a_bound_in_bytes_only_the_count_matters(sizes: list[int]) -> None:
+    waiting = buffer(max_bytes=None)
+    out = [
+        packed.entries
+        for number, size in enumerate(sizes)
+        for packed in waiting.add(number, "a", size_bytes=size, now=0.0)
+    ]
+    assert all(len(entries) == MAX_SIZE for entries in out)
+    assert len(waiting) == len(sizes) % MAX_SIZE

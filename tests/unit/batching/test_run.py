@@ -1,0 +1,139 @@
+"""What the pool process answers for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.serialization import dumps
+from pydantic import BaseModel, field_validator
+
+from batching import Batch, BatchTask, InvalidItem, NotSettled
+from batching.run import run_batch
+from batching.wire import Parcel
+from tests.support.servers import Server
+
+# What Celery's own backend calls when a test stores a result by itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+
+class Picky(BaseModel):
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def never(cls, number: int) -> int:
+        if number == 1:
+            raise KeyError("a bug of the validator")
+        return number
+
+
+@pytest.fixture
+def app(valkey: Server) -> Iterator[Celery]:
+    app = Celery("t", broker="memory://", backend=valkey.fresh_url())
+    app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 0}}
+    app.set_default()
+    yield app
+    app.close()
+
+
+def define(app: Celery, function: Any, **options: Any) -> Any:
+    function.__name__ = "function"
+    return app.task(function, base=BatchTask, name="t.t", lazy=False, shared=False, **options)
+
+
+def parcel(task_id: str, *args: Any, **headers: Any) -> Parcel:
+    content_type, encoding, body = dumps([args, {}, {}], "json")
+    return Parcel(
+        {"id": task_id, "task": "t.t"} | headers, body.encode(), content_type, encoding, None
+    )
+
+
+def run(*parcels: Parcel) -> Any:
+    return run_batch("t.t", parcels, "host", False)
+
+
+def failures(answer: Any) -> list[int]:
+    return [ended.outcome[0] for ended in answer]
+
+
+def test_it_answers_for_every_item_in_order(app: Celery) -> None:
+    define(app, lambda batch: [item.value for item in batch])
+    answer = run(parcel("a", 1), parcel("b", 2))
+    assert [ended.outcome[1] for ended in answer] == ["1", "2"]
+    assert [app.AsyncResult(name).result for name in "ab"] == [1, 2]
+
+
+def test_run_time_is_each_items_share(app: Celery) -> None:
+    define(app, lambda batch: None)
+    first, second = run(parcel("a", 1), parcel("b", 2))
+    assert first.outcome[2] == second.outcome[2] > 0
+
+
+def test_when_results_cannot_be_stored_nothing_is_settled(app: Celery) -> None:
+    define(app, lambda batch: None)
+    app.conf.result_backend = "redis://127.0.0.1:1"
+    app._local.__dict__.pop("backend", None)
+    answer = run(parcel("a", 1))
+    assert isinstance(answer, NotSettled)
+    assert "ConnectionError" in str(answer)
+
+
+def test_without_results_nothing_is_asked_of_the_backend(app: Celery) -> None:
+    define(app, lambda batch: None, ignore_result=True)
+    app.conf.result_backend = "redis://127.0.0.1:1"
+    app._local.__dict__.pop("backend", None)
+    assert failures(run(parcel("a", 1))) == [0]
+
+
+def test_a_stored_success_is_final(app: Celery) -> None:
+    define(app, lambda batch: [item.attempt for item in batch])
+    app.backend.store_result("a", "first", "SUCCESS")
+    assert failures(run(parcel("a", 1))) == [0]
+    assert app.AsyncResult("a").result == "first"
+
+
+def test_what_succeeded_before_is_not_run_again_where_that_is_asked_for(app: Celery) -> None:
+    ran = []
+    define(app, lambda batch: ran.extend(batch.values))
+    app.conf.worker_deduplicate_successful_tasks = True
+    app.backend.store_result("a", "first", "SUCCESS")
+    again = {"redelivered": True}
+    run(parcel("a", 1, delivery_info=again), parcel("b", 2, delivery_info=again))
+    assert ran == [2]
+
+
+def test_a_validator_with_a_bug_fails_its_item_alone(app: Celery) -> None:
+    define(app, lambda batch: None, model=Picky)
+    answer = run(parcel("a", {"number": 1}), parcel("b", {"number": 2}))
+    assert failures(answer) == [1, 0]
+    assert isinstance(app.AsyncResult("a").result, InvalidItem)
+
+
+def test_started_is_stored_before_the_call(app: Celery) -> None:
+    seen = []
+
+    def look(batch: Batch[int]) -> None:
+        seen.extend(app.AsyncResult(item.id).state for item in batch)
+
+    define(app, look, track_started=True)
+    run(parcel("a", 1), parcel("b", 2))
+    assert seen == ["STARTED", "STARTED"]
+    assert app.AsyncResult("a").state == "SUCCESS"
+
+
+def test_the_senders_headers_come_with_the_item(app: Celery) -> None:
+    found = []
+    define(app, lambda batch: found.extend((item.headers, item.attempt) for item in batch))
+    run(parcel("a", 1, tenant="acme", retries=2))
+    assert found == [({"tenant": "acme"}, 3)]
+
+
+def test_a_backend_that_is_not_redis_stores_one_by_one(app: Celery) -> None:
+    define(app, lambda batch: [item.value for item in batch])
+    app.conf.result_backend = "cache+memory://"
+    app._local.__dict__.pop("backend", None)
+    assert failures(run(parcel("a", 1), parcel("b", 2))) == [0, 0]
+    assert [app.AsyncResult(name).result for name in "ab"] == [1, 2]

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.credit import ASK_AT_MOST, SETTLE_COUNT, SETTLE_SECONDS, Room, should_call
+
+rooms = st.builds(
+    Room, queue=st.just("q"), credit=st.integers(-5, 5000), prefetch=st.integers(1, 5000)
+)
+
+
+@given(rooms)
+def test_no_more_is_asked_than_there_is_credit(room: Room) -> None:
+    assert 0 <= room.ask <= max(0, room.credit)
+    assert room.ask <= ASK_AT_MOST
+
+
+def test_the_only_slot_of_a_prefetch_of_one_is_refilled_at_once() -> None:
+    assert should_call([Room("q", 1, 1)], endings=0, ending_age=0, since_last_call=0)
+
+
+def test_a_single_free_place_of_many_waits_for_company() -> None:
+    room = Room("q", 1, 100)
+    assert not should_call([room], endings=1, ending_age=0.001, since_last_call=0.001)
+
+
+@given(st.lists(rooms), st.integers(1, 10_000))
+def test_an_ending_never_waits_longer_than_its_bound(open_rooms: list[Room], endings: int) -> None:
+    assert should_call(open_rooms, endings=endings, ending_age=SETTLE_SECONDS, since_last_call=0)
+
+
+@given(st.lists(rooms), st.floats(0, 1))
+def test_many_endings_leave_at_once(open_rooms: list[Room], age: float) -> None:
+    assert should_call(open_rooms, endings=SETTLE_COUNT, ending_age=age, since_last_call=0)
+
+
+@given(st.lists(rooms))
+def test_credit_is_used_within_the_bound_however_small(open_rooms: list[Room]) -> None:
+    has_credit = any(room.credit > 0 for room in open_rooms)
+    called = should_call(open_rooms, endings=0, ending_age=0, since_last_call=SETTLE_SECONDS)
+    assert called is has_credit

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.running import Rule, Running, may_start
+
+rules = st.dictionaries(
+    st.sampled_from("abc"),
+    st.builds(Rule, reserve=st.integers(0, 3), limit=st.none() | st.integers(1, 4)),
+)
+
+
+@given(rules, st.lists(st.sampled_from("abcd"), max_size=40), st.integers(1, 8))
+def test_reserves_stay_free_and_limits_hold(
+    table: dict[str, Rule], arrivals: list[str], slots: int
+) -> None:
+    running: dict[str, int] = {}
+    for queue in arrivals:
+        free = slots - sum(running.values())
+        if free and may_start(queue, table, free=free, running=running):
+            running[queue] = running.get(queue, 0) + 1
+    assert sum(running.values()) <= slots
+    for queue, rule in table.items():
+        if rule.limit is not None:
+            assert running.get(queue, 0) <= rule.limit
+    for queue in "abcd":
+        if not running.get(queue) and slots > sum(running.values()):
+            wanted = {q: r for q, r in table.items() if q != queue}
+            kept = sum(max(0, r.reserve - running.get(q, 0)) for q, r in wanted.items())
+            limit = table[queue].limit if queue in table else None
+            free = slots - sum(running.values())
+            expected = limit != 0 and (free > kept or (free == slots and free > 0))
+            started = may_start(queue, table, free=free, running=running)
+            assert started or not expected
+
+
+@given(rules, st.integers(1, 4), st.sampled_from("abcd"))
+def test_an_idle_worker_starts_whatever_there_is(
+    table: dict[str, Rule], slots: int, queue: str
+) -> None:
+    assert may_start(queue, table, free=slots, running={})
+
+
+def test_a_unit_holds_its_slot_until_it_leaves_the_pool() -> None:
+    running = Running({"bulk": Rule(limit=1)}, lambda: ["bulk"])
+    leave = running.enter("bulk")
+    assert running.eligible(["bulk"], free=1) == []
+    leave()
+    leave()
+    assert running.eligible(["bulk"], free=1) == ["bulk"]
+    running.enter("bulk")
+    assert running.eligible(["bulk"], free=1) == []
+
+
+def test_a_reserve_for_a_queue_that_is_not_consumed_keeps_nothing() -> None:
+    running = Running({"urgent": Rule(reserve=2)}, lambda: ["bulk"])
+    running.enter("bulk")
+    assert running.eligible(["bulk"], free=2) == ["bulk"]
+
+
+def test_without_rules_every_queue_may_start() -> None:
+    running = Running({}, list)
+    running.enter("a")
+    assert running.eligible(["a", "b"], free=1) == ["a", "b"]
