@@ -1,7 +1,7 @@
 """Results of calls, by looking rather than by being told.
 
-``result.get()`` subscribes to the result of a chain's last task, or a group's, only when it is called:
-what arrives between its look and its subscription is missed, and nothing looks again.
+``result.get()`` subscribes to the result of a chain's last task, or a group's, only when it is
+called: what arrives between its look and its subscription is missed, and nothing looks again.
 """
 
 from __future__ import annotations
