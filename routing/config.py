@@ -68,11 +68,26 @@ class QueueConfig(BaseModel):
         description="Most messages that may wait. Default none: a bound loses or delays "
         "work, so it has to be chosen.",
     )
+    max_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most bytes of messages that may wait. Default none: max_length is easier to "
+        "reason about where messages are of one size.",
+    )
+    max_message_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most bytes of one message, as stored. A larger one is refused with "
+        "MessageTooLarge, whatever the overflow policy. Default none: the broker's own limit "
+        "(512 MB) holds.",
+    )
+    max_delayed: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most messages with a countdown or an ETA that may wait for their time; above "
+        "that they overflow as the others do. Default none, as for max_length.",
+    )
     overflow: Overflow = Field(
         "reject",
-        description="What happens to a message above max_length. Default reject: the "
-        "producer gets QueueFull and decides, which is the only policy that "
-        "never surprises.",
+        description="What happens to a message above a bound of the queue. Default reject: the "
+        "producer gets QueueFull and decides, which is the only policy that never surprises.",
     )
     block_timeout: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -84,6 +99,27 @@ class QueueConfig(BaseModel):
         description="Seconds after which a message that has not started is ended as "
         "expired. Default none: work does not become worthless by waiting "
         "unless somebody says so.",
+    )
+    log_drops: bool = Field(
+        True,
+        description="Whether drops are logged, at most once a second, with the number since the "
+        "last line. Default true: nothing is lost silently. They are counted in any case.",
+    )
+    max_deliveries: Annotated[int, Field(ge=1)] = Field(
+        5,
+        description="Times that a message may take its worker down before it is dead-lettered. "
+        "Default 5: enough for a machine that fails now and then, few enough that one message "
+        "does not keep a fleet restarting. Only starts are counted.",
+    )
+    max_dead: Annotated[int, Field(ge=0)] = Field(
+        10_000,
+        description="Most dead letters that are kept; the oldest make room. 0 keeps none: what "
+        "fails has failed. Default 10000, some 20 MB of ordinary messages with their errors.",
+    )
+    max_dead_age: Annotated[float, Field(gt=0)] = Field(
+        14 * 86_400.0,
+        description="Seconds after which a dead letter is dropped. Default 14 days: somebody who "
+        "comes back from a holiday finds it.",
     )
 
     @model_validator(mode="after")
@@ -182,6 +218,13 @@ class Topology(BaseModel):
         "are given to others. Default 60: three renewals, 20 s apart, so that "
         "two lost ones cost nothing. At least 3, as a renewal takes up to a "
         "second.",
+    )
+
+    max_inflight_bytes: Annotated[int, Field(ge=1)] = Field(
+        64 * 1024**2,
+        description="Bytes of unfinished messages at which a worker stops fetching. Default "
+        "64 MiB: a thousand times more than short tasks need, and it keeps large messages from "
+        "exhausting a worker that prefetches them by count. One message more may arrive.",
     )
 
     @classmethod

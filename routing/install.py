@@ -29,12 +29,16 @@ from routing.defaults import apply_defaults
 from routing.dispatch import Dispatcher
 from routing.startup import CheckServer, CheckTable
 from routing.task import TaskAnnotation, missing_attributes
+from routing.upkeep import JobFactory, Upkeep
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["install"]
 
 _NUMBERS = itertools.count(1)
+
+#: What a worker does now and then for everybody, in this order.
+JOBS: tuple[JobFactory, ...] = ()
 
 
 def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:
@@ -113,7 +117,8 @@ def _warn_of_early_acks(app: Any) -> None:
 
 def _extend_worker(app: Any) -> None:
     app.steps["worker"].add(CheckTable)
-    app.steps["consumer"].update((CheckServer, Dispatcher))
+    Upkeep.factories = JOBS
+    app.steps["consumer"].update((CheckServer, Dispatcher, Upkeep))
 
 
 def _connect(signal: Any, handler: Callable[..., None]) -> None:

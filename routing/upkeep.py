@@ -1,0 +1,110 @@
+"""What a worker does now and then for everybody: one thread, one connection, a list of jobs.
+
+A job is a small object with an interval. What it raises is logged and never ends the others; a lost
+connection is opened again at the next round. Under gevent the thread is a greenlet. Nothing that a
+worker's own tasks depend on is done here: a job may come late.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from celery import bootsteps
+from kombu.exceptions import OperationalError
+from redis import exceptions
+
+from routing.dispatch import Dispatcher
+from routing.redis.channel import EngineMixin
+from routing.redis.delivery import LOST
+
+logger = logging.getLogger(__name__)
+
+
+class Job(Protocol):
+    """Something to be done now and then."""
+
+    #: Seconds from one run to the next.
+    interval_seconds: float
+
+    def run(self, channel: EngineMixin) -> None:
+        """Do it, with a channel that no other thread uses."""
+
+
+#: Makes the jobs of a worker from its consumer; modules of this package are listed by `install`.
+JobFactory = Callable[[Any], Job]
+
+
+class Upkeep(bootsteps.StartStopStep):
+    """The consumer bootstep that runs the jobs while the worker is connected."""
+
+    requires = (Dispatcher,)
+    factories: tuple[JobFactory, ...] = ()
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        self._runner: _Runner | None = None
+        super().__init__(parent, **kwargs)
+
+    def start(self, parent: Any) -> None:
+        """Begin, on a broker of the engine; called again after each reconnect."""
+        if isinstance(parent.task_consumer.channel, EngineMixin):
+            self._runner = _Runner(parent.app, [make(parent) for make in self.factories])
+
+    def stop(self, parent: Any) -> None:
+        """End soon; stopping twice is safe."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.stop()
+
+    terminate = stop
+
+
+class _Runner:
+    def __init__(self, app: Any, jobs: list[Job]) -> None:
+        self._app = app
+        self._due = {job: time.monotonic() + job.interval_seconds for job in jobs}
+        self._stopping = threading.Event()
+        if jobs:
+            threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._wait_for_next():
+            try:
+                with self._app.connection_for_write() as connection:
+                    self._work(connection.default_channel)
+            except (*LOST, OperationalError) as error:
+                logger.debug("upkeep waits for the broker: %s", error)
+                if self._stopping.wait(1):
+                    return
+
+    def _wait_for_next(self) -> bool:
+        return self._stopping.wait(max(0.0, min(self._due.values()) - time.monotonic()))
+
+    def _work(self, channel: EngineMixin) -> None:
+        while not self._wait_for_next():
+            for job, due in self._due.items():
+                if due > time.monotonic() or self._stopping.is_set():
+                    continue
+                self._due[job] = time.monotonic() + job.interval_seconds
+                self._run_one(job, channel)
+
+    def _run_one(self, job: Job, channel: EngineMixin) -> None:
+        try:
+            job.run(channel)
+        except LOST:
+            raise
+        except exceptions.RedisError as error:
+            logger.warning(
+                "%s: the broker refused: %s",
+                type(job).__name__,
+                error,
+                extra={"event": "upkeep_refused"},
+            )
+        except Exception:
+            logger.exception("%s failed", type(job).__name__, extra={"event": "upkeep_failed"})
