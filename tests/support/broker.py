@@ -70,9 +70,13 @@ class Broker:
         return not self.client.exists(*(self.key(name) for name in names))
 
     def ledger(self, queue: str) -> dict[str, int]:
-        """Return the counters of a queue."""
+        """Return the counters of a queue, without the gauge of waiting bytes."""
         raw = self.client.hgetall(self.key(f"celeriac:ledger:{queue}"))
-        return {name.decode(): int(count) for name, count in raw.items()}
+        return {name.decode(): int(count) for name, count in raw.items() if name != b"bytes"}
+
+    def waiting_bytes(self, queue: str) -> int:
+        """Return the bytes that wait in a queue, as its ledger has them."""
+        return int(self.client.hget(self.key(f"celeriac:ledger:{queue}"), "bytes") or 0)
 
     def undecodable(self, queue: str) -> list[bytes]:
         """Return what came out of a queue and was no message."""

@@ -58,7 +58,7 @@ local expiry = string.format('%.0f', now + lease)
 for q = 1, queues do
   local name, credit, lists = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   local ledger, bell = KEYS[key], KEYS[key + 1]
-  local got = {0}
+  local got, before = {0}, bytes
   local records, scores, expiries, origins = {}, {}, {}, {}
   for l = 1, lists do
     local list, empty = KEYS[key + 1 + l], false
@@ -102,7 +102,15 @@ for q = 1, queues do
     redis.call('LPUSH', bell, '1')
     redis.call('PEXPIRE', bell, 3600000)
   end
-  if ledger ~= '' and #got > 1 then redis.call('HINCRBY', ledger, 'unacked', #got - 1) end
+  if ledger ~= '' and #got > 1 then
+    redis.call('HINCRBY', ledger, 'unacked', #got - 1)
+    -- An empty queue has no bytes, whatever stock participants put in or took out uncounted.
+    if left == 0 then
+      redis.call('HDEL', ledger, 'bytes')
+    else
+      redis.call('HINCRBY', ledger, 'bytes', before - bytes)
+    end
+  end
   reply[q + 2] = got
   key, arg = key + 2 + lists, arg + 3
 end

@@ -11,5 +11,8 @@ for k = 3, #KEYS do
   redis.call('DEL', KEYS[k])
 end
 redis.call('DEL', KEYS[1])
-if KEYS[2] ~= '' and dropped > 0 then redis.call('HINCRBY', KEYS[2], 'purged', dropped) end
+if KEYS[2] ~= '' and dropped > 0 then
+  redis.call('HDEL', KEYS[2], 'bytes')
+  redis.call('HINCRBY', KEYS[2], 'purged', dropped)
+end
 return dropped
