@@ -47,6 +47,18 @@ class Keys:
         """Return the bell that only one channel listens to."""
         return f"{self.prefix}celeriac:own:{worker}"
 
+    def delayed(self, queue: str) -> str:
+        """Return the sorted set of a queue's delayed messages, scored with when they are due."""
+        return f"{self.prefix}celeriac:delayed:{queue}"
+
+    def delayed_texts(self, queue: str) -> str:
+        """Return the hash of a queue's delayed messages, member of the set -> list and text."""
+        return f"{self.prefix}celeriac:delayed:{queue}:messages"
+
+    def delayed_count(self) -> str:
+        """Return the number that keeps equal delayed messages apart."""
+        return f"{self.prefix}celeriac:delayed"
+
     def ledger(self, queue: str) -> str:
         """Return the hash of a queue's counters."""
         return f"{self.prefix}celeriac:ledger:{queue}"
