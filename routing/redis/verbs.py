@@ -54,13 +54,15 @@ class Exchanged:
     """The reply to an exchange.
 
     `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
-    are counted, `left` the number of messages that each asked queue still holds.
+    are counted, `left` the number of messages that each asked queue still holds, `next_due_ms` when
+    the next delayed message of the asked queues is due by the server's clock (0 for none).
     """
 
     server_ms: int
     counted: int
     left: dict[str, int]
     arrivals: list[Arrival]
+    next_due_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,9 @@ class Verbs:
 
     def _ledger(self, queue: str) -> str:
         return self.keys.ledger(queue) if queue in self.topology.queues else ""
+
+    def _delayed(self, queue: str) -> tuple[str, str]:
+        return self.keys.delayed(queue), self.keys.delayed_texts(queue)
 
     def push(
         self,
@@ -115,14 +120,14 @@ class Verbs:
             args += [ending, len(tags), *tags]
         for queue, credit in fetch.asked:
             lists = self.keys.ready_lists(queue)
-            keys += [self._ledger(queue), self.keys.bell(queue), *lists]
+            keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
             args += [json.dumps(queue), credit, len(lists)]
         return keys, args
 
     @staticmethod
     def exchange_reply(fetch: Fetch, reply: Sequence[Any]) -> Exchanged:
         """Read the reply to an exchange."""
-        server_ms, counted, *per_queue = reply
+        server_ms, counted, next_due_ms, *per_queue = reply
         left: dict[str, int] = {}
         arrivals: list[Arrival] = []
         for position, ((queue, _), (remaining, *texts)) in enumerate(
@@ -131,7 +136,7 @@ class Verbs:
             left[queue] = int(remaining)
             tag = f"{fetch.prefix}{position}:"
             arrivals += [Arrival(f"{tag}{n}", queue, text) for n, text in enumerate(texts, start=1)]
-        return Exchanged(int(server_ms), int(counted), left, arrivals)
+        return Exchanged(int(server_ms), int(counted), left, arrivals, int(next_due_ms))
 
     def exchange(self, client: redis.Redis, settlement: Settlement, fetch: Fetch) -> Exchanged:
         """Settle and fetch in one round trip."""
@@ -150,8 +155,9 @@ class Verbs:
         return returned
 
     def purge(self, client: redis.Redis, queue: str) -> int:
-        """Drop every waiting message of a queue; returns how many there were."""
-        keys = [self.keys.bell(queue), self._ledger(queue), *self.keys.ready_lists(queue)]
+        """Drop every waiting and delayed message of a queue; returns how many there were."""
+        keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
+        keys += self.keys.ready_lists(queue)
         return int(call(client, "purge", keys, []))
 
     def deliveries(self, client: redis.Redis, message_ids: Sequence[str]) -> dict[str, int]:

@@ -29,6 +29,8 @@ KINDS = {
     "origins": "celeriac:origins",
     "deliveries": "celeriac:deliveries",
     "bell": "celeriac:bell:q",
+    "delayed set": "celeriac:delayed:q",
+    "delayed messages": "celeriac:delayed:q:messages",
     "ledger": "celeriac:ledger:q",
     "ready list": "q",
 }
@@ -62,9 +64,9 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
             Settlement([Ending("q", "done", "t", "an-id")]),
             Fetch("prefix:", (("q", 5),)),
         ),
-        [0, 0, [0]],
-        # one ledger; ledger, bell and four lists
-        1 + 6,
+        [0, 0, 0, [0]],
+        # one ledger; ledger, bell, delayed set and messages, four lists
+        1 + 8,
         # the id; ending, count and tag; name, credit and number of lists
         1 + 3 + 3,
     ),

@@ -4,7 +4,8 @@
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
 --        4 origins hash            5 deliveries hash
 --        then one ledger per settled group ("" for none)
---        then per asked queue: ledger ("" for none), bell, ready lists in the order to pop
+--        then per asked queue: ledger ("" for none), bell, delayed set, delayed messages,
+--        ready lists in the order to pop
 -- ARGV:  1 number of settled groups
 --        2 number of asked queues
 --        3 tag prefix; the tags are prefix .. queue number .. ":" .. 1, 2, 3 ...
@@ -14,6 +15,7 @@
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, number of ready lists
 -- Reply: {server time in ms, number of counted deliveries,
+--         time in ms at which the next delayed message of the asked queues is due, 0 for none,
 --         then per asked queue {messages left behind, message, message ...}}
 
 local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -50,18 +52,57 @@ end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local reply = {now, redis.call('HLEN', DELIVERIES)}
+local reply = {now, redis.call('HLEN', DELIVERIES), 0}
 local bytes, fetched = 0, 0
 local seconds = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
 local expiry = string.format('%.0f', now + lease)
 
+-- Delayed messages that one call makes ready: a moment at which very many are due must not hold the
+-- server, and the caller comes again at once.
+local promotions, next_due = 500, nil
+
+-- Appends what is due to the ready lists, first due first. Age counts from the due time, and the
+-- mark tells the worker that no clock of its own is to be asked again.
+local function promote(delayed, texts, ledger)
+  local members, dues = {}, {}
+  local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'WITHSCORES', 'LIMIT', 0, promotions)
+  for i = 1, #due, 2 do
+    members[#members + 1], dues[#dues + 1] = due[i], string.format('%.0f', due[i + 1])
+  end
+  redis.call('ZREM', delayed, unpack(members))
+  local values = redis.call('HMGET', texts, unpack(members))
+  redis.call('HDEL', texts, unpack(members))
+  local added = 0
+  for i, value in ipairs(values) do
+    -- The value is "<length of the list's name>:<name><text>".
+    local digits = string.match(value, '^%d+')
+    local from = #digits + 2 + tonumber(digits)
+    local stamp = ',"celeriac":{"at":' .. dues[i] .. ',"due":' .. dues[i] .. '}}'
+    local text = string.match(value, '^(.*)}%s*$', from) .. stamp
+    redis.call('LPUSH', string.sub(value, #digits + 2, from - 1), text)
+    added = added + #text
+  end
+  promotions = promotions - #members
+  if ledger ~= '' then redis.call('HINCRBY', ledger, 'bytes', added) end
+end
+
+local function first_due(delayed)
+  return tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2])
+end
+
 for q = 1, queues do
   local name, credit, lists = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
-  local ledger, bell = KEYS[key], KEYS[key + 1]
+  local ledger, bell, delayed, texts = KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
+  local due = first_due(delayed)
+  if due and due <= now and promotions > 0 then
+    promote(delayed, texts, ledger)
+    due = first_due(delayed)
+  end
+  if due and (not next_due or due < next_due) then next_due = due end
   local got, before = {0}, bytes
   local records, scores, expiries, origins = {}, {}, {}, {}
   for l = 1, lists do
-    local list, empty = KEYS[key + 1 + l], false
+    local list, empty = KEYS[key + 3 + l], false
     while credit > 0 and bytes < budget and not empty do
       -- One first, to learn the size; then as many as the mean size lets into the budget.
       local want = 1
@@ -93,7 +134,7 @@ for q = 1, queues do
     redis.call('HSET', ORIGINS, unpack(origins, i, to))
   end
   local left = 0
-  for l = 1, lists do left = left + redis.call('LLEN', KEYS[key + 1 + l]) end
+  for l = 1, lists do left = left + redis.call('LLEN', KEYS[key + 3 + l]) end
   got[1] = left
   -- A bell is rung on only when this caller could not take all; an empty queue has no bell.
   if left == 0 then
@@ -111,8 +152,9 @@ for q = 1, queues do
       redis.call('HINCRBY', ledger, 'bytes', before - bytes)
     end
   end
-  reply[q + 2] = got
-  key, arg = key + 2 + lists, arg + 3
+  reply[q + 3] = got
+  key, arg = key + 4 + lists, arg + 3
 end
 
+reply[3] = next_due or 0
 return reply

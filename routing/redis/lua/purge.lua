@@ -1,12 +1,14 @@
--- purge: drop every waiting message of one queue, and count them.
+-- purge: drop every waiting and every delayed message of one queue, and count them.
 --
 -- KEYS:  1 bell of the queue       2 ledger hash of the queue, or "" for none
---        3... the ready lists of the queue
+--        3 delayed set               4 delayed messages
+--        5... the ready lists of the queue
 -- ARGV:  none
 -- Reply: number of messages dropped
 
-local dropped = 0
-for k = 3, #KEYS do
+local dropped = redis.call('ZCARD', KEYS[3])
+redis.call('DEL', KEYS[3], KEYS[4])
+for k = 5, #KEYS do
   dropped = dropped + redis.call('LLEN', KEYS[k])
   redis.call('DEL', KEYS[k])
 end
