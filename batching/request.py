@@ -40,6 +40,7 @@ class ItemRequest(Request):
         self.task.backend.mark_as_failure(
             self.id, error, request=self._context, store_result=self.store_errors
         )
+        self._message.ending = "failed"
         self.reject(requeue=False)
 
     def is_gone(self) -> bool:

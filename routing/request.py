@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Ignore, Reject
 from celery.worker import request as stock
 
 from routing.redis.holdings import Holdings
@@ -62,12 +64,32 @@ class Request(stock.Request):
         self._message.ending = "retried"
         super().on_retry(exc_info)
 
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """End the message as failed after a hard time limit, unless it is to run again."""
+        if not soft:
+            self._message.ending = "failed"
+        super().on_timeout(soft, timeout)
+
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
-        """End the message as failed, unless Celery finds that it was retried, ignored or lost."""
-        self._message.ending = "failed"
+        """End the message by what was raised, unless Celery finds that it is to run again."""
+        self._message.ending = _ending_by(exc_info.exception)
         super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _success_was_stored(self) -> Any:
+        """Tell whether the task had succeeded before its process was lost."""
+        if stored := super()._success_was_stored():
+            self._message.ending = "done"
+        return stored
+
+    def _retry_worker_lost(self, exc: Any, exc_info: Any) -> bool:
+        """Send a retry in the place of a lost run, where the task wants that."""
+        ending, self._message.ending = self._message.ending, "retried"
+        if super()._retry_worker_lost(exc, exc_info):
+            return True
+        self._message.ending = ending
+        return False
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self._message.ending = "expired" if expired else "revoked"
@@ -78,3 +100,11 @@ class Request(stock.Request):
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
             self._already_revoked = True
+
+
+def _ending_by(exception: BaseException) -> str:
+    if isinstance(exception, ExceptionWithTraceback):
+        exception = exception.exc
+    if isinstance(exception, Reject):
+        return "rejected"
+    return "ignored" if isinstance(exception, Ignore) else "failed"

@@ -39,7 +39,10 @@ class EngineMessage(virtual.Message):
 
     def reject(self, requeue: bool = False) -> None:
         """End the message as rejected, or return it to the front of its queue."""
-        self.channel.basic_reject(self.delivery_tag, requeue=requeue)
+        if requeue:
+            self.channel.basic_reject(self.delivery_tag, requeue=True)
+        else:
+            self.channel.end(self.delivery_tag, self.ending or "rejected")
         self._state = "REQUEUED" if requeue else "REJECTED"
 
 
