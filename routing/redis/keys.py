@@ -12,6 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def dead_queue(queue: str) -> str:
+    """Return the name of the queue that keeps the dead letters of this one."""
+    return f"{queue}.dead"
+
+
+def dropped_queue(queue: str) -> str:
+    """Return the name of the queue of what a bound dropped, until each has its final state."""
+    return f"{queue}.dropped"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """The key names of one broker database.
@@ -53,19 +63,23 @@ class Keys:
 
     def delayed_texts(self, queue: str) -> str:
         """Return the hash of a queue's delayed messages, member of the set -> list and text."""
-        return f"{self.prefix}celeriac:delayed:{queue}:messages"
+        return f"{self.prefix}celeriac:delayed_messages:{queue}"
 
     def delayed_count(self) -> str:
         """Return the number that keeps equal delayed messages apart."""
-        return f"{self.prefix}celeriac:delayed"
+        return f"{self.prefix}celeriac:delayed_count"
+
+    def dead(self, queue: str) -> str:
+        """Return the list of a queue's dead letters, which kombu takes for an ordinary queue."""
+        return self.ready(dead_queue(queue))
 
     def ledger(self, queue: str) -> str:
         """Return the hash of a queue's counters."""
         return f"{self.prefix}celeriac:ledger:{queue}"
 
-    def undecodable(self, queue: str) -> str:
-        """Return the list that keeps what came out of a queue and was no message."""
-        return f"{self.prefix}celeriac:undecodable:{queue}"
+    def dropped(self, queue: str) -> str:
+        """Return the list of what a queue's bound dropped."""
+        return self.ready(dropped_queue(queue))
 
     def records(self) -> list[str]:
         """Return the keys that hold unacknowledged messages, as every script takes them first."""
@@ -75,8 +89,17 @@ class Keys:
             f"{self.prefix}celeriac:leases",
             f"{self.prefix}celeriac:origins",
             self.deliveries(),
+            f"{self.prefix}celeriac:started",
         ]
 
     def deliveries(self) -> str:
-        """Return the hash message id -> deliveries that were charged."""
+        """Return the hash message id -> deliveries that were charged, and why the last one was."""
         return f"{self.prefix}celeriac:deliveries"
+
+    def workers(self) -> str:
+        """Return the hash first part of a worker's tags -> the worker's host name."""
+        return f"{self.prefix}celeriac:workers"
+
+    def reclaiming(self) -> str:
+        """Return the hash of when leases were last looked at, and may be taken again."""
+        return f"{self.prefix}celeriac:reclaim"
