@@ -63,23 +63,27 @@ class Keys:
 
     def delayed_texts(self, queue: str) -> str:
         """Return the hash of a queue's delayed messages, member of the set -> list and text."""
-        return f"{self.prefix}celeriac:delayed_messages:{queue}"
+        return f"{self.prefix}celeriac:delayed:{queue}:messages"
 
     def delayed_count(self) -> str:
         """Return the number that keeps equal delayed messages apart."""
-        return f"{self.prefix}celeriac:delayed_count"
+        return f"{self.prefix}celeriac:delayed"
 
     def dead(self, queue: str) -> str:
         """Return the list of a queue's dead letters, which kombu takes for an ordinary queue."""
         return self.ready(dead_queue(queue))
 
+    def dropped(self, queue: str) -> str:
+        """Return the list of what a queue's bound dropped."""
+        return self.ready(dropped_queue(queue))
+
     def ledger(self, queue: str) -> str:
         """Return the hash of a queue's counters."""
         return f"{self.prefix}celeriac:ledger:{queue}"
 
-    def dropped(self, queue: str) -> str:
-        """Return the list of what a queue's bound dropped."""
-        return self.ready(dropped_queue(queue))
+    def undecodable(self, queue: str) -> str:
+        """Return the list that keeps what came out of a queue and was no message."""
+        return f"{self.prefix}celeriac:undecodable:{queue}"
 
     def records(self) -> list[str]:
         """Return the keys that hold unacknowledged messages, as every script takes them first."""
@@ -89,17 +93,8 @@ class Keys:
             f"{self.prefix}celeriac:leases",
             f"{self.prefix}celeriac:origins",
             self.deliveries(),
-            f"{self.prefix}celeriac:started",
         ]
 
     def deliveries(self) -> str:
-        """Return the hash message id -> deliveries that were charged, and why the last one was."""
+        """Return the hash message id -> deliveries that were charged."""
         return f"{self.prefix}celeriac:deliveries"
-
-    def workers(self) -> str:
-        """Return the hash first part of a worker's tags -> the worker's host name."""
-        return f"{self.prefix}celeriac:workers"
-
-    def reclaiming(self) -> str:
-        """Return the hash of when leases were last looked at, and may be taken again."""
-        return f"{self.prefix}celeriac:reclaim"
