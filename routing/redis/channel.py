@@ -17,6 +17,7 @@ from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
 from routing.errors import QueueFull
+from routing.evidence import Evidence
 from routing.redis.aliases import stock_url
 from routing.redis.courier import Courier
 from routing.redis.exempt import is_exempt
@@ -210,6 +211,12 @@ class EngineMixin:
         holdings = self.runtime.holdings
         if holdings.end_all(endings) and holdings.carrier(endings[0][0]) is None:
             self._settle_now(endings[0][0])
+
+    def bury(self, tag: str, evidence: Evidence) -> None:
+        """Note that a held message ends as a dead letter, with what is known about why."""
+        holdings = self.runtime.holdings
+        if holdings.bury(tag, evidence) and holdings.carrier(tag) is None:
+            self._settle_now(tag)
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         """End a message as done."""

@@ -126,6 +126,8 @@ class Courier:
         )
 
     def _send_exchange(self, rooms: Sequence[Room]) -> None:
+        # Before the fetch, which uses the credit that they have freed.
+        self._bury_now()
         fetch = Fetch(self._next_prefix(), tuple((room.queue, room.ask) for room in rooms))
         self._settlement = self._holdings.take_settlement()
         self._fetch = fetch
@@ -271,8 +273,9 @@ class Courier:
     def settle_now(self) -> None:
         """Carry all endings and returns to the broker over a pooled connection, and wait for it."""
         while self._holdings.endings_waiting:
-            settlement = self._holdings.take_settlement()
-            self._settle(settlement)
+            self._bury_now()
+            if (settlement := self._holdings.take_settlement()).endings:
+                self._settle(settlement)
         self._give_back_now()
 
     def _settle(self, settlement: Settlement) -> None:
@@ -282,6 +285,17 @@ class Courier:
         except Exception:
             self._holdings.restore_settlement(settlement)
             raise
+
+    def _bury_now(self) -> None:
+        burials = self._holdings.take_burials()
+        while burials:
+            queue, entries = next(iter(burials.items()))
+            try:
+                self._verbs.bury(self.channel.plain_client, queue, entries)
+            except Exception:
+                self._holdings.restore_burials(burials)
+                raise
+            del burials[queue]
 
     def _give_back_now(self) -> None:
         returns = self._holdings.take_returns()

@@ -15,6 +15,9 @@ from celery.exceptions import InvalidTaskError
 from kombu.exceptions import KombuError
 from redis import exceptions
 
+from routing.evidence import Evidence, of_error
+from routing.raw import wrap
+from routing.redis.keys import dead_queue
 from routing.redis.records import State
 from routing.redis.verbs import Arrival
 
@@ -78,15 +81,18 @@ class Delivery:
             payload["headers"]["redelivered"] = True
         return payload
 
+    def _bury(self, arrival: Arrival, evidence: Evidence, text: str = "") -> None:
+        """End a message as a dead letter; what its result needs is the caller's business."""
+        self._holdings.bury(arrival.tag, evidence, text)
+
     def _set_aside(self, arrival: Arrival, error: Exception) -> None:
         """Keep what is no message: it must neither end the worker nor vanish."""
-        key = self._channel.verbs.keys.undecodable(arrival.queue)
-        self._channel.plain_client.lpush(key, arrival.text)
-        self._holdings.end(arrival.tag, "undecodable")
+        evidence = of_error("undecodable", error, queue=arrival.queue)
+        self._bury(arrival, evidence, wrap(arrival.text, queue=arrival.queue))
         logger.error(
-            "queue %r: not a task message, kept in the list %r: %s: %s; it begins %r",
+            "queue %r: not a task message, kept in queue %r: %s: %s; it begins %r",
             arrival.queue,
-            key,
+            dead_queue(arrival.queue),
             type(error).__name__,
             error,
             arrival.text[:200],

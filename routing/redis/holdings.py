@@ -12,12 +12,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from routing.config import Topology
-from routing.redis.records import Ending, Fetch, Held, Settlement, State
+from routing.evidence import Evidence
+from routing.redis.records import Burial, Ending, Fetch, Held, Settlement, State
 
 #: Most tags in one settlement: well below what one script call can unpack, and about 10 ms of the
 #: server.
@@ -64,6 +65,7 @@ class Holdings:
         self._count: dict[str, int] = {}
         self._asked: dict[str, int] = {}
         self._ended: list[Ending] = []
+        self._burials: dict[str, list[Burial]] = {}
         self._oldest_ending = 0.0
         self._returns: dict[str, list[_Return]] = {}
         self._unread: list[Fetch] = []
@@ -167,7 +169,7 @@ class Holdings:
         """Note how many messages have ended, as (tag, ending); returns how many were held."""
         ended: list[Held] = []
         with self._lock:
-            if not self._ended:
+            if not self.endings_waiting:
                 self._oldest_ending = time.monotonic()
             for tag, ending in endings:
                 if (held := self._drop(tag)) is None:
@@ -178,6 +180,30 @@ class Holdings:
         if ended:
             self._tell(ended[-1])
         return len(ended)
+
+    def bury(self, tag: str, evidence: Evidence, text: str = "") -> bool:
+        """Note that a message ends as a dead letter; False when it is not held (any more).
+
+        Where its queue keeps none, it just ends.
+
+        Arguments:
+            tag: the delivery tag.
+            evidence: why.
+            text: what is kept in its place, for a message that is none.
+        """
+        with self._lock:
+            held = self._held.get(tag)
+            keeps = held is not None and self.topology.queue(held.queue).max_dead > 0
+            if held is not None and keeps:
+                if not self.endings_waiting:
+                    self._oldest_ending = time.monotonic()
+                self._drop(tag)
+                burial = Burial(tag, held.message_id, evidence.rest(), text)
+                self._burials.setdefault(held.queue, []).append(burial)
+        if held is not None and keeps:
+            self._tell(held)
+            return True
+        return self.end(tag, evidence.ending)
 
     def give_back(self, tag: str, *, charge: bool = False) -> bool:
         """Note that a message goes back to the front of its queue; False when it is not held."""
@@ -246,13 +272,13 @@ class Holdings:
 
     @property
     def endings_waiting(self) -> int:
-        """Number of endings that no call has carried yet."""
-        return len(self._ended)
+        """Number of endings that no call has carried yet, burials among them."""
+        return len(self._ended) + sum(map(len, self._burials.values()))
 
     @property
     def ending_age(self) -> float:
         """Seconds since the oldest ending that no call has carried yet; 0 when there is none."""
-        return time.monotonic() - self._oldest_ending if self._ended else 0.0
+        return time.monotonic() - self._oldest_ending if self.endings_waiting else 0.0
 
     @property
     def returns_waiting(self) -> bool:
@@ -270,9 +296,23 @@ class Holdings:
         if not settlement.endings:
             return
         with self._lock:
-            if not self._ended:
+            if not self.endings_waiting:
                 self._oldest_ending = time.monotonic()
             self._ended[:0] = settlement.endings
+
+    def take_burials(self) -> dict[str, list[Burial]]:
+        """Take the dead letters of each queue, for calls that will carry them."""
+        with self._lock:
+            burials, self._burials = self._burials, {}
+        return burials
+
+    def restore_burials(self, burials: Mapping[str, Sequence[Burial]]) -> None:
+        """Take burials back whose call may not have arrived; burying twice changes nothing."""
+        with self._lock:
+            if not self.endings_waiting:
+                self._oldest_ending = time.monotonic()
+            for queue, entries in burials.items():
+                self._burials.setdefault(queue, [])[:0] = entries
 
     def take_returns(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Take what must be given back: per queue the (tag, id to charge or "") in fetch order."""

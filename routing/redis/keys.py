@@ -22,6 +22,11 @@ def dropped_queue(queue: str) -> str:
     return f"{queue}.dropped"
 
 
+def dead_queue(queue: str) -> str:
+    """Return the name of the queue that keeps the dead letters of this one."""
+    return f"{queue}.dead"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """The key names of one broker database.
@@ -77,13 +82,13 @@ class Keys:
         """Return the list of what a queue's bound dropped."""
         return self.ready(dropped_queue(queue))
 
+    def dead(self, queue: str) -> str:
+        """Return the list of a queue's dead letters, which kombu takes for an ordinary queue."""
+        return self.ready(dead_queue(queue))
+
     def ledger(self, queue: str) -> str:
         """Return the hash of a queue's counters."""
         return f"{self.prefix}celeriac:ledger:{queue}"
-
-    def undecodable(self, queue: str) -> str:
-        """Return the list that keeps what came out of a queue and was no message."""
-        return f"{self.prefix}celeriac:undecodable:{queue}"
 
     def records(self) -> list[str]:
         """Return the keys that hold unacknowledged messages, as every script takes them first."""

@@ -56,6 +56,20 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Burial:
+    """A held message on its way to the dead letters of its queue.
+
+    `evidence` is JSON without its opening brace; `text` is kept in the place of the held message,
+    which is none.
+    """
+
+    tag: str
+    message_id: str
+    evidence: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """A fetch whose reply has not been read: its tag prefix and what was asked of each queue."""
 

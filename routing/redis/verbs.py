@@ -14,7 +14,7 @@ import redis
 
 from routing.config import Topology
 from routing.redis.keys import Keys
-from routing.redis.records import Fetch, Settlement
+from routing.redis.records import Burial, Fetch, Settlement
 from routing.redis.scripts import call
 
 #: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
@@ -23,6 +23,9 @@ FETCH_BYTES = 8 * 1024 * 1024
 
 #: Most (tag, id) pairs in one call that gives back.
 GIVE_BACK_AT_MOST = 1000
+
+#: Most messages that one call buries: with the longest evidence that is some 3 MB.
+BURY_AT_MOST = 300
 
 NOTHING = Settlement([])
 
@@ -63,6 +66,14 @@ class Exchanged:
     left: dict[str, int]
     arrivals: list[Arrival]
     next_due_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """What a burial did: messages that became dead letters, dead letters that made room."""
+
+    buried: int
+    trimmed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +164,22 @@ class Verbs:
             chunk = entries[start : start + GIVE_BACK_AT_MOST]
             returned += int(call(client, "give_back", keys, [v for pair in chunk for v in pair]))
         return returned
+
+    def bury(self, client: redis.Redis, queue: str, burials: Sequence[Burial]) -> Buried:
+        """Move held messages of a queue to its dead letters, and trim these to their bounds.
+
+        Without messages it only trims.
+        """
+        config = self.topology.queue(queue)
+        keys = [*self.keys.records(), self.keys.dead(queue), self._ledger(queue)]
+        bounds = [config.max_dead, int(config.max_dead_age * 1000)]
+        buried = trimmed = 0
+        for start in range(0, max(len(burials), 1), BURY_AT_MOST):
+            chunk = burials[start : start + BURY_AT_MOST]
+            entries = [v for b in chunk for v in (b.tag, b.message_id, b.evidence, b.text)]
+            reply = call(client, "bury", keys, [*bounds, *entries])
+            buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
+        return Buried(buried, trimmed)
 
     def purge(self, client: redis.Redis, queue: str) -> int:
         """Drop every waiting and delayed message of a queue; returns how many there were."""

@@ -11,7 +11,7 @@ import pytest
 
 from routing.config import Topology
 from routing.redis.keys import Keys
-from routing.redis.records import Ending, Fetch, Settlement
+from routing.redis.records import Burial, Ending, Fetch, Settlement
 from routing.redis.scripts import SCRIPTS, Script
 from routing.redis.verbs import Verbs
 
@@ -32,6 +32,7 @@ KINDS = {
     "delayed set": "celeriac:delayed:q",
     "delayed messages": "celeriac:delayed:q:messages",
     "ledger": "celeriac:ledger:q",
+    "dead letters": "q.dead",
     "ready list": "q",
 }
 
@@ -71,6 +72,12 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         1 + 3 + 3,
     ),
     "give_back": (lambda client: verbs().give_back(client, "q", [("t", ""), ("u", "")]), 2, 0, 4),
+    "bury": (
+        lambda client: verbs().bury(client, "q", [Burial("t", "an-id", '"reason":"failed"}')]),
+        [1, 0],
+        0,
+        4,
+    ),
     "purge": (lambda client: verbs().purge(client, "q"), 0, 4, 0),
 }
 

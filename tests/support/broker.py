@@ -78,9 +78,13 @@ class Broker:
         """Return the bytes that wait in a queue, as its ledger has them."""
         return int(self.client.hget(self.key(f"celeriac:ledger:{queue}"), "bytes") or 0)
 
-    def undecodable(self, queue: str) -> list[bytes]:
-        """Return what came out of a queue and was no message."""
-        return list(self.client.lrange(self.key(f"celeriac:undecodable:{queue}"), 0, -1))
+    def dead(self, queue: str) -> list[Any]:
+        """Return the dead letters of a queue, oldest first."""
+        return [json.loads(text) for text in self.texts(f"{queue}.dead")]
+
+    def evidence(self, queue: str) -> list[Any]:
+        """Return why each of a queue's dead letters is one, oldest first."""
+        return [letter["celeriac"]["dead"] for letter in self.dead(queue)]
 
     def calls_per_second(self, *, seconds: float) -> float:
         """Return how many fetches and waits the workers send to the whole server each second."""

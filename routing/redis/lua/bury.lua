@@ -1,0 +1,65 @@
+-- bury: move held messages to the dead letters of their queue, each with the evidence; trim these.
+--
+-- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
+--        4 origins hash            5 deliveries hash
+--        6 dead letters of the queue
+--        7 ledger hash of the queue, or "" for none
+-- ARGV:  1 most dead letters       2 their highest age in milliseconds
+--        3... in turn: tag, message id or "", evidence as JSON without its opening brace,
+--        text to keep in the place of the held one or ""
+-- Reply: {messages buried, dead letters trimmed}; tags that are gone are passed over
+
+local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local dead, ledger = KEYS[6], KEYS[7]
+local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+-- Writes the evidence into our object at the end of a message, which is made where a stock producer
+-- sent none. That object is flat, and quotes inside texts are escaped, so nothing else looks like it.
+local function spliced(text, evidence)
+  local ours = string.match(text, '^(.*,"celeriac":{[^{}]+)}}%s*$')
+  if ours then return ours .. ',"dead":' .. evidence .. '}}' end
+  local open = string.match(text, '^(.*)}%s*$') or '{"lost":true'
+  return open .. ',"celeriac":{"dead":' .. evidence .. '}}'
+end
+
+local buried = 0
+for i = 3, #ARGV, 4 do
+  local tag, id, rest, text = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local record = redis.call('HGET', UNACKED, tag)
+  if record then
+    local delivered = id ~= '' and redis.call('HGET', DELIVERIES, id)
+    delivered = 1 + (delivered and tonumber(string.match(delivered, '^%d+')) or 0)
+    redis.call('HDEL', UNACKED, tag)
+    redis.call('ZREM', INDEX, tag)
+    redis.call('ZREM', LEASES, tag)
+    redis.call('HDEL', ORIGINS, tag)
+    if id ~= '' then redis.call('HDEL', DELIVERIES, id) end
+    if text == '' then text = string.match(record, '^%[(.*),"",".-"%]$') or record end
+    local evidence = string.format('{"at":%.0f,"deliveries":%d,', now, delivered) .. rest
+    redis.call('LPUSH', dead, spliced(text, evidence))
+    buried = buried + 1
+  end
+end
+
+local trimmed = math.max(0, redis.call('LLEN', dead) - most)
+if trimmed > 0 and most == 0 then redis.call('DEL', dead) end
+if trimmed > 0 and most > 0 then redis.call('LTRIM', dead, 0, most - 1) end
+-- The oldest is the last one. A bounded number a call: the next one goes on.
+for _ = 1, 1000 do
+  local oldest = redis.call('LINDEX', dead, -1)
+  local at = oldest and tonumber(string.match(oldest, '^.*"dead":{"at":(%d+)') or nil)
+  if not at or at > now - age then break end
+  redis.call('RPOP', dead)
+  trimmed = trimmed + 1
+end
+
+if ledger ~= '' then
+  if buried > 0 then
+    redis.call('HINCRBY', ledger, 'unacked', -buried)
+    redis.call('HINCRBY', ledger, 'dead', buried)
+  end
+  if trimmed > 0 then redis.call('HINCRBY', ledger, 'dead_trimmed', trimmed) end
+end
+return {buried, trimmed}
