@@ -68,11 +68,11 @@ class Keys:
 
     def delayed_texts(self, queue: str) -> str:
         """Return the hash of a queue's delayed messages, member of the set -> list and text."""
-        return f"{self.prefix}celeriac:delayed:{queue}:messages"
+        return f"{self.prefix}celeriac:delayed_messages:{queue}"
 
     def delayed_count(self) -> str:
         """Return the number that keeps equal delayed messages apart."""
-        return f"{self.prefix}celeriac:delayed"
+        return f"{self.prefix}celeriac:delayed_count"
 
     def dead(self, queue: str) -> str:
         """Return the list of a queue's dead letters, which kombu takes for an ordinary queue."""

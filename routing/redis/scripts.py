@@ -60,7 +60,10 @@ def load(name: str) -> Script:
     return Script(name=name, text=text, sha=sha, header=header)
 
 
-SCRIPTS = {name: load(name) for name in ("push", "exchange", "give_back", "bury", "purge")}
+SCRIPTS = {
+    name: load(name)
+    for name in ("push", "delay", "postpone", "exchange", "give_back", "bury", "purge")
+}
 
 
 def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:

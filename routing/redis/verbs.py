@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from routing.config import Topology
+from routing.redis.delays import Delay
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Fetch, Settlement
 from routing.redis.scripts import call
@@ -118,6 +119,37 @@ class Verbs:
         ]
         reply = call(client, "push", keys, [limit, int(exempt), int(whole), *texts])
         return Pushed(*(int(number) for number in reply))
+
+    def delay(
+        self,
+        client: redis.Redis,
+        queue: str,
+        delays: Sequence[Delay],
+        *,
+        priority: int = 0,
+        exempt: bool = False,
+        whole: bool = False,
+    ) -> Pushed:
+        """Keep messages until they are due, as far as the queue's `max_delayed` allows.
+
+        The arguments are those of `push`. In the reply, `length` is the number of messages that
+        were delayed before, and `limit` is `max_delayed`.
+        """
+        limit = self.topology.queue(queue).max_delayed or 0
+        keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
+        keys += [self._ledger(queue), self.keys.ready(queue, priority)]
+        mode = "exempt" if exempt else "whole" if whole else ""
+        texts = [value for d in delays for value in (d.wait_ms, d.message_id, d.text)]
+        accepted, length = call(client, "delay", keys, [limit, mode, *texts])
+        return Pushed(int(accepted), int(length), limit)
+
+    def postpone(
+        self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int
+    ) -> bool:
+        """Put a fetched message among the delayed ones; False when it is no longer held."""
+        keys = [*self.keys.records(), *self._delayed(queue), self.keys.delayed_count()]
+        keys.append(self._ledger(queue))
+        return bool(call(client, "postpone", keys, [tag, message_id, due_ms]))
 
     def exchange_call(self, settlement: Settlement, fetch: Fetch) -> tuple[list[str], list[Any]]:
         """Return keys and arguments of an exchange."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from routing.config import Topology
+from routing.redis.delays import Delay
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Ending, Fetch, Settlement
 from routing.redis.scripts import SCRIPTS, Script
@@ -30,7 +31,8 @@ KINDS = {
     "deliveries": "celeriac:deliveries",
     "bell": "celeriac:bell:q",
     "delayed set": "celeriac:delayed:q",
-    "delayed messages": "celeriac:delayed:q:messages",
+    "delayed count": "celeriac:delayed_count",
+    "delayed messages": "celeriac:delayed_messages:q",
     "ledger": "celeriac:ledger:q",
     "dead letters": "q.dead",
     "ready list": "q",
@@ -59,6 +61,19 @@ def verbs() -> Verbs:
 #: verb -> (a call of it, the number of keys and of arguments after the numbered ones)
 CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 10], 4, 2),
+    "delay": (
+        lambda client: verbs().delay(client, "q", [Delay(5, "an-id", "{}")] * 2),
+        [2, 0],
+        0,
+        # wait, id and text of two messages
+        2 * 3,
+    ),
+    "postpone": (
+        lambda client: verbs().postpone(client, "q", "t", message_id="an-id", due_ms=5),
+        1,
+        0,
+        0,
+    ),
     "exchange": (
         lambda client: verbs().exchange(
             client,
@@ -135,7 +150,7 @@ def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
         assert client.keys[position - 1] == KINDS[kind], description
 
 
-@pytest.mark.parametrize("name", [name for name in script_names() if name != "push"])
+@pytest.mark.parametrize("name", [name for name in script_names() if name not in ("push", "delay")])
 def test_the_first_write_of_a_script_removes(name: str) -> None:
     commands = [word for word in re.findall(r"'([A-Z]+)'", code(SCRIPTS[name])) if word in WRITES]
     assert commands[0] in REMOVES, "a full server would refuse it"

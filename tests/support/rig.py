@@ -10,16 +10,23 @@ from typing import Any
 import redis
 
 from routing.config import Topology
+from routing.redis.delays import Delay
 from routing.redis.keys import Keys
 from routing.redis.records import Ending, Fetch, Settlement
 from routing.redis.verbs import Arrival, Exchanged, Pushed, Verbs
 from tests.support.broker import Broker
-from tests.support.messages import ids_of
+from tests.support.messages import id_of, ids_of
 
 LEASE_SECONDS = 60.0
 
 TABLE: Mapping[str, Any] = {
-    "queues": {"q": {}, "other": {}, "third": {}, "small": {"max_length": 3}},
+    "queues": {
+        "q": {},
+        "other": {},
+        "third": {},
+        "small": {"max_length": 3},
+        "few": {"max_delayed": 2},
+    },
     "lease_seconds": LEASE_SECONDS,
 }
 
@@ -38,6 +45,25 @@ class Rig:
 
     def push(self, texts: Sequence[str | bytes], queue: str = "q", **options: Any) -> Pushed:
         return self.verbs.push(self.client, queue, texts, **options)
+
+    def delay(self, delays: Sequence[Delay], queue: str = "q", **options: Any) -> Pushed:
+        return self.verbs.delay(self.client, queue, delays, **options)
+
+    def delayed(self, queue: str = "q") -> int:
+        """Return how many messages are delayed."""
+        count: int = self.broker.client.zcard(self.keys.delayed(queue))
+        assert count == self.broker.client.hlen(self.keys.delayed_texts(queue))
+        return count
+
+    def postpone(self, arrival: Arrival, due_ms: int) -> bool:
+        return self.verbs.postpone(
+            self.client, arrival.queue, arrival.tag, message_id=id_of(arrival.text), due_ms=due_ms
+        )
+
+    def server_ms(self) -> int:
+        """Return the server's clock."""
+        seconds, micros = self.broker.client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def exchange(self, settlement: Settlement = NOTHING, **asked: int) -> Exchanged:
         """Settle, and fetch as many as asked of each queue in this order."""

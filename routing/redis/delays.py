@@ -1,0 +1,57 @@
+"""When a message is due: read from its ETA, on both of its ways.
+
+A producer says how long a message has to wait by its own clock, and the server adds that to its
+own: so a countdown is right whatever the clocks of producers and workers show. A message that came
+to the ready list with its ETA (from stock Celery) is due at that time by the server's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery.utils.time import maybe_iso8601
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """One message on its way to the delayed ones of its queue.
+
+    `wait_ms` counts from the moment at which the server takes it.
+    """
+
+    wait_ms: int
+    message_id: str
+    text: str | bytes
+
+
+def wait_ms(headers: Mapping[str, Any]) -> int | None:
+    """Return how long a message has to wait from now, by this machine's clock.
+
+    0 when its time has come, None for a message without an ETA, or with one that is no time.
+    """
+    eta = _eta(headers)
+    return None if eta is None else max(0, math.ceil((eta - datetime.now(UTC)) / _MILLISECOND))
+
+
+def due_ms(headers: Mapping[str, Any]) -> int | None:
+    """Return when a message is due, in milliseconds since 1970; None as for `wait_ms`."""
+    eta = _eta(headers)
+    return None if eta is None else math.ceil((eta - _EPOCH) / _MILLISECOND)
+
+
+def _eta(headers: Mapping[str, Any]) -> datetime | None:
+    try:
+        eta: datetime | None = maybe_iso8601(headers.get("eta"))
+    except (ValueError, TypeError, AttributeError):
+        return None
+    if eta is None or eta.tzinfo is not None:
+        return eta
+    # As Celery's worker reads it.
+    return eta.replace(tzinfo=UTC)

@@ -1,0 +1,25 @@
+-- postpone: put a fetched message that is not due yet among the delayed ones of its queue.
+--
+-- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
+--        4 origins hash            5 deliveries hash
+--        6 delayed set of the queue         7 delayed messages of the queue
+--        8 delayed count, which keeps equal messages apart
+--        9 ledger hash of the queue, or "" for none
+-- ARGV:  1 tag    2 message id    3 time in ms at which it is due
+-- Reply: 1, or 0 when the tag is gone
+
+local UNACKED, INDEX, LEASES, ORIGINS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local tag, list = ARGV[1], redis.call('HGET', KEYS[4], ARGV[1])
+local record = redis.call('HGET', UNACKED, tag)
+local text = record and list and string.match(record, '^%[(.*),"",".-"%]$')
+if not text then return 0 end
+
+redis.call('HDEL', UNACKED, tag)
+redis.call('ZREM', INDEX, tag)
+redis.call('ZREM', LEASES, tag)
+redis.call('HDEL', ORIGINS, tag)
+local member = string.format('%016.0f#', redis.call('INCR', KEYS[8])) .. ARGV[2]
+redis.call('ZADD', KEYS[6], ARGV[3], member)
+redis.call('HSET', KEYS[7], member, #list .. ':' .. list .. text)
+if KEYS[9] ~= '' then redis.call('HINCRBY', KEYS[9], 'unacked', -1) end
+return 1
