@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from celery import bootsteps
 from kombu.exceptions import OperationalError
-from redis import exceptions
 
 from routing.dispatch import Dispatcher
 from routing.redis.channel import EngineMixin
 from routing.redis.delivery import LOST
+from routing.redis.scripts import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class _Runner:
             job.run(channel)
         except LOST:
             raise
-        except exceptions.RedisError as error:
+        except REFUSED as error:
             logger.warning(
                 "%s: the broker refused: %s",
                 type(job).__name__,

@@ -22,11 +22,6 @@ def dropped_queue(queue: str) -> str:
     return f"{queue}.dropped"
 
 
-def dead_queue(queue: str) -> str:
-    """Return the name of the queue that keeps the dead letters of this one."""
-    return f"{queue}.dead"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """The key names of one broker database.
@@ -81,10 +76,6 @@ class Keys:
     def dropped(self, queue: str) -> str:
         """Return the list of what a queue's bound dropped."""
         return self.ready(dropped_queue(queue))
-
-    def dead(self, queue: str) -> str:
-        """Return the list of a queue's dead letters, which kombu takes for an ordinary queue."""
-        return self.ready(dead_queue(queue))
 
     def ledger(self, queue: str) -> str:
         """Return the hash of a queue's counters."""

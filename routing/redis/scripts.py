@@ -62,7 +62,17 @@ def load(name: str) -> Script:
 
 SCRIPTS = {
     name: load(name)
-    for name in ("push", "delay", "postpone", "exchange", "give_back", "bury", "purge")
+    for name in (
+        "push",
+        "delay",
+        "postpone",
+        "exchange",
+        "give_back",
+        "bury",
+        "purge",
+        "ledger",
+        "rebase",
+    )
 }
 
 
@@ -87,6 +97,9 @@ def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any
     except exceptions.ResponseError as error:
         raise as_lost_connection(error) from error
 
+
+#: What the client raises when a server refuses, or does not answer.
+REFUSED = exceptions.RedisError
 
 #: Refusals by which a server says that it takes no writes now: not the master, or not enough
 #: replicas or disk to be trusted with them. They pass, as a lost connection does.

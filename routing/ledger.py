@@ -1,0 +1,154 @@
+"""What became of every message: the counters of each queue, and whether they add up.
+
+The counters change only inside the scripts that move messages, so at any moment, after any crash::
+
+    accepted + replayed + unaccounted = waiting + delayed + unacked + the endings
+                                        + dead + dropped + purged
+
+What is missing on the right side is a queue's difference. It is 0 for a queue that only producers
+and workers of the engine use. Pure values; `routing.redis.books` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: How messages come to a queue. `unaccounted` is what a rebase has booked, and may be negative.
+ARRIVALS = ("accepted", "replayed", "unaccounted")
+
+#: How messages end that a worker has taken: `started` is one that was acknowledged early.
+ENDINGS = ("done", "failed", "retried", "revoked", "expired", "rejected", "ignored", "started")
+
+#: How messages leave without such an ending.
+DEPARTURES = ("dead", "dropped", "purged")
+
+#: What is counted besides: refusals never entered, and the others are moves or losses of what has
+#: been counted already.
+EVENTS = ("refused", "overshoot", "given_back", "reclaimed", "dead_trimmed", "results_lost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLedger:
+    """The ledger of one queue, and where its messages are.
+
+    Attributes:
+        delayed: messages that wait for their time.
+        unacked: messages that workers hold, by the ledger.
+        dead_letters: dead letters that are kept now; the counter `dead` also has those that left.
+        unfinalised: dropped messages whose results do not say so yet.
+        oldest_seconds: age of the oldest waiting message, None when none has a stamp.
+        recorded: messages that workers hold, by the records; None when they were not counted.
+    """
+
+    queue: str
+    waiting: int = 0
+    delayed: int = 0
+    unacked: int = 0
+    dead_letters: int = 0
+    unfinalised: int = 0
+    waiting_bytes: int = 0
+    oldest_seconds: float | None = None
+    recorded: int | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, counter: str) -> int:
+        return self.counters.get(counter, 0)
+
+    @property
+    def arrived(self) -> int:
+        """Messages that came to the queue."""
+        return sum(self[name] for name in ARRIVALS)
+
+    @property
+    def gone(self) -> int:
+        """Messages that have ended, or left."""
+        return sum(self[name] for name in ENDINGS + DEPARTURES)
+
+    @property
+    def difference(self) -> int:
+        """Messages that came and are nowhere; negative when some were never counted in.
+
+        >>> QueueLedger(queue="q", waiting=2, counters={"accepted": 5, "done": 3}).difference
+        0
+        """
+        return self.arrived - self.waiting - self.delayed - self.unacked - self.gone
+
+    @property
+    def misheld(self) -> int:
+        """Messages in the records less those of the ledger; 0 when they were not counted."""
+        return 0 if self.recorded is None else self.recorded - self.unacked
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether something was dropped, or the ledger does not add up."""
+        return self["dropped"] > 0 or self.difference != 0 or self.misheld != 0
+
+    def remarks(self) -> Iterator[str]:
+        """Yield a sentence for each reason why the queue is incomplete, with what to do."""
+        if dropped := self["dropped"]:
+            yield f"{_messages(dropped)} dropped by the queue's overflow policy"
+        if self["results_lost"]:
+            yield f"{_messages(self['results_lost'])} dropped whose results will never say so"
+        if self.difference > 0:
+            yield (
+                f"{_messages(self.difference)} left uncounted: taken by a stock worker or deleted "
+                "by hand; --rebase books them"
+            )
+        if self.difference < 0:
+            yield (
+                f"{_messages(-self.difference)} came uncounted: sent by a stock producer or before "
+                "there was a ledger; --rebase books them"
+            )
+        if self.misheld:
+            yield (
+                f"the records hold {_messages(self.recorded or 0)} unacknowledged, the ledger says "
+                f"{self.unacked:,}: stock tools moved some; --rebase corrects the ledger"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every figure under its public name."""
+        figures: dict[str, Any] = {
+            "queue": self.queue,
+            "waiting": self.waiting,
+            "delayed": self.delayed,
+            "unacked": self.unacked,
+            "waiting_bytes": self.waiting_bytes,
+            "oldest_seconds": self.oldest_seconds,
+            "dead_letters": self.dead_letters,
+            "unfinalised": self.unfinalised,
+        }
+        figures |= {name: self[name] for name in ARRIVALS + ENDINGS + DEPARTURES + EVENTS}
+        if self.recorded is not None:
+            figures["recorded_unacked"] = self.recorded
+        figures |= {"difference": self.difference, "incomplete": self.is_incomplete}
+        return figures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """The ledgers of all queues at one moment of the server's clock."""
+
+    server_ms: int
+    queues: tuple[QueueLedger, ...]
+
+    def __getitem__(self, queue: str) -> QueueLedger:
+        return next(one for one in self.queues if one.queue == queue)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the ledger of any queue is."""
+        return any(queue.is_incomplete for queue in self.queues)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every figure under its public name."""
+        return {
+            "server_ms": self.server_ms,
+            "incomplete": self.is_incomplete,
+            "queues": [queue.as_json() for queue in self.queues],
+        }
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count:,} messages"

@@ -1,0 +1,53 @@
+-- ledger: read where the messages of every queue are, and how they ended, at one moment.
+--
+-- KEYS:  1 unacked hash            2 origins hash
+--        then per queue: ledger, delayed set, dead letters, dropped messages, ready lists
+-- ARGV:  1 number of ready lists of a queue
+--        2 "1" to count the unacknowledged messages of each queue in the records
+-- Reply: {server time in ms,
+--         then per queue {waiting, delayed, dead letters, dropped messages that wait for a result,
+--                         ms stamp of the oldest waiting message or "", messages in the records,
+--                         counter, value, counter, value ...}}
+
+local lists = tonumber(ARGV[1])
+
+-- A record without an origin is a stock worker's; an origin without a record is one that stock tools
+-- took away.
+local recorded = {}
+if ARGV[2] == '1' then
+  local origins = redis.call('HGETALL', KEYS[2])
+  for i = 1, #origins, 2 do
+    if redis.call('HEXISTS', KEYS[1], origins[i]) == 1 then
+      recorded[origins[i + 1]] = (recorded[origins[i + 1]] or 0) + 1
+    end
+  end
+end
+
+-- The stamp is the last thing in a text, so its tail is enough, however large the message is.
+local function stamp_of(text)
+  return tonumber(string.match(string.sub(text, -300), '.*,"celeriac":{"at":(%d+)'))
+end
+
+local time = redis.call('TIME')
+local reply = {tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)}
+for key = 3, #KEYS, 4 + lists do
+  local waiting, records, oldest = 0, 0, nil
+  for l = key + 4, key + 3 + lists do
+    waiting = waiting + redis.call('LLEN', KEYS[l])
+    records = records + (recorded[KEYS[l]] or 0)
+    local text = redis.call('LINDEX', KEYS[l], -1)
+    local stamp = text and stamp_of(text)
+    if stamp and (not oldest or stamp < oldest) then oldest = stamp end
+  end
+  local row = {
+    waiting,
+    redis.call('ZCARD', KEYS[key + 1]),
+    redis.call('LLEN', KEYS[key + 2]),
+    redis.call('LLEN', KEYS[key + 3]),
+    oldest and string.format('%.0f', oldest) or '',
+    records,
+  }
+  for _, value in ipairs(redis.call('HGETALL', KEYS[key])) do row[#row + 1] = value end
+  reply[#reply + 1] = row
+end
+return reply
