@@ -6,6 +6,8 @@
     ├── TopologyError        (also a ValueError)      the queue table cannot be used
     ├── UnknownLevel         (also a ValueError)      a priority level that nobody serves
     ├── QueueFull                                     a queue's bound refused a message
+    ├── MessageTooLarge                               a message is bigger than its queue allows
+    ├── Dropped                                       a queue's bound dropped an accepted message
     ├── PublishRefused                                some messages of a bulk call were refused
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
@@ -23,7 +25,9 @@ from kombu.exceptions import OperationalError
 
 __all__ = [
     "BrokerUnreachable",
+    "Dropped",
     "EngineError",
+    "MessageTooLarge",
     "PublishRefused",
     "QueueFull",
     "RoutingError",
@@ -49,31 +53,82 @@ class UnknownLevel(RoutingError, ValueError):
 
 
 class QueueFull(RoutingError):
-    """A queue's ``max_length`` refused a message; it was not published.
+    """A queue's bound refused a message; it was not published.
 
-    Try again after ``retry_after`` seconds, add workers, or raise ``max_length``.
+    Try again after ``retry_after`` seconds, add workers, or raise the bound.
 
     Attributes:
         queue: the queue that is full.
-        length: messages that wait in it.
-        limit: its ``max_length``.
+        length: messages (or bytes) that wait in it.
+        limit: its ``max_length`` (or ``max_bytes``).
         retry_after: seconds after which trying again is sensible.
+        unit: what is counted, "messages" or "bytes".
     """
 
     def __init__(
-        self, queue: str, length: int = 0, limit: int = 0, retry_after: float = 1.0
+        self,
+        queue: str,
+        length: int = 0,
+        limit: int = 0,
+        retry_after: float = 1.0,
+        unit: str = "messages",
     ) -> None:
-        super().__init__(queue, length, limit, retry_after)
+        super().__init__(queue, length, limit, retry_after, unit)
         self.queue = queue
         self.length = length
         self.limit = limit
         self.retry_after = retry_after
+        self.unit = unit
+
+    def __str__(self) -> str:
+        bound = "max_bytes" if self.unit == "bytes" else "max_length"
+        return (
+            f"queue {self.queue!r} is full: {self.length} of at most {self.limit} {self.unit} "
+            f"wait; try again in about {self.retry_after:.1f} s, add workers, or raise {bound}"
+        )
+
+
+class MessageTooLarge(RoutingError):
+    """A message is bigger than its queue allows; it was not published, and never will be.
+
+    Send a reference to the data instead, or raise the bound.
+
+    Attributes:
+        queue: the queue.
+        size_bytes: bytes of the message, as it would be stored.
+        limit_bytes: the queue's ``max_message_bytes`` (or ``max_bytes``, where that is less).
+    """
+
+    def __init__(self, queue: str, size_bytes: int = 0, limit_bytes: int = 0) -> None:
+        super().__init__(queue, size_bytes, limit_bytes)
+        self.queue = queue
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
 
     def __str__(self) -> str:
         return (
-            f"queue {self.queue!r} is full: {self.length} of at most {self.limit} messages wait; "
-            f"try again in about {self.retry_after:.1f} s, add workers, or raise max_length"
+            f"queue {self.queue!r} takes messages of at most {self.limit_bytes} bytes, got one of "
+            f"{self.size_bytes}: send a reference to the data, or raise max_message_bytes"
         )
+
+
+class Dropped(RoutingError):
+    """A queue's bound dropped this message after it was accepted; the task did not run.
+
+    This is what ``AsyncResult.get()`` raises for it. Send it again if it is still wanted.
+
+    Attributes:
+        queue: the queue that was full.
+        policy: its overflow policy.
+    """
+
+    def __init__(self, queue: str, policy: str = "") -> None:
+        super().__init__(queue, policy)
+        self.queue = queue
+        self.policy = policy
+
+    def __str__(self) -> str:
+        return f"dropped: queue {self.queue!r} was full, and its overflow policy is {self.policy!r}"
 
 
 class PublishRefused(RoutingError):

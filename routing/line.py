@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from celery import signals
@@ -13,22 +12,14 @@ from kombu.exceptions import OperationalError
 from routing.amqp import unreachable
 from routing.call import Call
 from routing.capture import Capture, Outgoing
-from routing.errors import QueueFull
-
-#: Seconds after which a full queue may have room; no rate is known here.
-RETRY_AFTER_SECONDS = 1.0
+from routing.errors import MessageTooLarge
+from routing.overflow import Overflow
+from routing.receipts import Refusal
+from routing.redis.bounds import Terms
+from routing.redis.gathering import Lane
 
 #: Position of an item in its chunk -> why it was refused.
-Refused = dict[int, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """What messages share that travel in one call."""
-
-    queue: str
-    priority: int
-    exempt: bool
+Refused = dict[int, Refusal]
 
 
 class Line:
@@ -66,21 +57,8 @@ class Line:
         return outgoing
 
     def ensure(self, publish: Callable[[], Any], options: Mapping[str, Any]) -> Any:
-        """Call what publishes, again after a lost connection, as ``Producer.publish`` does.
-
-        Raises:
-            BrokerUnreachable: the retries of the publish policy are spent.
-        """
-        connection = self.producer.connection
-        errors = (OperationalError, *connection.recoverable_connection_errors)
-        policy = options.get("retry_policy") or {}
-        try:
-            if not options.get("retry"):
-                return publish()
-            connection.transport_options.update(policy)
-            return connection.ensure(self.producer, publish, **policy)()
-        except errors as error:
-            raise unreachable(error, connection) from error
+        """Call what publishes; see `ensure`."""
+        return ensure(self.producer, publish, options)
 
     def declare(self, entities: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Declare what a message needs, once a connection."""
@@ -89,15 +67,24 @@ class Line:
             self.producer.maybe_declare(entity, retry=options.get("retry"), **policy)
 
     def push(self, lane: Lane, positions: Sequence[int], texts: Sequence[str]) -> Refused:
-        """Push texts in one call; refuse what the queue has no room for."""
-        pushed = self.producer.channel.push(
-            lane.queue, texts, priority=lane.priority, exempt=lane.exempt
-        )
-        if pushed.accepted == len(texts):
-            return {}
-        length = pushed.length + pushed.accepted
-        full = QueueFull(lane.queue, length, pushed.limit, RETRY_AFTER_SECONDS)
-        return dict.fromkeys(positions[pushed.accepted :], str(full))
+        """Push texts in one call; refuse what is too large, or what the queue has no room for."""
+        channel = self.producer.channel
+        overflow: Overflow = channel.overflow(lane.queue)
+        refused: Refused = {}
+        if not lane.exempt and overflow.largest is not None:
+            refused = _too_large(overflow, positions, texts)
+            fitting = [
+                pair for pair in zip(positions, texts, strict=True) if pair[0] not in refused
+            ]
+            if not fitting:
+                return refused
+            positions, texts = zip(*fitting, strict=True)
+        terms: Terms = "exempt" if lane.exempt else ""
+        pushed = channel.push(lane.queue, texts, priority=lane.priority, terms=terms)
+        if pushed.accepted < len(texts):
+            full = Refusal("full", str(overflow.full(pushed, len(texts))))
+            refused.update(dict.fromkeys(positions[pushed.accepted :], full))
+        return refused
 
     def tell_backend(self, task_ids: Sequence[str]) -> None:
         """Tell the result backend about calls whose results it may be asked for.
@@ -134,3 +121,36 @@ class Line:
             retry=options.get("retry"),
             retry_policy=options.get("retry_policy"),
         )
+
+
+def ensure(producer: Any, publish: Callable[[], Any], options: Mapping[str, Any]) -> Any:
+    """Call what publishes, again after a lost connection, as ``Producer.publish`` does.
+
+    Arguments:
+        producer: whose connection it uses.
+        publish: what publishes.
+        options: publishing options; ``retry`` and ``retry_policy`` count.
+
+    Raises:
+        BrokerUnreachable: the retries of the publish policy are spent.
+    """
+    connection = producer.connection
+    errors = (OperationalError, *connection.recoverable_connection_errors)
+    policy = options.get("retry_policy") or {}
+    try:
+        if not options.get("retry"):
+            return publish()
+        connection.transport_options.update(policy)
+        return connection.ensure(producer, publish, **policy)()
+    except errors as error:
+        raise unreachable(error, connection) from error
+
+
+def _too_large(overflow: Overflow, positions: Sequence[int], texts: Sequence[str]) -> Refused:
+    refused: Refused = {}
+    for position, text in zip(positions, texts, strict=True):
+        try:
+            overflow.check_size(text)
+        except MessageTooLarge as error:
+            refused[position] = Refusal("too_large", str(error))
+    return refused

@@ -6,7 +6,8 @@ Each item gets a receipt:
 - an item that cannot be a message (not JSON, wrong arguments, an invalid model) is refused; the
   others go on;
 - when the queue is full, the rest of the chunk is refused, and the next chunk is tried, as workers
-  make room all the time. Nothing is dropped without a receipt;
+  make room all the time. Nothing is refused without a receipt. A queue with ``overflow = "block"``
+  is waited for first, as long as it makes room;
 - a chunk whose answer was lost with the connection is sent again by Celery's publish retry policy,
   so some of its messages may arrive twice, as with ``apply_async``. When the retries are spent,
   `BrokerUnreachable` carries the receipts of the chunks before; the last chunk may have arrived.
@@ -88,7 +89,7 @@ def send(call: Call, items: Iterable[Any]) -> Receipts:
     for first in _noting(source, receipts):
         chunk = _Chunk(call, chain([first], source))
         try:
-            with _producer(call) as producer:
+            with producer_for(call.app, call.options) as producer:
                 chunk.send(writer_for(Line(call, producer)))
         except BrokerUnreachable as error:
             raise BrokerUnreachable(str(error), receipts) from error.__cause__
@@ -161,9 +162,10 @@ def _run_eagerly(call: Call, items: Iterable[Any], receipts: Receipts) -> None:
 
 
 @contextmanager
-def _producer(call: Call) -> Iterator[Any]:
-    if connection := call.options.get("connection"):
-        yield call.app.amqp.Producer(connection, auto_declare=False)
+def producer_for(app: Any, options: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the producer that these publishing options ask for, as ``send_task`` does."""
+    if connection := options.get("connection"):
+        yield app.amqp.Producer(connection, auto_declare=False)
         return
-    with call.app.producer_or_acquire(call.options.get("producer")) as producer:
+    with app.producer_or_acquire(options.get("producer")) as producer:
         yield producer

@@ -20,9 +20,11 @@ from kombu.utils.json import dumps
 from routing.amqp import unreachable
 from routing.capture import Outgoing
 from routing.envelope import Envelope, Representation, new_ids
-from routing.errors import QueueFull, RoutingError
-from routing.line import Lane, Line, Refused
+from routing.errors import MessageTooLarge, QueueFull, RoutingError
+from routing.line import Line, Refused
+from routing.receipts import Refusal
 from routing.redis.exempt import is_exempt
+from routing.redis.gathering import Lane
 
 
 class Writer(Protocol):
@@ -221,14 +223,19 @@ class NotSerializable(Exception):
         return f"the arguments cannot be serialized: {self.args[0]}"
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception) -> Refusal:
     """Return why an item was refused, for its receipt.
 
     Raises:
         RoutingError: it is no fault of the item, so the call ends.
     """
-    if isinstance(error, QueueFull | NotSerializable):
-        return str(error)
-    if isinstance(error, RoutingError):
-        raise error
-    return f"{type(error).__name__}: {error}"
+    match error:
+        case QueueFull():
+            return Refusal("full", str(error))
+        case MessageTooLarge():
+            return Refusal("too_large", str(error))
+        case NotSerializable():
+            return Refusal("invalid", str(error))
+        case RoutingError():
+            raise error
+    return Refusal("invalid", f"{type(error).__name__}: {error}")

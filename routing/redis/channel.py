@@ -16,21 +16,20 @@ import redis
 from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
-from routing.errors import QueueFull
 from routing.evidence import Evidence
+from routing.overflow import Overflow
+from routing.redis import gathering
 from routing.redis.aliases import stock_url
+from routing.redis.bounds import Terms
 from routing.redis.courier import Courier
 from routing.redis.exempt import is_exempt
+from routing.redis.gathering import Lane
 from routing.redis.keys import Keys
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.verbs import Pushed, Verbs
 from routing.runtime import Runtime, lookup
 
 logger = logging.getLogger(__name__)
-
-#: Seconds after which a producer whose message was refused may find room: no rate is known at this
-#: point.
-RETRY_AFTER_SECONDS = 1.0
 
 
 class EngineMixin:
@@ -86,18 +85,30 @@ class EngineMixin:
 
     # -- publishing
 
+    def overflow(self, queue: str) -> Overflow:
+        """Return what becomes of messages for which a queue has no room."""
+        runtime = self.runtime
+        # A worker that waited for room would wait for itself.
+        return Overflow(
+            topology=runtime.topology, queue=queue, may_wait=not runtime.holdings.durable
+        )
+
     def push(
         self,
         queue: str,
         texts: Sequence[str | bytes],
         *,
         priority: int = 0,
-        exempt: bool = False,
-        whole: bool = False,
+        terms: Terms = "",
     ) -> Pushed:
-        """Append complete messages to a queue; see `Verbs.push`."""
-        client = self.plain_client
-        return self.verbs.push(client, queue, texts, priority=priority, exempt=exempt, whole=whole)
+        """Append complete messages to a queue; see `Overflow.push` and `Verbs.push`."""
+
+        def push(some: Sequence[str | bytes], on_terms: Terms) -> Pushed:
+            return self.verbs.push(
+                self.plain_client, queue, some, priority=priority, terms=on_terms
+            )
+
+        return self.overflow(queue).push(push, texts, terms)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         this: Any = self
@@ -106,11 +117,23 @@ class EngineMixin:
             this._put_stock(queue, message, **kwargs)
             return
         priority = this._get_message_priority(message, reverse=False)
-        pushed = self.push(queue, [dumps(message)], priority=priority, exempt=is_exempt(headers))
-        if not pushed.accepted:
-            raise QueueFull(queue, pushed.length, pushed.limit, RETRY_AFTER_SECONDS)
+        self._put_text(
+            Lane(queue=queue, priority=priority, exempt=is_exempt(headers)), dumps(message)
+        )
         if queue in this._expires:
             this._maybe_update_queues_expire(self.plain_client, queue)
+
+    def _put_text(self, lane: Lane, text: str) -> None:
+        overflow = self.overflow(lane.queue)
+        if not lane.exempt:
+            overflow.check_size(text)
+        if (gathered := gathering.current()) is not None:
+            gathered.add(lane, text)
+            return
+        terms: Terms = "exempt" if lane.exempt else ""
+        pushed = self.push(lane.queue, [text], priority=lane.priority, terms=terms)
+        if not pushed.accepted:
+            raise overflow.full(pushed, 1)
 
     def _put_stock(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         super()._put(queue, message, **kwargs)  # type: ignore[misc]

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from routing.config import Topology
+from routing.redis.bounds import Terms, bounds_of
 from routing.redis.delays import Delay
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Fetch, Settlement
@@ -33,15 +34,20 @@ NOTHING = Settlement([])
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What a push did: the first `accepted` messages were appended, the rest refused.
+    """What a push did: the first `accepted` messages are the queue's, the rest refused.
 
     `length` is the number of messages that waited before, `limit` the queue's max_length (0 for
-    none).
+    none), `size_bytes` the bytes that waited before, where the queue has max_bytes. `dropped`
+    messages were dropped by the queue's policy, of these or of those that waited. `age_ms` is the
+    age of the oldest waiting message when messages were refused (0 when it is not known).
     """
 
     accepted: int
     length: int
     limit: int
+    size_bytes: int = 0
+    dropped: int = 0
+    age_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +103,26 @@ class Verbs:
         texts: Sequence[str | bytes],
         *,
         priority: int = 0,
-        exempt: bool = False,
-        whole: bool = False,
+        terms: Terms = "",
     ) -> Pushed:
-        """Append messages to a queue, as far as its bound allows.
+        """Append messages to a queue, as far as its bounds and its policy allow.
 
         Arguments:
             client: a client that adds no key prefix.
             texts: complete kombu messages as JSON, oldest first; a few hundred a call is sensible.
+                Without any, nothing is changed: the reply says how much waits.
             priority: kombu's priority step, 0 is taken first.
-            exempt: the work was accepted before; it is never refused, and counted as overshoot.
-            whole: accept all of them or none.
+            terms: whether the bounds hold for these messages.
         """
-        limit = self.topology.queue(queue).max_length or 0
-        lists = self.keys.ready_lists(queue) if limit else []
-        keys = [
-            self.keys.ready(queue, priority),
-            self.keys.bell(queue),
-            self._ledger(queue),
-            *lists,
-        ]
-        reply = call(client, "push", keys, [limit, int(exempt), int(whole), *texts])
-        return Pushed(*(int(number) for number in reply))
+        bounds = bounds_of(self.topology, queue)
+        keys = [self.keys.ready(queue, priority), self.keys.bell(queue), self._ledger(queue)]
+        if bounds.are_set:
+            keys += [self.keys.dropped(queue), self.keys.dead(queue), *self.keys.ready_lists(queue)]
+        else:
+            keys += ["", ""]
+        reply = call(client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *texts])
+        accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
+        return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
 
     def delay(
         self,

@@ -37,6 +37,7 @@ KINDS = {
     "delayed messages": "celeriac:delayed_messages:q",
     "ledger": "celeriac:ledger:q",
     "dead letters": "q.dead",
+    "dropped list": "q.dropped",
     "ready list": "q",
 }
 
@@ -62,7 +63,7 @@ def verbs() -> Verbs:
 
 #: verb -> (a call of it, the number of keys and of arguments after the numbered ones)
 CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
-    "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 10], 4, 2),
+    "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
     "delay": (
         lambda client: verbs().delay(client, "q", [Delay(5, "an-id", "{}")] * 2),
         [2, 0],

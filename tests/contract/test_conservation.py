@@ -53,18 +53,17 @@ class Conservation(RuleBasedStateMachine):
     @rule(
         queue=st.sampled_from(QUEUES),
         count=st.integers(1, 5),
-        exempt=st.booleans(),
-        whole=st.booleans(),
+        terms=st.sampled_from(["", "exempt", "whole"]),
     )
-    def push(self, queue: str, count: int, exempt: bool, whole: bool) -> None:
+    def push(self, queue: str, count: int, terms: str) -> None:
         ids = [f"{queue}-{self.count + n}" for n in range(count)]
         self.count += count
         texts = [task_message(queue=queue, message_id=i) for i in ids]
-        pushed = self.rig.push(texts, queue, exempt=exempt, whole=whole)
+        pushed = self.rig.push(texts, queue, terms=terms)
         room = count
-        if queue == "small" and not exempt:
+        if queue == "small" and terms != "exempt":
             room = max(0, min(count, LIMIT - len(self.ready[queue])))
-            room = 0 if whole and room < count else room
+            room = 0 if terms == "whole" and room < count else room
         assert pushed.accepted == room
         self.ready[queue] += ids[:room]
         self.accepted[queue] += room

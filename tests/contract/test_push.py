@@ -48,15 +48,15 @@ def test_a_bound_counts_what_waits_and_not_what_is_unacknowledged(rig: Rig) -> N
 
 def test_work_that_was_accepted_before_is_never_refused_and_counts_as_overshoot(rig: Rig) -> None:
     rig.push(numbered(2, queue="small"), "small")
-    pushed = rig.push(numbered(4, queue="small", first=3), "small", exempt=True)
+    pushed = rig.push(numbered(4, queue="small", first=3), "small", terms="exempt")
     assert pushed.accepted == 4
     assert rig.broker.ledger("small") == {"accepted": 6, "overshoot": 3}
 
 
 def test_a_group_is_accepted_whole_or_not_at_all(rig: Rig) -> None:
     rig.push(numbered(2, queue="small"), "small")
-    assert rig.push(numbered(2, queue="small", first=3), "small", whole=True).accepted == 0
-    assert rig.push(numbered(1, queue="small", first=3), "small", whole=True).accepted == 1
+    assert rig.push(numbered(2, queue="small", first=3), "small", terms="whole").accepted == 0
+    assert rig.push(numbered(1, queue="small", first=3), "small", terms="whole").accepted == 1
 
 
 def test_the_bell_is_rung_once_for_a_queue_that_nobody_has_looked_at(rig: Rig) -> None:

@@ -29,6 +29,7 @@ from routing import (
     install,
 )
 from routing.envelope import Representation, _encode, new_ids
+from routing.receipts import Refusal
 from tests.support.broker import Broker
 from tests.unit.routing.conftest import AppFactory
 
@@ -480,8 +481,10 @@ def test_ids_are_random_uuids(count: int) -> None:
 def test_receipts_keep_count_and_order(chunks: list[list[bool]]) -> None:
     receipts = Receipts()
     for chunk in chunks:
-        errors = {at: "no" for at, accepted in enumerate(chunk) if not accepted}
-        receipts.extend(new_ids(len(chunk)), errors)
+        refused = {
+            at: Refusal("invalid", "no") for at, accepted in enumerate(chunk) if not accepted
+        }
+        receipts.extend(new_ids(len(chunk)), refused)
     flat = [accepted for chunk in chunks for accepted in chunk]
     assert [receipt.accepted for receipt in receipts] == flat
     assert (receipts.accepted, receipts.refused) == (sum(flat), len(flat) - sum(flat))

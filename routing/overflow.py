@@ -1,0 +1,169 @@
+"""What becomes of messages for which a queue has no room, on the producer's side.
+
+The script decides in one step what is appended, refused or dropped (`push.lua`). Here a producer of
+a queue with ``overflow = "block"`` waits for room, what is refused becomes an error that says when
+to try again, and drops are logged. Channels call it for every message and every chunk.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from routing.config import QueueConfig, Topology
+from routing.drops import DROPS
+from routing.errors import MessageTooLarge, QueueFull
+from routing.redis.bounds import Terms, bounds_of
+from routing.redis.verbs import Pushed
+
+#: Seconds between a blocked producer's first two tries, and at most: a queue that makes room every
+#: few milliseconds is met at once, and a stalled one costs forty short calls a second.
+FIRST_WAIT_SECONDS = 0.001
+LONGEST_WAIT_SECONDS = 0.025
+
+#: Limits of what `QueueFull` proposes: below, a producer would spin; above, it would miss that
+#: workers have come back.
+RETRY_AFTER_SECONDS = (0.1, 60.0)
+
+#: Bytes that a push adds to a message: the server's time.
+STAMP_BYTES = len(',"celeriac":{"at":1700000000000}')
+
+#: Pushes these messages on these terms.
+Push = Callable[[Sequence[str | bytes], Terms], Pushed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overflow:
+    """Pushes to one queue as its policy says.
+
+    Attributes:
+        topology: the queue table.
+        queue: the queue.
+        may_wait: whether this process may block; a worker's own must not.
+    """
+
+    topology: Topology
+    queue: str
+    may_wait: bool
+
+    @property
+    def config(self) -> QueueConfig:
+        """The queue's entry in the table."""
+        return self.topology.queue(self.queue)
+
+    def push(self, push: Push, texts: Sequence[str | bytes], terms: Terms = "") -> Pushed:
+        """Push messages; what comes back refused stays refused.
+
+        For ``block`` it returns when all are accepted or ``block_timeout`` has passed without room
+        for the next one.
+        """
+        pushed = push(texts, terms)
+        if pushed.dropped and self.config.log_drops:
+            DROPS.note(self.queue, self.config.overflow, pushed.dropped)
+        if pushed.accepted < len(texts) and self._may_fit(len(texts), terms):
+            return self._push_the_rest(push, texts, terms, pushed)
+        return pushed
+
+    def _may_fit(self, count: int, terms: Terms) -> bool:
+        """Whether waiting helps: what never fits whole would wait for ever."""
+        limit = self.config.max_length
+        return not (terms == "whole" and limit is not None and count > limit)
+
+    def _push_the_rest(
+        self, push: Push, texts: Sequence[str | bytes], terms: Terms, pushed: Pushed
+    ) -> Pushed:
+        accepted, patience = pushed.accepted, Patience(self.block_seconds)
+        while accepted < len(texts) and patience.wait():
+            pushed = push(texts[accepted:], terms)
+            if pushed.accepted:
+                accepted += pushed.accepted
+                patience = Patience(self.block_seconds)
+        # What waited before all of this, so to say: the sum is what waits now.
+        length = pushed.length + pushed.accepted - accepted
+        return replace(pushed, accepted=accepted, length=length)
+
+    @property
+    def block_seconds(self) -> float:
+        """How long a producer waits for room; 0 where it must not wait."""
+        config = self.config
+        if config.overflow != "block" or not self.may_wait:
+            return 0.0
+        return float("inf") if config.block_timeout is None else config.block_timeout
+
+    def fits(self, found: Pushed, texts: Sequence[str | bytes]) -> bool:
+        """Return whether there is room for all of these beside what was found to wait."""
+        bounds = bounds_of(self.topology, self.queue)
+        size = sum(map(size_of, texts)) if bounds.max_bytes else 0
+        return (not bounds.max_length or found.length + len(texts) <= bounds.max_length) and (
+            not bounds.max_bytes or found.size_bytes + size <= bounds.max_bytes
+        )
+
+    def full(self, pushed: Pushed, count: int) -> QueueFull:
+        """Return the error for what was refused of so many messages."""
+        refused, waiting = count - pushed.accepted, pushed.length + pushed.accepted
+        retry_after = retry_after_seconds(pushed, refused)
+        max_length, max_bytes = pushed.limit, bounds_of(self.topology, self.queue).max_bytes
+        is_long = max_length and waiting + refused > max_length
+        if is_long and (waiting >= max_length or not (max_bytes and pushed.accepted)):
+            return QueueFull(self.queue, waiting, max_length, retry_after)
+        return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes")
+
+    def check_size(self, text: str | bytes) -> None:
+        """Refuse a message that is bigger than any of the queue may be.
+
+        Raises:
+            MessageTooLarge: it is.
+        """
+        limit = self.largest
+        if limit is None:
+            return
+        if (size := size_of(text)) > limit:
+            raise MessageTooLarge(self.queue, size, limit)
+
+    @property
+    def largest(self) -> int | None:
+        """The most bytes that one message may have; None for no bound."""
+        config = self.config
+        return min((b for b in (config.max_message_bytes, config.max_bytes) if b), default=None)
+
+
+class Patience:
+    """How long a blocked producer waits, and how often it looks.
+
+    Arguments:
+        seconds: how long in all.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._wait = FIRST_WAIT_SECONDS
+
+    def wait(self) -> bool:
+        """Wait a little longer than the last time; False when the time is over."""
+        remaining = self._until - time.monotonic()
+        if remaining <= 0:
+            return False
+        # Producers that were refused together must not come back together.
+        time.sleep(min(remaining, self._wait * random.uniform(0.5, 1)))
+        self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS)
+        return True
+
+
+def size_of(text: str | bytes) -> int:
+    """Return the bytes of a message as a queue stores it."""
+    is_bytes = isinstance(text, bytes) or text.isascii()
+    return STAMP_BYTES + (len(text) if is_bytes else len(text.encode()))  # type: ignore[union-attr]
+
+
+def retry_after_seconds(pushed: Pushed, refused: int) -> float:
+    """Return after how many seconds there may be room for what was refused.
+
+    By Little's law: what waits has come in while the oldest message waited, so that many leave in
+    that time.
+    """
+    least, most = RETRY_AFTER_SECONDS
+    if not pushed.age_ms or not pushed.length:
+        return 1.0
+    return max(least, min(most, refused * pushed.age_ms / pushed.length / 1000))

@@ -1,0 +1,51 @@
+"""Messages that must be published together: kept until all of them are there.
+
+While a group or a chord is being published (`routing.whole`), channels put its messages here
+instead of pushing them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """What messages share that travel in one call."""
+
+    queue: str
+    priority: int
+    exempt: bool
+
+
+@dataclass(slots=True)
+class Gathering:
+    """Messages of one publication, by lane, in the order in which they were made."""
+
+    lanes: dict[Lane, list[str]] = field(default_factory=dict)
+
+    def add(self, lane: Lane, text: str) -> None:
+        """Keep a message."""
+        self.lanes.setdefault(lane, []).append(text)
+
+
+_CURRENT: ContextVar[Gathering | None] = ContextVar("celeriac_gathering", default=None)
+
+
+def current() -> Gathering | None:
+    """Return where this context's messages are gathered, None when they are pushed at once."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def gathering() -> Iterator[Gathering]:
+    """Gather what this context publishes meanwhile."""
+    gathered = Gathering()
+    token = _CURRENT.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _CURRENT.reset(token)
