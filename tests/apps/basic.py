@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import redis
 from celery import Celery
+from kombu import pools
 
 from routing import install
 
@@ -112,9 +114,13 @@ def create(
 
 def close(app: Celery) -> None:
     """Close every connection of an app; `Celery.close` only forgets them."""
-    if app._pool is not None:
-        app._pool.force_close_all(close_pool=False)
-    app.amqp.producer_pool.force_close_all(close_pool=False)
+    connection = app.connection_for_write()
+    app.amqp.producer_pool.force_close_all()
+    app.pool.force_close_all()
+    # kombu shares pools between the apps of a process, and an emptied pool blocks the next one.
+    for group in (pools.producers, pools.connections):
+        with suppress(KeyError):
+            del group[connection]
     if "result_consumer" in vars(app.backend):
         app.backend.result_consumer.stop()
     app.backend.client.connection_pool.disconnect()

@@ -145,7 +145,7 @@ def _add_retries(app: Celery, traces: Traces) -> None:
             else:
                 item.done(item.attempt)
 
-    @_batch_task(app, bind=True, max_retries=3)
+    @_batch_task(app, bind=True, max_retries=None)
     def all_again(self: Any, batch: Batch[int]) -> list[int]:
         if any(item.attempt < 2 for item in batch):
             raise self.retry(countdown=0)
