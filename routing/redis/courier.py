@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions
 
 from routing.credit import SETTLE_SECONDS, Room, should_call
+from routing.redis.alarm import Alarm
 from routing.redis.delivery import LOST, Delivery
 from routing.redis.flusher import Flusher
 from routing.redis.inbox import Inbox
@@ -72,6 +73,7 @@ class Courier:
         self._timer_set = False
         self._stopped = False
         self._flusher: Flusher | None = None
+        self._alarm = Alarm(self._ring_for_due)
 
     @property
     def is_out(self) -> bool:
@@ -88,6 +90,8 @@ class Courier:
             return False
         if self._holdings.returns_waiting:
             self._give_back_now()
+        if self._alarm.is_over():
+            self._empty.clear()
         rooms = [self._room(queue) for queue in self.channel.engine_queues]
         open_rooms = [room for room in rooms if room.credit > 0]
         unseen = [room for room in open_rooms if room.queue not in self._empty]
@@ -139,6 +143,7 @@ class Courier:
         self._rung = False
         bells = [self._verbs.keys.bell(room.queue) for room in rooms]
         self._send(["BRPOP", self._own_bell, *bells, BELL_SECONDS])
+        self._alarm.set(self._hub)
 
     def _send(self, args: Sequence[Any]) -> None:
         connection = self.channel.client.connection
@@ -202,6 +207,7 @@ class Courier:
         self._left = reply.left
         self._empty = {queue for queue, left in reply.left.items() if left == 0}
         self._last_reply = time.monotonic()
+        self._alarm.learn(due_ms=reply.next_due_ms, server_ms=reply.server_ms)
         if reply.counted and reply.arrivals:
             self._delivery.note_charged(reply.arrivals)
         self.inbox.add(reply.arrivals)
@@ -355,6 +361,10 @@ class Courier:
         if any(self._room(queue).credit > 0 for queue in others):
             self._ring()
 
+    def _ring_for_due(self) -> None:
+        if self._listening is not None and not self._rung and not self.channel.closed:
+            self._ring()
+
     def _ring(self) -> None:
         self._rung = True
         pipeline = self.channel.plain_client.pipeline(transaction=False)
@@ -397,5 +407,6 @@ class Courier:
 
     def close(self) -> None:
         """Stop for good; closing twice is safe."""
+        self._alarm.stop()
         if self._flusher is not None:
             self._flusher.stop()

@@ -21,32 +21,20 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """One message on its way to the delayed ones of its queue.
+    """One message on its way to the delayed ones of its queue."""
 
-    `wait_ms` counts from the moment at which the server takes it.
-    """
-
-    wait_ms: int
+    eta: datetime
     message_id: str
     text: str | bytes
 
-
-def wait_ms(headers: Mapping[str, Any]) -> int | None:
-    """Return how long a message has to wait from now, by this machine's clock.
-
-    0 when its time has come, None for a message without an ETA, or with one that is no time.
-    """
-    eta = _eta(headers)
-    return None if eta is None else max(0, math.ceil((eta - datetime.now(UTC)) / _MILLISECOND))
+    @property
+    def wait_ms(self) -> int:
+        """How long the message has to wait from now, by this machine's clock; 0 when it is due."""
+        return max(0, math.ceil((self.eta - datetime.now(UTC)) / _MILLISECOND))
 
 
-def due_ms(headers: Mapping[str, Any]) -> int | None:
-    """Return when a message is due, in milliseconds since 1970; None as for `wait_ms`."""
-    eta = _eta(headers)
-    return None if eta is None else math.ceil((eta - _EPOCH) / _MILLISECOND)
-
-
-def _eta(headers: Mapping[str, Any]) -> datetime | None:
+def eta_of(headers: Mapping[str, Any]) -> datetime | None:
+    """Return the ETA of a task message; None without one, or when it is no time."""
     try:
         eta: datetime | None = maybe_iso8601(headers.get("eta"))
     except (ValueError, TypeError, AttributeError):
@@ -55,3 +43,8 @@ def _eta(headers: Mapping[str, Any]) -> datetime | None:
         return eta
     # As Celery's worker reads it.
     return eta.replace(tzinfo=UTC)
+
+
+def in_ms(eta: datetime) -> int:
+    """Return a time in milliseconds since 1970, rounded up: nothing is early."""
+    return math.ceil((eta - _EPOCH) / _MILLISECOND)

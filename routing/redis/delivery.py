@@ -17,6 +17,7 @@ from redis import exceptions
 
 from routing.evidence import Evidence, of_error
 from routing.raw import wrap
+from routing.redis.delays import eta_of, in_ms
 from routing.redis.keys import dead_queue
 from routing.redis.records import State
 from routing.redis.verbs import Arrival
@@ -52,7 +53,9 @@ class Delivery:
             self._holdings.give_back(arrival.tag)
             return
         try:
-            callback(self.payload(arrival))
+            payload = self.payload(arrival)
+            if not self._postpone(arrival, payload):
+                callback(payload)
         except LOST:
             raise
         except NO_MESSAGE as error:
@@ -79,7 +82,26 @@ class Delivery:
             self._charged.discard(arrival.tag)
             properties["delivery_info"]["redelivered"] = True
             payload["headers"]["redelivered"] = True
+        if "due" in (payload.get("celeriac") or ()):
+            # The broker kept it until then; no clock of this machine is to hold it again.
+            payload["headers"]["eta"] = None
         return payload
+
+    def _postpone(self, arrival: Arrival, payload: dict[str, Any]) -> bool:
+        """Let the broker keep a message until its ETA, when its producer did not; say whether."""
+        headers = payload.get("headers") or {}
+        if "task" not in headers or (eta := eta_of(headers)) is None:
+            return False
+        self._channel.verbs.postpone(
+            self._channel.plain_client,
+            arrival.queue,
+            arrival.tag,
+            message_id=str(headers.get("id") or ""),
+            due_ms=in_ms(eta),
+        )
+        # It is no longer unacknowledged, so this frees the credit and counts nothing.
+        self._holdings.end(arrival.tag, "postponed")
+        return True
 
     def _bury(self, arrival: Arrival, evidence: Evidence, text: str = "") -> None:
         """End a message as a dead letter; what its result needs is the caller's business."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def verbs() -> Verbs:
 CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
     "delay": (
-        lambda client: verbs().delay(client, "q", [Delay(5, "an-id", "{}")] * 2),
+        lambda client: verbs().delay(client, "q", [Delay(datetime.now(UTC), "an-id", "{}")] * 2),
         [2, 0],
         0,
         # wait, id and text of two messages

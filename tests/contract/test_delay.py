@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from routing.redis.delays import Delay, due_ms, wait_ms
+import pytest
+
+from routing.redis.delays import Delay, eta_of, in_ms
 from routing.redis.verbs import Arrival
 from tests.support.messages import id_of, ids_of, task_message
 from tests.support.rig import Rig
@@ -18,9 +20,13 @@ LONG_MS = 3_600_000
 def delays(*waits_ms: int, first: int = 1, text: str = "") -> list[Delay]:
     """Return delays with the ids "1", "2", ..."""
     return [
-        Delay(wait, str(n), text or task_message(message_id=str(n)))
+        Delay(later(wait), str(n), text or task_message(message_id=str(n)))
         for n, wait in enumerate(waits_ms, start=first)
     ]
+
+
+def later(wait_ms: int) -> datetime:
+    return datetime.now(UTC) + timedelta(milliseconds=wait_ms)
 
 
 def due(rig: Rig, queue: str = "q", credit: int = 1000) -> list[Arrival]:
@@ -89,8 +95,8 @@ def test_a_message_returns_to_the_list_of_its_priority(rig: Rig) -> None:
 
 def test_equal_messages_stay_apart(rig: Rig) -> None:
     text = task_message(message_id="same")
-    rig.delay([Delay(0, "same", text)] * 3)
-    rig.delay([Delay(0, "same", text)])
+    rig.delay([Delay(later(0), "same", text)] * 3)
+    rig.delay([Delay(later(0), "same", text)])
     pause(0.01)
     assert fetched(rig.fetch()) == ["same"] * 4
 
@@ -98,7 +104,7 @@ def test_equal_messages_stay_apart(rig: Rig) -> None:
 def test_a_message_that_is_due_bears_the_time_from_which_its_age_counts(rig: Rig) -> None:
     before = rig.server_ms()
     text = task_message(message_id="1", body='"quoted" \\ [] 12345678901234567890')
-    rig.delay([Delay(20, "1", text + " \n")])
+    rig.delay([Delay(later(20), "1", text + " \n")])
     (arrival,) = due(rig)
     assert arrival.text.decode().startswith(text[:-1] + ',"celeriac":{"at":')
     mark = json.loads(arrival.text)["celeriac"]
@@ -204,14 +210,18 @@ def test_a_message_that_is_no_longer_held_is_not_postponed(rig: Rig) -> None:
 
 def test_an_eta_is_read_as_celery_reads_it() -> None:
     now = datetime.now(UTC)
-    later = now + timedelta(seconds=60)
-    for eta in (later, later.replace(tzinfo=None), later.astimezone()):
-        assert 59_000 < (wait_ms({"eta": eta.isoformat()}) or 0) <= 60_000
-        assert due_ms({"eta": eta.isoformat()}) == -(-int(later.timestamp() * 1e6) // 1000)
-    assert wait_ms({"eta": now.isoformat()}) == 0
+    for eta in (now, now.replace(tzinfo=None), now.astimezone()):
+        assert eta_of({"eta": eta.isoformat()}) == now
 
 
-def test_what_is_no_eta_delays_nothing() -> None:
-    for headers in ({}, {"eta": None}, {"eta": ""}, {"eta": "soon"}, {"eta": 12}, {"eta": []}):
-        assert wait_ms(headers) is None
-        assert due_ms(headers) is None
+def test_nothing_is_early_by_rounding() -> None:
+    eta = datetime.now(UTC) + timedelta(hours=1)
+    assert 0 <= in_ms(eta) - eta.timestamp() * 1000 < 1.001
+    assert 3_599_000 < Delay(eta, "", "").wait_ms <= 3_600_000
+    assert Delay(eta - timedelta(hours=2), "", "").wait_ms == 0
+
+
+@pytest.mark.parametrize("eta", [None, "", "soon", 12, [], {}], ids=str)
+def test_what_is_no_eta_delays_nothing(eta: object) -> None:
+    assert eta_of({"eta": eta}) is None
+    assert eta_of({}) is None
