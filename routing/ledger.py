@@ -93,13 +93,13 @@ class QueueLedger:
             yield f"{_messages(self['results_lost'])} dropped whose results will never say so"
         if self.difference > 0:
             yield (
-                f"{_messages(self.difference)} left uncounted: taken by a stock worker or deleted "
-                "by hand; --rebase books them"
+                f"{_messages(self.difference)} left uncounted (a stock worker, or by hand); "
+                "--rebase books that"
             )
         if self.difference < 0:
             yield (
-                f"{_messages(-self.difference)} came uncounted: sent by a stock producer or before "
-                "there was a ledger; --rebase books them"
+                f"{_messages(-self.difference)} came uncounted (a stock producer, or older than "
+                "the ledger); --rebase books that"
             )
         if self.misheld:
             yield (
