@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import WorkerLostError
 from celery.exceptions import Ignore, Reject
 from celery.worker import request as stock
 
@@ -68,13 +69,17 @@ class Request(stock.Request):
         """End the message as failed after a hard time limit, unless it is to run again."""
         if not soft:
             self._message.ending = "failed"
+            self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
         super().on_timeout(soft, timeout)
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
         """End the message by what was raised, unless Celery finds that it is to run again."""
-        self._message.ending = _ending_by(exc_info.exception)
+        error = _unwrapped(exc_info.exception)
+        self._message.ending = _ending_by(error)
+        if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+            self._message.loss = f"its process was lost on {self.hostname}: {error}"
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _success_was_stored(self) -> Any:
@@ -102,9 +107,11 @@ class Request(stock.Request):
             self._already_revoked = True
 
 
+def _unwrapped(exception: BaseException) -> BaseException:
+    return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
+
+
 def _ending_by(exception: BaseException) -> str:
-    if isinstance(exception, ExceptionWithTraceback):
-        exception = exception.exc
     if isinstance(exception, Reject):
         return "rejected"
     return "ignored" if isinstance(exception, Ignore) else "failed"

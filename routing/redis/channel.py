@@ -26,6 +26,7 @@ from routing.redis.exempt import is_exempt
 from routing.redis.gathering import Lane
 from routing.redis.keys import Keys
 from routing.redis.message import EngineMessage, EngineQoS
+from routing.redis.records import Mark
 from routing.redis.verbs import Pushed, Verbs
 from routing.runtime import Runtime, lookup
 
@@ -246,13 +247,17 @@ class EngineMixin:
         self.end(delivery_tag, "done")
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """End a message as rejected, or return it to its queue's front, charged as a delivery."""
+        """End a message as rejected, or return it to the front of its queue."""
         if not requeue:
             self.end(delivery_tag, "rejected")
             return
+        self.give_back(delivery_tag, Mark.REDELIVERED)
+
+    def give_back(self, tag: str, mark: Mark, evidence: str = "") -> None:
+        """Return a held message to the front of its queue; see `Holdings.give_back`."""
         holdings = self.runtime.holdings
-        if holdings.give_back(delivery_tag, charge=True) and holdings.carrier(delivery_tag) is None:
-            self._settle_now(delivery_tag)
+        if holdings.give_back(tag, mark, evidence) and holdings.carrier(tag) is None:
+            self._settle_now(tag)
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Return to their queues all messages that this channel holds and that have not ended."""

@@ -19,7 +19,7 @@ from routing.evidence import Evidence, of_error
 from routing.raw import wrap
 from routing.redis.delays import eta_of, in_ms
 from routing.redis.keys import dead_queue
-from routing.redis.records import State
+from routing.redis.records import Mark, State
 from routing.redis.verbs import Arrival
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Delivery:
                 arrival.queue,
                 extra={"event": "intake_failed"},
             )
-            self._holdings.give_back(arrival.tag, charge=True)
+            self._holdings.give_back(arrival.tag, Mark.CHARGED, "it could not be taken in")
 
     def payload(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message for kombu, under the tag that it is held by."""

@@ -13,23 +13,16 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 from routing.config import Topology
 from routing.evidence import Evidence
-from routing.redis.records import Burial, Ending, Fetch, Held, Settlement, State
+from routing.redis.records import Burial, Ending, Fetch, Held, Mark, Return, Settlement, State
 
 #: Most tags in one settlement: well below what one script call can unpack, and about 10 ms of the
 #: server.
 SETTLE_AT_MOST = 3000
-
-
-@dataclass(slots=True)
-class _Return:
-    tag: str
-    message_id: str
-    order: int
 
 
 class Carrier(Protocol):
@@ -67,7 +60,7 @@ class Holdings:
         self._ended: list[Ending] = []
         self._burials: dict[str, list[Burial]] = {}
         self._oldest_ending = 0.0
-        self._returns: dict[str, list[_Return]] = {}
+        self._returns: dict[str, list[Return]] = {}
         self._unread: list[Fetch] = []
         self._carriers: dict[str, Carrier] = {}
 
@@ -205,13 +198,19 @@ class Holdings:
             return True
         return self.end(tag, evidence.ending)
 
-    def give_back(self, tag: str, *, charge: bool = False) -> bool:
-        """Note that a message goes back to the front of its queue; False when it is not held."""
+    def give_back(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
+        """Note that a message goes back to the front of its queue; False when it is not held.
+
+        Arguments:
+            tag: the message.
+            mark: what its next worker must know.
+            evidence: why it is charged a delivery.
+        """
         with self._lock:
             held = self._drop(tag)
             if held is None:
                 return False
-            self._return(held, charge=charge)
+            self._return(held, mark, evidence)
         self._tell(held)
         return True
 
@@ -236,7 +235,9 @@ class Holdings:
             ]
             for held in chosen:
                 self._drop(held.tag)
-                self._return(held, charge=held.state is State.STARTED)
+                # Ending it early was the worker's choice, so it is not charged.
+                begun = held.state in (State.HANDED, State.STARTED)
+                self._return(held, Mark.REDELIVERED if begun else Mark.NONE)
         return len(chosen)
 
     def _drop(self, tag: str) -> Held | None:
@@ -245,9 +246,9 @@ class Holdings:
             self._count[held.queue] -= 1
         return held
 
-    def _return(self, held: Held, *, charge: bool) -> None:
-        message_id = held.message_id if charge else ""
-        self._returns.setdefault(held.queue, []).append(_Return(held.tag, message_id, held.order))
+    def _return(self, held: Held, mark: Mark, evidence: str = "") -> None:
+        returned = Return(held.tag, held.message_id, mark, evidence, held.order)
+        self._returns.setdefault(held.queue, []).append(returned)
 
     def _tell(self, held: Held) -> None:
         if (carrier := self.carrier(held.tag)) is not None:
@@ -314,29 +315,29 @@ class Holdings:
             for queue, entries in burials.items():
                 self._burials.setdefault(queue, [])[:0] = entries
 
-    def take_returns(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Take what must be given back: per queue the (tag, id to charge or "") in fetch order."""
+    def take_returns(self) -> list[tuple[str, list[Return]]]:
+        """Take what must be given back: per queue, in fetch order."""
         with self._lock:
             returns, self._returns = self._returns, {}
             unread, self._unread = self._unread, []
         # What goes back last comes first: the newest fetch before what was held before it.
         taken = [
-            (queue, [(tag, "") for tag in fetch.tags(position)])
+            (queue, [Return(tag) for tag in fetch.tags(position)])
             for fetch in reversed(unread)
             for position, (queue, _) in enumerate(fetch.asked)
         ]
         taken += [
-            (queue, [(r.tag, r.message_id) for r in sorted(entries, key=lambda r: r.order)])
+            (queue, sorted(entries, key=lambda returned: returned.order))
             for queue, entries in returns.items()
         ]
         return taken
 
-    def restore_returns(self, returns: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+    def restore_returns(self, returns: Iterable[tuple[str, Sequence[Return]]]) -> None:
         """Take returns back whose call may not have arrived; giving back twice changes nothing."""
         with self._lock:
             for queue, entries in returns:
                 kept = self._returns.setdefault(queue, [])
-                kept[:0] = [_Return(tag, message_id, -1) for tag, message_id in entries]
+                kept[:0] = [replace(entry, order=-1) for entry in entries]
 
 
 def _keep_out_of_children(holdings: Holdings) -> None:

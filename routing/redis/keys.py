@@ -89,8 +89,17 @@ class Keys:
             f"{self.prefix}celeriac:leases",
             f"{self.prefix}celeriac:origins",
             self.deliveries(),
+            f"{self.prefix}celeriac:started",
         ]
 
     def deliveries(self) -> str:
-        """Return the hash message id -> deliveries that were charged."""
+        """Return the hash message id -> deliveries that were charged, and why the last one was."""
         return f"{self.prefix}celeriac:deliveries"
+
+    def workers(self) -> str:
+        """Return the hash first part of a worker's tags -> the worker's host name."""
+        return f"{self.prefix}celeriac:workers"
+
+    def reclaiming(self) -> str:
+        """Return the hash of when leases were last looked at, and may be taken again."""
+        return f"{self.prefix}celeriac:reclaim"

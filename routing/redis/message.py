@@ -12,6 +12,7 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from routing.payload import loads
+from routing.redis.records import Mark
 
 if TYPE_CHECKING:
     from routing.redis.channel import EngineMixin
@@ -23,11 +24,13 @@ class EngineMessage(virtual.Message):
     Attributes:
         ending: name of the counter that the ending belongs to; None means "done".
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
+        loss: how it took its process down; a message that goes back then is charged a delivery.
     """
 
     channel: EngineMixin
     ending: str | None = None
     ends_at_start = False
+    loss = ""
 
     def _decode(self) -> Any:
         return loads(self.body, self.content_type, self.content_encoding, self.accept)
@@ -40,7 +43,8 @@ class EngineMessage(virtual.Message):
     def reject(self, requeue: bool = False) -> None:
         """End the message as rejected, or return it to the front of its queue."""
         if requeue:
-            self.channel.basic_reject(self.delivery_tag, requeue=True)
+            mark = Mark.CHARGED if self.loss else Mark.REDELIVERED
+            self.channel.give_back(self.delivery_tag, mark, self.loss)
         else:
             self.channel.end(self.delivery_tag, self.ending or "rejected")
         self._state = "REQUEUED" if requeue else "REJECTED"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class State(IntEnum):
@@ -25,6 +25,33 @@ class Held:
     state: State = State.WAITING
     message_id: str = ""
     charged: bool = False
+
+
+class Mark(StrEnum):
+    """What is noted on a message that goes back to its queue."""
+
+    NONE = ""  #: nobody may have begun it
+    REDELIVERED = "redelivered"  #: it may have run in part: it was handed over
+    CHARGED = "charged"  #: the same, and it counts as a delivery that took a process down
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A held message that goes back to the front of its queue; the evidence says why charged."""
+
+    tag: str
+    message_id: str = ""
+    mark: Mark = Mark.NONE
+    evidence: str = ""
+    order: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Charges:
+    """How often a message took a process down, and how it did the last time."""
+
+    count: int = 0
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ SCRIPTS = {
         "purge",
         "ledger",
         "rebase",
+        "renew",
+        "reclaim",
     )
 }
 

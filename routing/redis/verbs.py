@@ -16,15 +16,21 @@ from routing.config import Topology
 from routing.redis.bounds import Terms, bounds_of
 from routing.redis.delays import Delay
 from routing.redis.keys import Keys
-from routing.redis.records import Burial, Fetch, Settlement
+from routing.redis.records import Burial, Charges, Fetch, Return, Settlement
 from routing.redis.scripts import call
 
 #: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
 #: of 1 MB messages from stalling the server, the wire and the worker's loop.
 FETCH_BYTES = 8 * 1024 * 1024
 
-#: Most (tag, id) pairs in one call that gives back.
-GIVE_BACK_AT_MOST = 1000
+#: Most messages in one call that gives back.
+GIVE_BACK_AT_MOST = 800
+
+#: Most leases in one call that renews: 3,900 kept the server busy for 10 ms.
+RENEW_AT_MOST = 1000
+
+#: Most messages that one call takes from workers that have gone.
+RECLAIM_AT_MOST = 500
 
 #: Most messages that one call buries: with the longest evidence that is some 3 MB.
 BURY_AT_MOST = 300
@@ -89,6 +95,10 @@ class Verbs:
 
     keys: Keys
     topology: Topology
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.topology.lease_seconds * 1000)
 
     def _ledger(self, queue: str) -> str:
         return self.keys.ledger(queue) if queue in self.topology.queues else ""
@@ -161,7 +171,7 @@ class Verbs:
         groups = settlement.groups()
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
-        args += [int(self.topology.lease_seconds * 1000), FETCH_BYTES, len(ids), *ids]
+        args += [self._lease_ms, FETCH_BYTES, len(ids), *ids]
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]
@@ -191,15 +201,46 @@ class Verbs:
             fetch, call(client, "exchange", *self.exchange_call(settlement, fetch))
         )
 
-    def give_back(self, client: redis.Redis, queue: str, entries: Sequence[tuple[str, str]]) -> int:
-        """Return messages to their queue: (tag, id to charge or "") in fetch order."""
+    def give_back(self, client: redis.Redis, queue: str, returns: Sequence[Return]) -> int:
+        """Return messages to the front of their queue, given in fetch order; returns how many."""
         keys = [*self.keys.records(), self.keys.bell(queue), self._ledger(queue)]
         returned = 0
         # The newest chunk goes first: each chunk passes the one before it.
-        for start in reversed(range(0, len(entries), GIVE_BACK_AT_MOST)):
-            chunk = entries[start : start + GIVE_BACK_AT_MOST]
-            returned += int(call(client, "give_back", keys, [v for pair in chunk for v in pair]))
+        for start in reversed(range(0, len(returns), GIVE_BACK_AT_MOST)):
+            chunk = returns[start : start + GIVE_BACK_AT_MOST]
+            args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
+            returned += int(call(client, "give_back", keys, args))
         return returned
+
+    def renew(
+        self, client: redis.Redis, hostname: str, held: Sequence[tuple[str, str]]
+    ) -> list[str]:
+        """Extend leases, in slices; returns the tags that are gone.
+
+        Arguments:
+            client: a client that adds no key prefix.
+            hostname: the worker's, for whoever finds its leases run out.
+            held: each tag, with the message's id when it was started, else "".
+        """
+        keys = [*self.keys.records(), self.keys.workers()]
+        gone: list[str] = []
+        for start in range(0, len(held), RENEW_AT_MOST):
+            chunk = held[start : start + RENEW_AT_MOST]
+            args = [self._lease_ms, hostname, *(v for pair in chunk for v in pair)]
+            gone += [tag.decode() for tag in call(client, "renew", keys, args)]
+        return gone
+
+    def reclaim(self, client: redis.Redis) -> int:
+        """Return messages of workers that have gone, of any queue, to the front of their queues.
+
+        Returns how many, at most `RECLAIM_AT_MOST`; -1 while everybody has time to renew, because
+        the broker was away.
+        """
+        keys = [*self.keys.records(), self.keys.workers(), self.keys.reclaiming()]
+        for queue in self.topology.queues:
+            keys += [self.keys.ledger(queue), self.keys.bell(queue)]
+        names = [json.dumps(queue) for queue in self.topology.queues]
+        return int(call(client, "reclaim", keys, [self._lease_ms, RECLAIM_AT_MOST, *names]))
 
     def bury(self, client: redis.Redis, queue: str, burials: Sequence[Burial]) -> Buried:
         """Move held messages of a queue to its dead letters, and trim these to their bounds.
@@ -223,7 +264,12 @@ class Verbs:
         keys += self.keys.ready_lists(queue)
         return int(call(client, "purge", keys, []))
 
-    def deliveries(self, client: redis.Redis, message_ids: Sequence[str]) -> dict[str, int]:
+    def deliveries(self, client: redis.Redis, message_ids: Sequence[str]) -> dict[str, Charges]:
         """Return how often each of these messages was charged a delivery, where it was."""
-        counts = client.hmget(self.keys.deliveries(), list(message_ids))
-        return {i: int(n) for i, n in zip(message_ids, counts, strict=True) if n}
+        texts: Any = client.hmget(self.keys.deliveries(), list(message_ids))
+        return {i: _charges(text) for i, text in zip(message_ids, texts, strict=True) if text}
+
+
+def _charges(text: bytes) -> Charges:
+    count, _, evidence = text.decode(errors="replace").partition(" ")
+    return Charges(int(count), evidence)

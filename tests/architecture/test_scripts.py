@@ -15,7 +15,7 @@ from routing.ledger import QueueLedger
 from routing.redis import books
 from routing.redis.delays import Delay
 from routing.redis.keys import Keys
-from routing.redis.records import Burial, Ending, Fetch, Settlement
+from routing.redis.records import Burial, Ending, Fetch, Return, Settlement
 from routing.redis.scripts import SCRIPTS, Script
 from routing.redis.verbs import Verbs
 
@@ -32,6 +32,9 @@ KINDS = {
     "leases": "celeriac:leases",
     "origins": "celeriac:origins",
     "deliveries": "celeriac:deliveries",
+    "started": "celeriac:started",
+    "workers": "celeriac:workers",
+    "reclaim": "celeriac:reclaim",
     "bell": "celeriac:bell:q",
     "delayed set": "celeriac:delayed:q",
     "delayed count": "celeriac:delayed_count",
@@ -90,7 +93,6 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         # the id; ending, count and tag; name, credit and number of lists
         1 + 3 + 3,
     ),
-    "give_back": (lambda client: verbs().give_back(client, "q", [("t", ""), ("u", "")]), 2, 0, 4),
     "bury": (
         lambda client: verbs().bury(client, "q", [Burial("t", "an-id", '"reason":"failed"}')]),
         [1, 0],
@@ -105,6 +107,15 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         0,
         0,
     ),
+    "give_back": (
+        lambda client: verbs().give_back(client, "q", [Return("t"), Return("u")]),
+        2,
+        0,
+        8,
+    ),
+    "renew": (lambda client: verbs().renew(client, "host", [("t", ""), ("u", "an-id")]), [], 0, 4),
+    # ledger and bell of the table's one queue; its name
+    "reclaim": (lambda client: verbs().reclaim(client), 0, 2, 1),
     "purge": (lambda client: verbs().purge(client, "q"), 0, 4, 0),
 }
 

@@ -43,6 +43,7 @@ class Conservation(RuleBasedStateMachine):
         self.count = 0
         self.ready: dict[str, list[str]] = {queue: [] for queue in QUEUES}
         self.unacked: dict[str, Arrival] = {}
+        self.started: set[str] = set()
         self.ended: Counter[tuple[str, str]] = Counter()
         self.accepted: Counter[str] = Counter()
 
@@ -78,6 +79,7 @@ class Conservation(RuleBasedStateMachine):
         endings = []
         for tag in settled:
             queue = self.unacked.pop(tag).queue
+            self.started.discard(tag)
             endings.append(Ending(queue, ending, tag, ""))
             self.ended[queue, ending] += 1
         reply = self.rig.exchange(Settlement(endings), **asked)
@@ -101,6 +103,27 @@ class Conservation(RuleBasedStateMachine):
             self.ready[queue][:0] = [id_of(arrival.text) for arrival in arrivals]
         for tag in tags:
             self.unacked.pop(tag)
+        self.started -= set(tags)
+
+    @rule(tags=st.lists(held, min_size=1, max_size=4, unique=True), gone=st.booleans())
+    def renew_what_was_started(self, tags: list[str], gone: bool) -> None:
+        there = [self.unacked[tag] for tag in tags if tag in self.unacked]
+        self.started |= {arrival.tag for arrival in there}
+        lost = [Arrival("w:0:1:1", "q", there[0].text)] if gone and there else []
+        assert self.rig.renew([*lost, *there], started=True) == [arrival.tag for arrival in lost]
+
+    @rule(tags=st.lists(consumes(held), min_size=1, max_size=4, unique=True))
+    def take_from_a_worker_that_has_gone(self, tags: list[str]) -> None:
+        taken = [self.unacked.pop(tag) for tag in tags]
+        charged = [id_of(arrival.text) for arrival in taken if arrival.tag in self.started]
+        self.started -= set(tags)
+        before = self.rig.deliveries()
+        self.rig.let_leases_run_out(taken)
+        assert self.rig.reclaim() == len(taken)
+        taken.sort(key=lambda arrival: [int(n) for n in arrival.tag.split(":")[1:]])
+        for arrival in reversed(taken):
+            self.ready[arrival.queue].insert(0, id_of(arrival.text))
+        assert self.rig.deliveries() == before | {i: before.get(i, 0) + 1 for i in charged}
 
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:
@@ -116,11 +139,12 @@ class Conservation(RuleBasedStateMachine):
 
     @invariant()
     def no_side_key_is_left_behind(self) -> None:
-        unacked, index, leases, origins, _ = self.rig.keys.records()
+        unacked, index, leases, origins, _, started = self.rig.keys.records()
         client = self.rig.broker.client
         tags = {tag.encode() for tag in self.unacked}
         assert set(client.hkeys(unacked)) == set(client.hkeys(origins)) == tags
         assert set(client.zrange(index, 0, -1)) == set(client.zrange(leases, 0, -1)) == tags
+        assert set(client.hkeys(started)) == {tag.encode() for tag in self.started}
 
     @invariant()
     def the_ledger_balances(self) -> None:

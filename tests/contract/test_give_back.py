@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from routing.redis.records import Charges, Mark, Return
 from tests.support.messages import ids_of, numbered, task_message
 from tests.support.rig import Rig
 
@@ -46,7 +47,7 @@ def test_a_charge_counts_each_delivery(rig: Rig) -> None:
     rig.give_back(rig.fetch(1), charge=True)
     rig.give_back(rig.fetch(2), charge=True)
     assert rig.deliveries() == {"1": 2, "2": 1}
-    assert rig.verbs.deliveries(rig.client, ["1", "2", "3"]) == {"1": 2, "2": 1}
+    assert rig.verbs.deliveries(rig.client, ["1", "2", "3"]) == {"1": Charges(2), "2": Charges(1)}
 
 
 def test_going_back_rings_the_bell(rig: Rig) -> None:
@@ -69,7 +70,7 @@ def test_tags_that_are_gone_are_passed_over(rig: Rig) -> None:
 def test_a_reply_that_nobody_read_goes_back_by_enumeration(rig: Rig) -> None:
     rig.push(numbered(3))
     rig.exchange(q=10)
-    entries = [(f"w:1:1:{n}", "") for n in range(1, 11)]
+    entries = [Return(f"w:1:1:{n}") for n in range(1, 11)]
     assert rig.verbs.give_back(rig.client, "q", entries) == 3
     assert rig.ready_ids() == ["1", "2", "3"]
 
@@ -102,3 +103,32 @@ def test_a_message_that_went_back_keeps_the_time_of_its_push(rig: Rig) -> None:
     rig.give_back(rig.fetch())
     (after,) = rig.broker.texts("q")
     assert json.loads(after)["celeriac"] == json.loads(before)["celeriac"]
+
+
+def test_the_evidence_of_the_last_charge_is_kept(rig: Rig) -> None:
+    rig.push(numbered(1))
+    rig.mark(rig.fetch(), Mark.CHARGED, "signal 9")
+    rig.mark(rig.fetch(), Mark.CHARGED, "out of memory")
+    charges = rig.verbs.deliveries(rig.client, ["1"])
+    assert charges == {"1": Charges(2, "out of memory")}
+
+
+def test_a_message_that_may_have_run_says_so_once(rig: Rig) -> None:
+    rig.push(numbered(1))
+    (before,) = rig.broker.texts("q")
+    for mark in (Mark.REDELIVERED, Mark.CHARGED, Mark.NONE):
+        rig.mark(rig.fetch(), mark)
+    (after,) = rig.broker.texts("q")
+    expected = json.loads(before)
+    expected["celeriac"]["redelivered"] = True
+    assert json.loads(after) == expected
+    assert after.count("redelivered") == 1
+    assert rig.deliveries() == {"1": 1}
+
+
+def test_a_message_of_a_stock_producer_is_marked_too(rig: Rig) -> None:
+    text = task_message(message_id="1", headers={"celeriac": {"at": 7}})
+    rig.client.lpush(rig.keys.ready("q"), text)
+    rig.mark(rig.fetch(), Mark.REDELIVERED)
+    (after,) = rig.broker.texts("q")
+    assert json.loads(after) == json.loads(text) | {"celeriac": {"redelivered": True}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -12,7 +11,7 @@ import redis
 from routing.config import Topology
 from routing.redis.delays import Delay
 from routing.redis.keys import Keys
-from routing.redis.records import Ending, Fetch, Settlement
+from routing.redis.records import Ending, Fetch, Mark, Return, Settlement
 from routing.redis.verbs import Arrival, Exchanged, Pushed, Verbs
 from tests.support.broker import Broker
 from tests.support.messages import id_of, ids_of
@@ -78,11 +77,30 @@ class Rig:
         self.exchange(Settlement(endings))
 
     def give_back(self, arrivals: Sequence[Arrival], *, charge: bool = False) -> int:
-        entries = [
-            (arrival.tag, json.loads(arrival.text)["headers"]["id"] if charge else "")
-            for arrival in arrivals
-        ]
-        return self.verbs.give_back(self.client, arrivals[0].queue, entries)
+        mark = Mark.CHARGED if charge else Mark.NONE
+        return self.mark(arrivals, mark)
+
+    def mark(self, arrivals: Sequence[Arrival], mark: Mark, evidence: str = "") -> int:
+        """Give back with a mark."""
+        returns = [Return(a.tag, id_of(a.text), mark, evidence) for a in arrivals]
+        return self.verbs.give_back(self.client, arrivals[0].queue, returns)
+
+    def renew(self, arrivals: Sequence[Arrival], *, started: bool = False) -> list[str]:
+        """Renew leases; returns the tags that are gone."""
+        held = [(a.tag, id_of(a.text) if started else "") for a in arrivals]
+        return self.verbs.renew(self.client, "w@test", held)
+
+    def let_leases_run_out(self, arrivals: Sequence[Arrival]) -> None:
+        """Set leases to a moment ago."""
+        expiry = int(self.broker.client.time()[0] * 1000 - 1000)
+        leases = self.keys.records()[2]
+        self.broker.client.zadd(leases, {arrival.tag: expiry for arrival in arrivals})
+
+    def reclaim(self) -> int:
+        """Take what has run out, as a worker does that has looked at leases all the time."""
+        beat = {"beat": int(self.broker.client.time()[0] * 1000), "not_before": 0}
+        self.broker.client.hset(self.keys.reclaiming(), mapping=beat)
+        return self.verbs.reclaim(self.client)
 
     def purge(self, queue: str = "q") -> int:
         return self.verbs.purge(self.client, queue)
@@ -99,4 +117,4 @@ class Rig:
 
     def deliveries(self) -> dict[str, int]:
         raw = self.broker.client.hgetall(self.keys.deliveries())
-        return {name.decode(): int(number) for name, number in raw.items()}
+        return {name.decode(): int(text.split(b" ", 1)[0]) for name, text in raw.items()}

@@ -1,16 +1,16 @@
 -- bury: move held messages to the dead letters of their queue, each with the evidence; trim these.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash
---        6 dead letters of the queue
---        7 ledger hash of the queue, or "" for none
+--        4 origins hash            5 deliveries hash           6 started hash
+--        7 dead letters of the queue
+--        8 ledger hash of the queue, or "" for none
 -- ARGV:  1 most dead letters       2 their highest age in milliseconds
 --        3... in turn: tag, message id or "", evidence as JSON without its opening brace,
 --        text to keep in the place of the held one or ""
 -- Reply: {messages buried, dead letters trimmed}; tags that are gone are passed over
 
 local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local dead, ledger = KEYS[6], KEYS[7]
+local STARTED, dead, ledger = KEYS[6], KEYS[7], KEYS[8]
 local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -35,6 +35,7 @@ for i = 3, #ARGV, 4 do
     redis.call('ZREM', INDEX, tag)
     redis.call('ZREM', LEASES, tag)
     redis.call('HDEL', ORIGINS, tag)
+    redis.call('HDEL', STARTED, tag)
     if id ~= '' then redis.call('HDEL', DELIVERIES, id) end
     if text == '' then text = string.match(record, '^%[(.*),"",".-"%]$') or record end
     local evidence = string.format('{"at":%.0f,"deliveries":%d,', now, delivered) .. rest

@@ -2,7 +2,7 @@
 -- a worker's unfinished messages never exceed its credit at any moment.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash
+--        4 origins hash            5 deliveries hash            6 started hash
 --        then one ledger per settled group ("" for none)
 --        then per asked queue: ledger ("" for none), bell, delayed set, delayed messages,
 --        ready lists in the order to pop
@@ -18,10 +18,10 @@
 --         time in ms at which the next delayed message of the asked queues is due, 0 for none,
 --         then per asked queue {messages left behind, message, message ...}}
 
-local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
 local groups, queues, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
-local key, arg = 6, 7
+local key, arg = 7, 7
 
 -- Calls a command with all values from ARGV[from] to ARGV[to], in pieces that Lua's stack holds.
 local function on_args(command, name, from, to)
@@ -43,6 +43,7 @@ for _ = 1, groups do
   on_args('ZREM', INDEX, from, to)
   on_args('ZREM', LEASES, from, to)
   on_args('HDEL', ORIGINS, from, to)
+  on_args('HDEL', STARTED, from, to)
   if KEYS[key] ~= '' and removed > 0 then
     redis.call('HINCRBY', KEYS[key], ending, removed)
     redis.call('HINCRBY', KEYS[key], 'unacked', -removed)

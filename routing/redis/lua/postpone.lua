@@ -1,10 +1,10 @@
 -- postpone: put a fetched message that is not due yet among the delayed ones of its queue.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash
---        6 delayed set of the queue         7 delayed messages of the queue
---        8 delayed count, which keeps equal messages apart
---        9 ledger hash of the queue, or "" for none
+--        4 origins hash            5 deliveries hash            6 started hash
+--        7 delayed set of the queue         8 delayed messages of the queue
+--        9 delayed count, which keeps equal messages apart
+--        10 ledger hash of the queue, or "" for none
 -- ARGV:  1 tag    2 message id    3 time in ms at which it is due
 -- Reply: 1, or 0 when the tag is gone
 
@@ -18,8 +18,9 @@ redis.call('HDEL', UNACKED, tag)
 redis.call('ZREM', INDEX, tag)
 redis.call('ZREM', LEASES, tag)
 redis.call('HDEL', ORIGINS, tag)
-local member = string.format('%016.0f#', redis.call('INCR', KEYS[8])) .. ARGV[2]
-redis.call('ZADD', KEYS[6], ARGV[3], member)
-redis.call('HSET', KEYS[7], member, #list .. ':' .. list .. text)
-if KEYS[9] ~= '' then redis.call('HINCRBY', KEYS[9], 'unacked', -1) end
+redis.call('HDEL', KEYS[6], tag)
+local member = string.format('%016.0f#', redis.call('INCR', KEYS[9])) .. ARGV[2]
+redis.call('ZADD', KEYS[7], ARGV[3], member)
+redis.call('HSET', KEYS[8], member, #list .. ':' .. list .. text)
+if KEYS[10] ~= '' then redis.call('HINCRBY', KEYS[10], 'unacked', -1) end
 return 1

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from routing.config import Topology
 from routing.redis.holdings import Holdings
-from routing.redis.records import Fetch, State
+from routing.redis.records import Fetch, Mark, State
 
 TABLE = Topology.load({"queues": {"a": {"prefetch": 5}, "b": {"prefetch": 2}}})
 
@@ -110,7 +110,7 @@ class HoldingsModel(RuleBasedStateMachine):
         assert self.holdings.endings_waiting == len(self.ended) - len(self.settled)
 
     def teardown(self) -> None:
-        returns = [tag for _, pairs in self.holdings.take_returns() for tag, _ in pairs]
+        returns = [entry.tag for _, group in self.holdings.take_returns() for entry in group]
         assert sorted(returns) == sorted(self.returned)
 
 
@@ -127,14 +127,18 @@ def test_what_was_handed_over_is_kept_when_the_connection_is_lost() -> None:
     assert holdings.held("a") == 2
 
 
-def test_only_what_was_started_is_charged_when_all_is_given_back() -> None:
+def marks_of_returns(holdings: Holdings) -> list[tuple[str, Mark]]:
+    return [(entry.tag, entry.mark) for _, group in holdings.take_returns() for entry in group]
+
+
+def test_what_had_begun_is_marked_and_not_charged_when_all_is_given_back() -> None:
     holdings = Holdings(TABLE)
     fetched(holdings, "1", "2")
     holdings.identify("1", "id-1")
     holdings.identify("2", "id-2")
     holdings.mark("2", State.STARTED)
     holdings.give_back_all()
-    assert holdings.take_returns() == [("a", [("1", ""), ("2", "id-2")])]
+    assert marks_of_returns(holdings) == [("1", Mark.NONE), ("2", Mark.REDELIVERED)]
 
 
 def test_returns_keep_the_order_of_their_fetch() -> None:
@@ -142,7 +146,7 @@ def test_returns_keep_the_order_of_their_fetch() -> None:
     fetched(holdings, "1", "2", "3")
     for tag in ("3", "1", "2"):
         holdings.give_back(tag)
-    assert holdings.take_returns() == [("a", [("1", ""), ("2", ""), ("3", "")])]
+    assert [tag for tag, _ in marks_of_returns(holdings)] == ["1", "2", "3"]
 
 
 def test_a_prefetch_is_changed_for_this_process() -> None:

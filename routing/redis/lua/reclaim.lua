@@ -1,0 +1,100 @@
+-- reclaim: return messages whose lease ran out to the front of their queues, in fetch order.
+--
+-- A beat tells an outage of the broker from the death of a worker: when nobody has called for a
+-- third of a lease, nobody could renew either, and everybody gets another lease of time.
+--
+-- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
+--        4 origins hash            5 deliveries hash            6 started hash
+--        7 workers hash            8 reclaim hash
+--        then per queue of the table: ledger, bell
+-- ARGV:  1 lease in milliseconds   2 most messages to take
+--        then per queue of the table: its name as JSON text
+-- Reply: number of messages that went back, or -1 while everybody has time to renew
+
+local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
+local WORKERS, RECLAIM = KEYS[7], KEYS[8]
+local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local state = redis.call('HMGET', RECLAIM, 'beat', 'not_before')
+local beat, not_before = tonumber(state[1] or 0), tonumber(state[2] or 0)
+redis.call('HDEL', RECLAIM, 'beat')
+redis.call('HSET', RECLAIM, 'beat', string.format('%.0f', now))
+if now - beat > lease / 3 then
+  redis.call('HSET', RECLAIM, 'not_before', string.format('%.0f', now + lease))
+  return -1
+end
+if now < not_before then return -1 end
+
+-- Adds the mark to the trailing object of a text; producers of stock Celery write none.
+local function redelivered(text)
+  local tail = string.match(string.sub(text, -300), ',"celeriac":({[^{}]*})}$')
+  if not tail then return string.sub(text, 1, -2) .. ',"celeriac":{"redelivered":true}}' end
+  if string.find(tail, '"redelivered":true', 1, true) then return text end
+  return string.sub(text, 1, -3) .. ',"redelivered":true}}'
+end
+
+-- Only what was started is charged: its neighbours did not take the worker down.
+local function charge(tag)
+  local id = redis.call('HGET', STARTED, tag)
+  if not id then return end
+  local worker = redis.call('HGET', WORKERS, string.match(tag, '^[^:]*')) or 'a worker'
+  local count = string.match(redis.call('HGET', DELIVERIES, id) or '0', '^%d+')
+  redis.call('HSET', DELIVERIES, id, (count + 1) .. ' the lease of ' .. worker .. ' ran out')
+end
+
+local expired = {}
+local until_now = string.format('(%.0f', now)
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', until_now, 'LIMIT', 0, 10 * most)) do
+  local courier, call, queue, n = string.match(tag, '^(.*):(%d+):(%d+):(%d+)$')
+  expired[#expired + 1] = {
+    tag = tag, courier = courier or tag,
+    tonumber(call or 0), tonumber(queue or 0), tonumber(n or 0),
+  }
+end
+table.sort(expired, function(a, b)
+  if a.courier ~= b.courier then return a.courier < b.courier end
+  for i = 1, 3 do
+    if a[i] ~= b[i] then return a[i] < b[i] end
+  end
+  return a.tag < b.tag
+end)
+
+local returned, reclaimed, bytes = 0, {}, {}
+-- Each push to the front passes the one before it, so the newest go first, also when it takes
+-- several calls.
+for i = #expired, math.max(1, #expired - most + 1), -1 do
+  local tag = expired[i].tag
+  local record = redis.call('HGET', UNACKED, tag)
+  local origin = redis.call('HGET', ORIGINS, tag)
+  local message, name = string.match(record or '', '^%[(.*),"",(".-")%]$')
+  redis.call('ZREM', LEASES, tag)
+  if message and origin then
+    redis.call('HDEL', UNACKED, tag)
+    redis.call('ZREM', INDEX, tag)
+    redis.call('HDEL', ORIGINS, tag)
+    charge(tag)
+    if string.sub(message, -1) == '}' then message = redelivered(message) end
+    redis.call('RPUSH', origin, message)
+    returned = returned + 1
+    reclaimed[name] = (reclaimed[name] or 0) + 1
+    bytes[name] = (bytes[name] or 0) + #message
+  end
+  redis.call('HDEL', STARTED, tag)
+end
+
+for q = 3, #ARGV do
+  local ledger, bell = KEYS[9 + (q - 3) * 2], KEYS[10 + (q - 3) * 2]
+  local count = reclaimed[ARGV[q]]
+  if count then
+    redis.call('HINCRBY', ledger, 'unacked', -count)
+    redis.call('HINCRBY', ledger, 'reclaimed', count)
+    redis.call('HINCRBY', ledger, 'bytes', bytes[ARGV[q]])
+    if redis.call('EXISTS', bell) == 0 then
+      redis.call('LPUSH', bell, '1')
+      redis.call('PEXPIRE', bell, 3600000)
+    end
+  end
+end
+return returned

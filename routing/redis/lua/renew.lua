@@ -1,0 +1,44 @@
+-- renew: extend the leases of what a worker holds, and note what it has started.
+--
+-- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
+--        4 origins hash            5 deliveries hash            6 started hash
+--        7 workers hash
+-- ARGV:  1 lease in milliseconds
+--        2 host name of the worker
+--        then tag and, when it has started, message id (else "") in turn
+-- Reply: {the tags that are gone}
+
+local INDEX, LEASES, STARTED, WORKERS = KEYS[2], KEYS[3], KEYS[6], KEYS[7]
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local expiry = string.format('%.0f', now + tonumber(ARGV[1]))
+local seconds = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
+
+local couriers, tags, ids = {}, {}, {}
+for i = 3, #ARGV - 1, 2 do
+  tags[#tags + 1], ids[#ids + 1] = ARGV[i], ARGV[i + 1]
+  couriers[string.match(ARGV[i], '^[^:]*')] = true
+end
+if #tags == 0 then return {} end
+
+-- Removing comes first: a server at its memory limit must not let leases run out.
+for courier in pairs(couriers) do
+  redis.call('HDEL', WORKERS, courier)
+  redis.call('HSET', WORKERS, courier, ARGV[2])
+end
+local gone, leases, scores, started = {}, {}, {}, {}
+for i, lease in ipairs(redis.call('ZMSCORE', LEASES, unpack(tags))) do
+  if lease then
+    leases[#leases + 1], leases[#leases + 2] = expiry, tags[i]
+    scores[#scores + 1], scores[#scores + 2] = seconds, tags[i]
+    if ids[i] ~= '' then started[#started + 1], started[#started + 2] = tags[i], ids[i] end
+  else
+    gone[#gone + 1] = tags[i]
+  end
+end
+if #leases > 0 then
+  redis.call('ZADD', LEASES, 'XX', unpack(leases))
+  redis.call('ZADD', INDEX, 'XX', unpack(scores))
+end
+if #started > 0 then redis.call('HSET', STARTED, unpack(started)) end
+return gone

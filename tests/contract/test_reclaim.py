@@ -1,0 +1,120 @@
+"""Leases: who renews keeps, who has gone loses, and an outage of the broker is nobody's death."""
+
+from __future__ import annotations
+
+import json
+
+from routing.redis.records import Charges
+from routing.redis.verbs import RECLAIM_AT_MOST
+from tests.support.messages import id_of, ids_of, numbered
+from tests.support.rig import LEASE_SECONDS, Rig
+
+
+def test_a_lease_that_ran_out_returns_its_message_to_the_front(rig: Rig) -> None:
+    rig.push(numbered(5))
+    rig.let_leases_run_out(rig.fetch(3))
+    assert rig.reclaim() == 3
+    assert rig.ready_ids() == ["1", "2", "3", "4", "5"]
+    assert rig.broker.holds_nothing()
+    assert rig.bells() == 1
+    ledger = rig.broker.ledger("q")
+    assert (ledger["accepted"], ledger["unacked"], ledger["reclaimed"]) == (5, 0, 3)
+
+
+def test_a_lease_that_runs_is_left_alone(rig: Rig) -> None:
+    rig.push(numbered(2))
+    mine, theirs = rig.fetch(1), rig.fetch(1)
+    rig.let_leases_run_out(mine)
+    assert rig.reclaim() == 1
+    assert rig.renew(theirs) == []
+    assert rig.broker.unacked() == 1
+
+
+def test_renewing_keeps_a_message_and_names_what_is_gone(rig: Rig) -> None:
+    rig.push(numbered(2))
+    first, second = rig.fetch(1), rig.fetch(1)
+    rig.let_leases_run_out([*first, *second])
+    assert rig.renew(second) == []
+    assert rig.reclaim() == 1
+    assert rig.renew([*first, *second]) == [first[0].tag]
+
+
+def test_a_renewal_is_seen_by_stock_workers(rig: Rig) -> None:
+    rig.push(numbered(1))
+    arrivals = rig.fetch()
+    index = rig.keys.records()[1]
+    rig.broker.client.zadd(index, {arrivals[0].tag: 1})
+    rig.renew(arrivals)
+    score = rig.broker.client.zscore(index, arrivals[0].tag)
+    assert abs(score - rig.broker.client.time()[0]) < 60
+
+
+def test_only_what_was_started_is_charged(rig: Rig) -> None:
+    rig.push(numbered(3))
+    arrivals = rig.fetch()
+    rig.renew(arrivals[:1], started=True)
+    rig.let_leases_run_out(arrivals)
+    rig.reclaim()
+    charges = rig.verbs.deliveries(rig.client, ["1", "2", "3"])
+    assert charges == {"1": Charges(1, "the lease of w@test ran out")}
+
+
+def test_what_was_taken_over_says_so(rig: Rig) -> None:
+    rig.push(numbered(1))
+    (before,) = rig.broker.texts("q")
+    for _ in range(2):
+        rig.let_leases_run_out(rig.fetch())
+        rig.reclaim()
+    (after,) = rig.broker.texts("q")
+    expected = json.loads(before)
+    expected["celeriac"]["redelivered"] = True
+    assert json.loads(after) == expected
+
+
+def test_a_settled_start_leaves_no_mark(rig: Rig) -> None:
+    rig.push(numbered(2))
+    arrivals = rig.fetch()
+    rig.renew(arrivals, started=True)
+    rig.settle(arrivals[:1])
+    rig.give_back(arrivals[1:])
+    assert rig.renew(arrivals, started=True) == [arrival.tag for arrival in arrivals]
+    assert not rig.broker.client.exists(rig.keys.records()[5])
+
+
+def test_after_an_outage_everybody_has_a_lease_of_time_to_renew(rig: Rig) -> None:
+    rig.push(numbered(1))
+    rig.let_leases_run_out(rig.fetch())
+    assert rig.verbs.reclaim(rig.client) == -1, "nobody had looked before"
+    assert rig.verbs.reclaim(rig.client) == -1, "that was not a lease ago"
+    now = rig.broker.client.time()[0] * 1000
+    state = rig.broker.client.hgetall(rig.keys.reclaiming())
+    assert now < int(state[b"not_before"]) <= now + LEASE_SECONDS * 1000 + 5000
+    rig.broker.client.hset(rig.keys.reclaiming(), "not_before", now - 1)
+    assert rig.verbs.reclaim(rig.client) == 1
+
+
+def test_messages_return_to_their_own_queue_and_priority(rig: Rig) -> None:
+    rig.push(numbered(2), priority=3)
+    rig.push(numbered(2, queue='a "b" ],'), 'a "b" ],')
+    arrivals = [*rig.fetch(), *rig.fetch(queue='a "b" ],')]
+    rig.let_leases_run_out(arrivals)
+    assert rig.reclaim() == 4
+    assert ids_of(rig.broker.texts("q", step=3)) == ["1", "2"]
+    assert rig.ready_ids('a "b" ],') == ["1", "2"]
+
+
+def test_thousands_return_in_the_order_of_their_fetch(rig: Rig) -> None:
+    count = 2 * RECLAIM_AT_MOST + 100
+    rig.push(numbered(count))
+    arrivals = [arrival for _ in range(4) for arrival in rig.fetch(count // 4)]
+    rig.let_leases_run_out(arrivals)
+    assert [rig.reclaim() for _ in range(4)] == [RECLAIM_AT_MOST, RECLAIM_AT_MOST, 100, 0]
+    assert rig.ready_ids() == [id_of(arrival.text) for arrival in arrivals]
+    assert rig.broker.holds_nothing()
+
+
+def test_thousands_are_renewed_in_slices(rig: Rig) -> None:
+    rig.push(numbered(2500))
+    arrivals = rig.fetch(2500)
+    rig.settle(arrivals[::100])
+    assert rig.renew(arrivals) == [arrival.tag for arrival in arrivals[::100]]
