@@ -49,7 +49,9 @@ def test_a_task_whose_process_is_killed_runs_again_and_is_charged(at: Station) -
     name, result = start(at)
     os.kill(child_of(at, name), signal.SIGKILL)
     eventually(lambda: at.traces.counts("started").get(name) == 2, 20)
-    assert at.broker.client.hget("celeriac:deliveries", name) == b"1"
+    charges = at.broker.client.hget("celeriac:deliveries", name).decode()
+    assert charges.startswith(f"1 its process was lost on {at.worker.name}")
+    assert "SIGKILL" in charges
     at.traces.open(name)
     assert result.get(timeout=10) == name
     at.wait_until_settled()
