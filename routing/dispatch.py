@@ -193,12 +193,12 @@ class Dispatcher(bootsteps.StartStopStep):
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         return self._channel is not None and self._channel.courier.backlog(queue)
 
-    def failed(self, unit: Unit) -> None:
-        """Give back a unit that the pool did not take: it is closing."""
+    def failed(self, unit: Unit, *, charge: bool = False) -> None:
+        """Give back a unit that the pool did not take; charged when the unit may be to blame."""
         self.unused_slot()
         for request in unit.requests:
             if (holdings := holdings_of(request.message)) is not None:
-                holdings.give_back(request.message.delivery_tag)
+                holdings.give_back(request.message.delivery_tag, charge=charge)
 
     def unused_slot(self) -> None:
         """Release the slot of a unit that turned out to have nothing to run."""
@@ -261,7 +261,7 @@ class Dispatcher(bootsteps.StartStopStep):
                 queue,
                 extra={"event": "hand_over_failed"},
             )
-            self.failed(unit)
+            self.failed(unit, charge=True)
 
     def _take(self, queue: str) -> Unit:
         units = self._units[queue]

@@ -14,6 +14,7 @@ from billiard.exceptions import WorkerLostError
 from celery.exceptions import Ignore, Reject
 from celery.worker import request as stock
 
+from routing.admission import check_message
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
@@ -35,6 +36,8 @@ class Request(stock.Request):
     acknowledged: bool
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(message, EngineMessage):
+            _check(message, **kwargs)
         super().__init__(message, *args, **kwargs)
         if self.eta is not None:
             self.mark(State.SCHEDULED)
@@ -105,6 +108,20 @@ class Request(stock.Request):
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
             self._already_revoked = True
+
+
+def _check(
+    message: EngineMessage,
+    *,
+    headers: Any = None,
+    body: Any = None,
+    decoded: bool = False,
+    **_: Any,
+) -> None:
+    content = body if decoded else message.payload
+    check_message(
+        message.headers if headers is None else headers, content, message.content_encoding
+    )
 
 
 def _unwrapped(exception: BaseException) -> BaseException:

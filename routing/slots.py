@@ -11,8 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+from billiard.einfo import ExceptionInfo
+
 #: Called when a unit enters the pool; returns what to call when it has left.
 OnEnter: TypeAlias = Callable[[], Callable[[], None]]
+
+#: What a pool calls with the answer to a call, or with the error that took its place.
+Callback: TypeAlias = Callable[..., Any]
 
 
 class Slots(Protocol):
@@ -140,9 +145,14 @@ class CountedSlots:
         def run(*target_args: Any, **target_kwargs: Any) -> Any:
             try:
                 return target(*target_args, **target_kwargs)
+            except Exception:
+                # It escaped Celery's tracer. These pools would forget it, and the message would be
+                # held for ever; prefork reports it.
+                return ExceptionInfo()
             finally:
                 self._leave(left)
 
+        kwargs["callback"] = _by_kind(kwargs.get("callback"), kwargs.get("error_callback"))
         self._busy += 1
         outer, self._inline = self._inline, threading.get_ident()
         try:
@@ -177,10 +187,20 @@ class CountedSlots:
         """Do nothing: what still runs is still counted."""
 
 
-def _after(left: Callable[[], None], callback: Callable[..., Any] | None) -> Callable[..., Any]:
+def _after(left: Callable[[], None], callback: Callback | None) -> Callback:
     def call(*args: Any, **kwargs: Any) -> Any:
         left()
         return callback(*args, **kwargs) if callback is not None else None
+
+    return call
+
+
+def _by_kind(callback: Callback | None, error_callback: Callback | None) -> Callback:
+    """Return what takes an answer or an error to the one that waits for it, as prefork does."""
+
+    def call(answer: Any) -> Any:
+        chosen = error_callback if isinstance(answer, ExceptionInfo) else callback
+        return chosen(answer) if chosen is not None else None
 
     return call
 
