@@ -47,7 +47,9 @@ from __future__ import annotations
 from routing.config import QueueConfig, Route, Topology
 from routing.errors import (
     BrokerUnreachable,
+    Dropped,
     EngineError,
+    MessageTooLarge,
     PublishRefused,
     QueueFull,
     RoutingError,
@@ -61,7 +63,9 @@ from routing.receipts import Receipt, Receipts
 
 __all__ = [
     "BrokerUnreachable",
+    "Dropped",
     "EngineError",
+    "MessageTooLarge",
     "PublishRefused",
     "QueueConfig",
     "QueueFull",

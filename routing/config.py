@@ -126,6 +126,11 @@ class QueueConfig(BaseModel):
     def _fields_fit_together(self) -> QueueConfig:
         if self.limit is not None and self.reserve > self.limit:
             raise ValueError(f"reserve must be at most limit ({self.limit}), got {self.reserve}")
+        bounds = (self.max_length, self.max_bytes, self.max_delayed)
+        if self.overflow != "reject" and not any(bounds):
+            raise ValueError(
+                f"overflow = {self.overflow!r} needs a bound: max_length, max_bytes or max_delayed"
+            )
         if self.block_timeout is not None and self.overflow != "block":
             raise ValueError(
                 f"block_timeout needs overflow = 'block', got overflow = {self.overflow!r}"
@@ -316,25 +321,6 @@ class Topology(BaseModel):
         if route := self.route(task_name):
             return route.queues()
         return [self.default_queue] if self.default_queue else []
-
-    def check_supported(self) -> None:
-        """Refuse what may be declared but is not built yet.
-
-        Raises:
-            TopologyError: names each queue and field; the table is right, this release is too
-                early.
-        """
-        problems = []
-        for name, queue in self.queues.items():
-            if queue.overflow != "reject":
-                problems.append(
-                    f"queue {name!r}: overflow = {queue.overflow!r} is not yet supported, "
-                    "use 'reject'"
-                )
-            if queue.max_age is not None:
-                problems.append(f"queue {name!r}: max_age is not yet supported, remove it")
-        if problems:
-            raise TopologyError("\n".join(problems))
 
     def check_worker(
         self,

@@ -27,9 +27,11 @@ from routing.amqp import amqp_class, topology_of
 from routing.config import Topology
 from routing.defaults import apply_defaults
 from routing.dispatch import Dispatcher
+from routing.dropped import FinishDropped
 from routing.startup import CheckServer, CheckTable
 from routing.task import TaskAnnotation, missing_attributes
 from routing.upkeep import JobFactory, Upkeep
+from routing.whole import extend_canvas
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ __all__ = ["install"]
 _NUMBERS = itertools.count(1)
 
 #: What a worker does now and then for everybody, in this order.
-JOBS: tuple[JobFactory, ...] = ()
+JOBS: tuple[JobFactory, ...] = (FinishDropped,)
 
 
 def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:
@@ -52,13 +54,13 @@ def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Top
         TopologyError: the table cannot be used; the message has a line for every problem.
     """
     table = Topology.load(topology)
-    table.check_supported()
     if topology_of(app) == table:
         return table
     _replace_amqp(app, table)
     _configure(app)
     _extend_tasks(app)
     _extend_worker(app)
+    extend_canvas()
     return table
 
 

@@ -69,7 +69,7 @@ class Overflow:
     def _may_fit(self, count: int, terms: Terms) -> bool:
         """Whether waiting helps: what never fits whole would wait for ever."""
         limit = self.config.max_length
-        return not (terms == "whole" and limit is not None and count > limit)
+        return terms != "none" and not (terms == "whole" and limit is not None and count > limit)
 
     def _push_the_rest(
         self, push: Push, texts: Sequence[str | bytes], terms: Terms, pushed: Pushed

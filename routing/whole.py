@@ -127,7 +127,8 @@ class _Publication:
                 return "none"
             empty = Pushed(0, 0, found.limit)
             if not overflow.fits(empty, texts) or not patience.wait():
-                raise overflow.full(found, len(texts))
+                refused = channel.push(queue, texts, terms="none")
+                raise overflow.full(refused, len(texts))
         return "exempt"
 
     def _share(self, queue: str) -> Iterator[str]:

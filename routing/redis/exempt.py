@@ -6,20 +6,34 @@ task that succeeded into a failure. They are let in and counted as overshoot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from celery import current_task
 from celery.app import amqp
 
+_ACCEPTED_BEFORE: ContextVar[bool] = ContextVar("celeriac_accepted_before", default=False)
+
+
+@contextmanager
+def accepted_before() -> Iterator[None]:
+    """Exempt what this context publishes meanwhile: it follows from work that was accepted."""
+    token = _ACCEPTED_BEFORE.set(True)
+    try:
+        yield
+    finally:
+        _ACCEPTED_BEFORE.reset(token)
+
 
 def is_exempt(headers: Mapping[str, Any]) -> bool:
     """Return whether a task message with these headers was accepted before.
 
-    True for a retry, for a callback or chain step that a worker sends for a task which ran, and for
-    the body of the chord that the current task belongs to.
+    True for a retry, for a callback or chain step that a worker sends for a task which ran, for the
+    body of the chord that the current task belongs to, and within `accepted_before`.
     """
-    if headers.get("retries"):
+    if headers.get("retries") or _ACCEPTED_BEFORE.get():
         return True
     if amqp._callback_publish_retry.get():
         return True

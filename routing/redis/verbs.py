@@ -165,6 +165,14 @@ class Verbs:
         keys.append(self._ledger(queue))
         return bool(call(client, "postpone", keys, [tag, message_id, due_ms]))
 
+    def with_dropped(self, client: redis.Redis, queues: Sequence[str]) -> list[str]:
+        """Return those of these queues whose dropped messages wait for a final state."""
+        pipeline = client.pipeline(transaction=False)
+        for queue in queues:
+            pipeline.llen(self.keys.dropped(queue))
+        lengths = pipeline.execute()
+        return [queue for queue, length in zip(queues, lengths, strict=True) if length]
+
     def exchange_call(self, settlement: Settlement, fetch: Fetch) -> tuple[list[str], list[Any]]:
         """Return keys and arguments of an exchange."""
         ids = settlement.counted_ids()

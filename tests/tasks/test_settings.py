@@ -52,6 +52,5 @@ def test_every_setting_says_what_it_means_and_why_its_default() -> None:
 
 def test_the_queue_table_is_valid_and_has_room_for_a_batch() -> None:
     topology = Topology.load(Settings().queues_file)
-    topology.check_supported()
     assert topology.queue("bulk").prefetch >= 500
     assert topology.queue("realtime").reserve == 1

@@ -166,15 +166,11 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest", "drop_newest", "dead_letter"])
-def test_policies_may_be_declared_but_say_that_they_come_later(overflow: str) -> None:
-    table = Topology.load(queue(max_length=1, overflow=overflow))
-    with pytest.raises(TopologyError, match=f"'reports': overflow = '{overflow}' is not yet"):
-        table.check_supported()
-
-
-def test_max_age_says_that_it_comes_later() -> None:
-    with pytest.raises(TopologyError, match="'reports': max_age is not yet supported"):
-        Topology.load(queue(max_age=3.0)).check_supported()
+def test_a_policy_needs_a_bound(overflow: str) -> None:
+    for bound in ("max_length", "max_bytes", "max_delayed"):
+        table = Topology.load(queue(overflow=overflow, **{bound: 1}))
+        assert table.queue("reports").overflow == overflow
+    assert f"overflow = '{overflow}' needs a bound" in problems(queue(overflow=overflow))
 
 
 def test_an_exact_route_wins_over_globs_and_an_earlier_glob_over_a_later_one() -> None:

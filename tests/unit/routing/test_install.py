@@ -19,6 +19,7 @@ from routing import BrokerUnreachable, EngineError, QueueFull, Topology, Topolog
 from routing.control import queue_credits, queue_prefetch
 from routing.dispatch import Dispatcher
 from routing.startup import CheckServer, CheckTable, StartRefused, check_server
+from routing.upkeep import Upkeep
 from tests.support.broker import Broker
 from tests.unit.routing.conftest import AppFactory
 
@@ -212,7 +213,7 @@ def test_a_table_that_cannot_be_used_leaves_the_app_alone(make_app: AppFactory) 
     app = make_app()
     with pytest.raises(TopologyError):
         install(app, {"queues": {}})
-    with pytest.raises(TopologyError, match="not yet supported"):
+    with pytest.raises(TopologyError, match="needs a bound"):
         install(app, {"queues": {"a": {"overflow": "drop_oldest"}}})
     assert app.amqp_cls == "celery.app.amqp:AMQP"
 
@@ -347,7 +348,7 @@ def test_the_worker_gets_its_steps_once(make_app: AppFactory) -> None:
     install(app, TABLE)
     install(app, {"queues": {"a": {}}})
     assert app.steps["worker"] == {CheckTable}
-    assert app.steps["consumer"] == {CheckServer, Dispatcher}
+    assert app.steps["consumer"] == {CheckServer, Dispatcher, Upkeep}
 
 
 def worker(app: Celery, slots: int) -> Any:
