@@ -23,7 +23,7 @@ from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
 from routing.redis.delivery import LOST
 from routing.redis.holdings import Holdings
-from routing.redis.records import State
+from routing.redis.records import Mark, State
 from routing.request import holdings_of
 from routing.running import Rule, Running
 from routing.shares import Shares
@@ -193,12 +193,12 @@ class Dispatcher(bootsteps.StartStopStep):
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         return self._channel is not None and self._channel.courier.backlog(queue)
 
-    def failed(self, unit: Unit, *, charge: bool = False) -> None:
-        """Give back a unit that the pool did not take; charged when the unit may be to blame."""
+    def failed(self, unit: Unit, mark: Mark = Mark.NONE, evidence: str = "") -> None:
+        """Give back a unit that the pool did not take; the evidence says why it is charged."""
         self.unused_slot()
         for request in unit.requests:
             if (holdings := holdings_of(request.message)) is not None:
-                holdings.give_back(request.message.delivery_tag, charge=charge)
+                holdings.give_back(request.message.delivery_tag, mark, evidence)
 
     def unused_slot(self) -> None:
         """Release the slot of a unit that turned out to have nothing to run."""
@@ -255,13 +255,14 @@ class Dispatcher(bootsteps.StartStopStep):
         self._handing = queue
         try:
             unit.hand_over()
-        except Exception:
+        except Exception as error:
             logger.exception(
                 "could not hand over work of queue %r, giving it back",
                 queue,
                 extra={"event": "hand_over_failed"},
             )
-            self.failed(unit, charge=True)
+            evidence = f"it could not be handed to the pool: {type(error).__name__}"
+            self.failed(unit, Mark.CHARGED, evidence)
 
     def _take(self, queue: str) -> Unit:
         units = self._units[queue]
