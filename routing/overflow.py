@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from routing.config import QueueConfig, Topology
 from routing.drops import DROPS
 from routing.errors import MessageTooLarge, QueueFull
-from routing.redis.bounds import Terms, bounds_of
+from routing.redis.bounds import Bounds, Terms, bounds_of
+from routing.redis.delays import Delay
 from routing.redis.verbs import Pushed
 
 #: Seconds between a blocked producer's first two tries, and at most: a queue that makes room every
@@ -31,7 +32,7 @@ RETRY_AFTER_SECONDS = (0.1, 60.0)
 STAMP_BYTES = len(',"celeriac":{"at":1700000000000}')
 
 #: Pushes these messages on these terms.
-Push = Callable[[Sequence[str | bytes], Terms], Pushed]
+Push = Callable[[Sequence[str | bytes | Delay], Terms], Pushed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +43,25 @@ class Overflow:
         topology: the queue table.
         queue: the queue.
         may_wait: whether this process may block; a worker's own must not.
+        delayed: whether it is about delayed messages, which have a bound of their own.
     """
 
     topology: Topology
     queue: str
     may_wait: bool
+    delayed: bool = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds that hold here."""
+        return bounds_of(self.topology, self.queue, delayed=self.delayed)
 
     @property
     def config(self) -> QueueConfig:
         """The queue's entry in the table."""
         return self.topology.queue(self.queue)
 
-    def push(self, push: Push, texts: Sequence[str | bytes], terms: Terms = "") -> Pushed:
+    def push(self, push: Push, texts: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
         """Push messages; what comes back refused stays refused.
 
         For ``block`` it returns when all are accepted or ``block_timeout`` has passed without room
@@ -62,27 +70,38 @@ class Overflow:
         pushed = push(texts, terms)
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
-        if pushed.accepted < len(texts) and self._may_fit(len(texts), terms):
+        if pushed.accepted < len(texts) and self.config.overflow == "block" and terms != "none":
             return self._push_the_rest(push, texts, terms, pushed)
         return pushed
 
-    def _may_fit(self, count: int, terms: Terms) -> bool:
-        """Whether waiting helps: what never fits whole would wait for ever."""
-        limit = self.config.max_length
-        return terms != "none" and not (terms == "whole" and limit is not None and count > limit)
-
     def _push_the_rest(
-        self, push: Push, texts: Sequence[str | bytes], terms: Terms, pushed: Pushed
+        self, push: Push, texts: Sequence[str | bytes | Delay], terms: Terms, pushed: Pushed
     ) -> Pushed:
-        accepted, patience = pushed.accepted, Patience(self.block_seconds)
+        accepted, limit = pushed.accepted, self.bounds.max_length
+        # What never fits whole would wait for ever.
+        never_fits = terms == "whole" and limit and len(texts) > limit
+        patience = Patience(0 if never_fits else self.block_seconds)
         while accepted < len(texts) and patience.wait():
-            pushed = push(texts[accepted:], terms)
+            room = self._room(push((), ""), texts[accepted:], terms)
+            if not room:
+                continue
+            pushed = push(texts[accepted : accepted + room], terms)
             if pushed.accepted:
                 accepted += pushed.accepted
                 patience = Patience(self.block_seconds)
+        if accepted < len(texts):
+            # Counted as refused, once.
+            pushed = push(texts[accepted:], "none")
         # What waited before all of this, so to say: the sum is what waits now.
         length = pushed.length + pushed.accepted - accepted
         return replace(pushed, accepted=accepted, length=length)
+
+    def _room(self, found: Pushed, texts: Sequence[str | bytes], terms: Terms) -> int:
+        """Return how many of these are worth sending, beside what was found to wait."""
+        if not self.fits(found, texts if terms == "whole" else texts[:1]):
+            return 0
+        limit = self.config.max_length
+        return len(texts) if limit is None else min(len(texts), limit - found.length)
 
     @property
     def block_seconds(self) -> float:
@@ -92,9 +111,9 @@ class Overflow:
             return 0.0
         return float("inf") if config.block_timeout is None else config.block_timeout
 
-    def fits(self, found: Pushed, texts: Sequence[str | bytes]) -> bool:
+    def fits(self, found: Pushed, texts: Sequence[str | bytes | Delay]) -> bool:
         """Return whether there is room for all of these beside what was found to wait."""
-        bounds = bounds_of(self.topology, self.queue)
+        bounds = self.bounds
         size = sum(map(size_of, texts)) if bounds.max_bytes else 0
         return (not bounds.max_length or found.length + len(texts) <= bounds.max_length) and (
             not bounds.max_bytes or found.size_bytes + size <= bounds.max_bytes
@@ -104,13 +123,14 @@ class Overflow:
         """Return the error for what was refused of so many messages."""
         refused, waiting = count - pushed.accepted, pushed.length + pushed.accepted
         retry_after = retry_after_seconds(pushed, refused)
-        max_length, max_bytes = pushed.limit, bounds_of(self.topology, self.queue).max_bytes
+        max_length, max_bytes = pushed.limit, self.bounds.max_bytes
         is_long = max_length and waiting + refused > max_length
         if is_long and (waiting >= max_length or not (max_bytes and pushed.accepted)):
-            return QueueFull(self.queue, waiting, max_length, retry_after)
+            unit = "delayed messages" if self.delayed else "messages"
+            return QueueFull(self.queue, waiting, max_length, retry_after, unit)
         return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes")
 
-    def check_size(self, text: str | bytes) -> None:
+    def check_size(self, text: str | bytes | Delay) -> None:
         """Refuse a message that is bigger than any of the queue may be.
 
         Raises:
@@ -151,8 +171,10 @@ class Patience:
         return True
 
 
-def size_of(text: str | bytes) -> int:
+def size_of(text: str | bytes | Delay) -> int:
     """Return the bytes of a message as a queue stores it."""
+    if isinstance(text, Delay):
+        text = text.text
     is_bytes = isinstance(text, bytes) or text.isascii()
     return STAMP_BYTES + (len(text) if is_bytes else len(text.encode()))  # type: ignore[union-attr]
 

@@ -30,21 +30,26 @@ class Bounds:
         return bool(self.max_length or self.max_bytes)
 
 
-def bounds_of(topology: Topology, queue: str) -> Bounds:
-    """Return the bounds of a queue; those of one that is not in the table are none."""
-    return _bounds(queue, topology.queue(queue)) if queue in topology.queues else _UNBOUNDED
+def bounds_of(topology: Topology, queue: str, *, delayed: bool = False) -> Bounds:
+    """Return the bounds of a queue; those of one that is not in the table are none.
+
+    For delayed messages, the only bound is max_delayed, in the place of max_length.
+    """
+    if queue not in topology.queues:
+        return _UNBOUNDED
+    return _bounds(queue, topology.queue(queue), delayed)
 
 
 @lru_cache(maxsize=1024)
-def _bounds(queue: str, config: Any) -> Bounds:
+def _bounds(queue: str, config: Any, delayed: bool) -> Bounds:
     policy = config.overflow
-    if policy == "block":
-        # The script refuses, the producer waits.
-        policy = "reject"
-    elif policy == "dead_letter" and config.max_dead == 0:
+    if policy == "dead_letter" and config.max_dead == 0:
         policy = "drop_newest"
-    evidence = _evidence(queue, config) if policy == "dead_letter" else ""
     length, size = config.max_length or 0, config.max_bytes or 0
+    if delayed:
+        length, size = config.max_delayed or 0, 0
+    counted = "delayed messages" if delayed else "messages"
+    evidence = _evidence(queue, length, counted, size) if policy == "dead_letter" else ""
     return Bounds(
         max_length=length,
         max_bytes=size,
@@ -55,11 +60,9 @@ def _bounds(queue: str, config: Any) -> Bounds:
 _UNBOUNDED = Bounds(max_length=0, max_bytes=0, args=(0, 0, "reject", 0, ""))
 
 
-def _evidence(queue: str, config: Any) -> str:
+def _evidence(queue: str, length: int, counted: str, size: int) -> str:
     full = f"queue {queue!r} was full: at most " + " and ".join(
-        f"{bound} {unit}"
-        for bound, unit in ((config.max_length, "messages"), (config.max_bytes, "bytes"))
-        if bound
+        f"{bound} {unit}" for bound, unit in ((length, counted), (size, "bytes")) if bound
     )
     return Evidence(
         reason="overflow",

@@ -8,14 +8,15 @@
 --        then, for a queue with a bound, every ready list in the order to pop: they are what waits
 -- ARGV:  1 max_length, 0 for none
 --        2 max_bytes of what waits, 0 for none
---        3 "reject", "drop_oldest", "drop_newest" or "dead_letter": what a bound does
+--        3 "reject", "block", "drop_oldest", "drop_newest" or "dead_letter": what a bound does
 --        4 "exempt" when the work was accepted before (retries, links, chord bodies),
---          "whole" to let in all of the messages or none, "none" to let in none, else ""
+--          "whole" to let in all of the messages or none, "none" to let in none, else "";
+--          with "block", what does not fit is not counted as refused until it comes as "none"
 --        5 most dead letters that are kept
 --        6 evidence of a dead letter as JSON without the opening brace
 --        7... the messages, oldest first, as JSON texts; without any, nothing is changed
 -- Reply: {accepted, messages waiting before, bytes waiting before, dropped,
---         age of the oldest waiting message in ms when messages were refused, else 0}
+--         age of the oldest waiting message in ms when refused messages were counted, else 0}
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
 --        of these or of those that waited
 
@@ -116,10 +117,11 @@ end
 append(KEYS[1], texts)
 
 local over = count - #texts
-local accepted = count
-if policy == 'reject' then accepted = #texts end
-local dropped = over + #gone
-if policy == 'reject' then dropped = 0 end
+local accepted, dropped = count, over + #gone
+if policy == 'reject' or policy == 'block' then
+  accepted, dropped = #texts, 0
+end
+local refused = (policy ~= 'block' or mode == 'none') and count - accepted or 0
 
 if dropped > 0 then
   for i, text in ipairs(gone) do gone[i] = marked(text, '"dropped":"' .. policy .. '"') end
@@ -145,7 +147,7 @@ end
 if ledger ~= '' then
   if accepted > 0 then redis.call('HINCRBY', ledger, 'accepted', accepted) end
   if change ~= 0 then redis.call('HINCRBY', ledger, 'bytes', change) end
-  if accepted < count then redis.call('HINCRBY', ledger, 'refused', count - accepted) end
+  if refused > 0 then redis.call('HINCRBY', ledger, 'refused', refused) end
   if mode == 'exempt' and bounded then
     local fits = fitting(1, 1, limit - waiting, max_bytes - bytes)
     if fits < count then redis.call('HINCRBY', ledger, 'overshoot', count - fits) end
@@ -153,7 +155,7 @@ if ledger ~= '' then
 end
 
 local age = 0
-if accepted < count then
+if refused > 0 then
   for k = 6, #KEYS do
     local oldest = age == 0 and redis.call('LINDEX', KEYS[k], -1)
     local at = oldest and string.match(string.sub(oldest, -300), ',"celeriac":{"at":(%d+)')
