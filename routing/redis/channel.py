@@ -142,9 +142,28 @@ class EngineMixin:
     def _purge(self, queue: str) -> int:
         return self.verbs.purge(self.plain_client, queue)
 
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        this: Any = self
+        super()._new_queue(queue, **kwargs)  # type: ignore[misc]
+        if queue in self.runtime.topology and this._expires.pop(queue, None) is not None:
+            # The server would drop the messages with the queue, and nobody would know.
+            logger.warning(
+                "queue %r is in the queue table: its x-expires is left out, as it would lose "
+                "messages uncounted",
+                queue,
+                extra={"event": "queue_expiry_ignored"},
+            )
+
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        self._purge(queue)
-        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
+        this: Any = self
+        verbs, steps = self.verbs, this.priority_steps
+        # kombu unbinds the queue; its lists it would delete with what came meanwhile, uncounted.
+        this.priority_steps = ()
+        try:
+            super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            this.priority_steps = steps
+        verbs.purge(self.plain_client, queue)
 
     # -- consuming
 

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedule
-from kombu import Connection, Consumer, Message, Queue
+from kombu import Connection, Consumer, Message, Producer, Queue
 
 from routing import BrokerUnreachable, QueueFull
 from tests.apps.basic import close, create
@@ -181,3 +181,31 @@ def test_a_closed_channel_leaves_no_connection_behind(app: Celery, broker: Broke
         ):
             connection.drain_events(timeout=0.1)
     eventually(lambda: connections() <= before + 1)
+
+
+def test_a_queue_of_the_table_does_not_expire_with_its_messages(
+    app: Celery, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    expiring = {"x-expires": 60_000}
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        Queue("low", queue_arguments=expiring).bind(channel).declare()
+        Producer(channel).publish({}, exchange="", routing_key="low")
+    assert broker.client.pttl(broker.key("low")) == -1
+    assert "queue 'low' is in the queue table: its x-expires is left out" in caplog.text
+
+
+def test_deleting_a_queue_counts_what_it_held_of_all_priorities(
+    app: Celery, broker: Broker
+) -> None:
+    for priority in (0, 3, 9):
+        app.send_task("basic.add", (1, 1), queue="low", priority=priority)
+    with app.connection_for_write() as connection:
+        queue = app.amqp.queues["low"].bind(connection.default_channel)
+        queue.declare()
+        queue.delete()
+        assert broker.length("low") == 0
+        assert broker.ledger("low")["purged"] == 3
+        queue.declare()
+    app.send_task("basic.add", (1, 1), queue="low", priority=9)
+    assert broker.length("low") == 1
