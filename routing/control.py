@@ -1,6 +1,7 @@
 """Remote control of live workers: prefetch by queue, and what they hold.
 
-``celery -A tasks control queue_prefetch ingest 500`` and ``celery -A tasks inspect queue_credits``.
+``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits`` and
+``checkup``.
 Importing this module makes the commands known, in workers and on the command line.
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
+from routing import checkup as platform_checkup
 from routing import runtime
 
 
@@ -32,3 +34,10 @@ def queue_credits(state: Any) -> dict[str, dict[str, int]]:
     """Show what each worker holds of each queue, and may hold."""
     snapshot: dict[str, dict[str, int]] = _holdings(state).snapshot()
     return snapshot
+
+
+@inspect_command()
+def checkup(state: Any) -> dict[str, Any]:
+    """Show each worker's queues, versions, clock and table, as celery doctor compares them."""
+    consumer = getattr(state.consumer, "task_consumer", None)
+    return platform_checkup.report(state.app, consumer.channel if consumer is not None else None)

@@ -1,0 +1,92 @@
+"""A live platform at one moment, as values: what `routing.checkup` reads and a doctor judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from routing.config import Topology
+from routing.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a broker says about itself; None for what it keeps to itself."""
+
+    product: str = "redis"
+    version: str = "7.0.0"
+    role: str = "master"
+    is_cluster: bool = False
+    eviction: str = "noeviction"
+    used_bytes: int = 0
+    max_bytes: int = 0
+    machine_bytes: int = 0
+    appends: bool = True
+    fsync: str | None = "everysec"
+    saves: str | None = ""
+    write_failed: bool = False
+    save_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """What one worker answered; a stock worker has queues and nothing else.
+
+    Attributes:
+        ahead_seconds: its clock less the server's; None when it could not ask.
+        table: a digest of its queue table.
+        versions: package -> version.
+    """
+
+    name: str
+    queues: Sequence[str] = ()
+    is_stock: bool = False
+    ahead_seconds: float | None = None
+    table: str = ""
+    lease_seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unacked:
+    """The unacknowledged messages of a broker database, by who looks after them.
+
+    Attributes:
+        leased: held under a lease that has not run out.
+        expired: held under a lease that ran out a while ago.
+        unleased: fetched by an engine, without a lease.
+        stock: fetched by stock workers.
+        stock_overdue: of those, how many are older than their visibility timeout.
+        holders: host names of workers that hold messages.
+    """
+
+    leased: int = 0
+    expired: int = 0
+    unleased: int = 0
+    stock: int = 0
+    stock_overdue: int = 0
+    holders: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A platform at one moment.
+
+    Attributes:
+        table: the queue table of the app that asks, and its digest.
+        here_ahead_seconds: this machine's clock less the server's.
+        overdue: queue -> delayed messages whose time passed a while ago.
+        stranded: queue outside of the table -> messages that wait in it.
+        visibility_seconds: kombu's visibility timeout; stock workers take over what is older.
+    """
+
+    table: Topology
+    digest: str
+    server: Server
+    ledger: Ledger
+    workers: Sequence[WorkerReport] = ()
+    unacked: Unacked = Unacked()
+    here_ahead_seconds: float = 0.0
+    overdue: Mapping[str, int] = field(default_factory=dict)
+    stranded: Mapping[str, int] = field(default_factory=dict)
+    visibility_seconds: float = 3600.0

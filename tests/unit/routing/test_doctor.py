@@ -1,0 +1,127 @@
+"""Each sign of trouble is found, named, and comes with what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from routing.condition import Server, Snapshot, Unacked, WorkerReport
+from routing.config import Topology
+from routing.doctor import examine
+from routing.ledger import Ledger, QueueLedger
+
+WORKER = WorkerReport(
+    name="a@host",
+    queues=("orders", "mail"),
+    ahead_seconds=0.01,
+    table="abc",
+    lease_seconds=60.0,
+    versions={"celery": "5.7.0"},
+)
+
+
+def snapshot(*queues: QueueLedger, **changes: Any) -> Snapshot:
+    """Return a platform in good health, but for the changes."""
+    ledgers = {"orders": QueueLedger(queue="orders"), "mail": QueueLedger(queue="mail")}
+    ledgers |= {ledger.queue: ledger for ledger in queues}
+    healthy: dict[str, Any] = {
+        "table": Topology.load({"queues": {"orders": {"max_dead": 10}, "mail": {}}}),
+        "digest": "abc",
+        "server": Server(),
+        "ledger": Ledger(server_ms=0, queues=tuple(ledgers.values())),
+        "workers": [WORKER],
+    }
+    return Snapshot(**(healthy | changes))
+
+
+def worker(**changes: Any) -> WorkerReport:
+    fields = {name: getattr(WORKER, name) for name in WORKER.__slots__}
+    return WorkerReport(**(fields | {"name": "b@host"} | changes))
+
+
+def test_a_healthy_platform_has_nothing_to_complain_about() -> None:
+    findings = examine(snapshot())
+    assert [one for one in findings if one.level != "ok"] == []
+    assert len(findings) == len({one.check for one in findings})
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "level", "says"),
+    [
+        ({"server": Server(version="6.0.16")}, "server", "error", "too old"),
+        ({"server": Server(is_cluster=True)}, "server", "error", "cluster"),
+        ({"server": Server(role="slave")}, "server", "error", "takes no writes"),
+        ({"server": Server(eviction="allkeys-lru", max_bytes=9)}, "eviction", "error", "queues"),
+        ({"server": Server(eviction="allkeys-lru")}, "eviction", "warn", "queues"),
+        ({"server": Server(eviction="volatile-ttl")}, "eviction", "warn", "results"),
+        ({"server": Server(appends=False)}, "persistence", "error", "loses every message"),
+        ({"server": Server(appends=False, saves=None)}, "persistence", "warn", "snapshots"),
+        ({"server": Server(fsync="no")}, "persistence", "warn", "append-only"),
+        ({"server": Server(write_failed=True)}, "persistence", "error", "could not write"),
+        ({"server": Server(used_bytes=80, max_bytes=100)}, "memory", "warn", "80% of maxmemory"),
+        ({"server": Server(used_bytes=95, machine_bytes=100)}, "memory", "error", "machine"),
+        ({"workers": [worker(ahead_seconds=-3.0)]}, "clocks", "warn", "3.0 s behind"),
+        ({"here_ahead_seconds": 90.0}, "clocks", "error", "90.0 s ahead of"),
+        ({"workers": []}, "workers", "error", "no worker of the engine answers"),
+        ({"unacked": Unacked(holders=frozenset({"c@host"}))}, "workers", "warn", "c@host holds"),
+        (
+            {"workers": [WORKER, WorkerReport(name="s@host", is_stock=True, queues=["mail"])]},
+            "workers",
+            "warn",
+            "s@host is a stock worker and consumes mail",
+        ),
+        ({"workers": [worker(queues=["mail"])]}, "queues", "warn", "'orders'"),
+        ({"stranded": {"celery": 3}}, "queues", "error", "3 messages in queue 'celery'"),
+        ({"overdue": {"mail": 1}}, "queues", "error", "1 delayed message of queue 'mail'"),
+        ({"unacked": Unacked(expired=2)}, "unacked", "warn", "2 messages held under leases"),
+        ({"unacked": Unacked(expired=2), "workers": []}, "unacked", "error", "leases that ran"),
+        ({"unacked": Unacked(unleased=1)}, "unacked", "error", "without a lease"),
+        ({"unacked": Unacked(stock=1, stock_overdue=1)}, "unacked", "error", "stock workers"),
+        ({"visibility_seconds": 90.0}, "leases", "error", "visibility_timeout is 90 s"),
+        ({"workers": [worker(lease_seconds=30.0)]}, "leases", "warn", "leases of 30 s"),
+        (
+            {"workers": [WORKER, worker(versions={"celery": "5.7.1"})]},
+            "versions",
+            "warn",
+            "celery: 5.7.0 (1), 5.7.1 (1)",
+        ),
+        ({"workers": [worker(table="other")]}, "versions", "warn", "another queue table"),
+    ],
+)
+def test_trouble_is_named_with_what_to_do(
+    changes: dict[str, Any], check: str, level: str, says: str
+) -> None:
+    troubles = [one for one in examine(snapshot(**changes)) if one.level != "ok"]
+    assert any(
+        one.check == check and one.level == level and says in one.what and one.advice
+        for one in troubles
+    ), troubles
+
+
+@pytest.mark.parametrize(
+    ("ledger", "check", "says"),
+    [
+        (QueueLedger(queue="mail", counters={"accepted": 2}), "ledger", "2 messages left"),
+        (QueueLedger(queue="mail", recorded=3), "ledger", "the records hold 3 messages"),
+        (QueueLedger(queue="mail", counters={"results_lost": 4}), "ledger", "4 dropped tasks"),
+        (QueueLedger(queue="orders", dead_letters=10), "dead letters", "oldest make room"),
+    ],
+)
+def test_a_ledger_that_does_not_add_up_is_named(ledger: QueueLedger, check: str, says: str) -> None:
+    (trouble,) = [one for one in examine(snapshot(ledger)) if one.level != "ok"]
+    assert (trouble.check, trouble.level) == (check, "warn")
+    assert says in trouble.what
+
+
+def test_messages_that_nobody_consumes_are_an_error() -> None:
+    waiting = QueueLedger(queue="orders", waiting=5, counters={"accepted": 5})
+    (trouble,) = [
+        one
+        for one in examine(snapshot(waiting, workers=[worker(queues=["mail"])]))
+        if one.level != "ok"
+    ]
+    assert (trouble.level, trouble.what) == (
+        "error",
+        "5 messages in queue 'orders', which no live worker consumes",
+    )
