@@ -37,7 +37,8 @@ when to try again; a broker that is away is a `BrokerUnreachable`.
 **Workers** on Redis or Valkey run on the engine in `routing.redis`: prefetch is per queue and
 exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
 queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
-On other brokers, routes and levels work and the engine is off.
+``celery queues`` shows where every message is, how messages ended, and what is missing
+(`routing.ledger`). On other brokers, routes and levels work and the engine is off.
 
 **Errors** are one tree under `RoutingError`; see `routing.errors`.
 """

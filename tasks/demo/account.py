@@ -11,6 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from routing.commands.queues import table_lines
+from routing.ledger import Ledger
+
+#: The summary's width: that of the documentation.
+WIDTH = 100
+
+#: What the figures say of a queue.
+COUNTERS = ("accepted", "done", "failed", "dead", "dropped")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endings:
@@ -37,6 +46,8 @@ class Account:
     rows_by_batches: int
     seconds: float
     urgent_ms: Sequence[float]
+    #: Of every queue, since the broker's data began.
+    ledger: Ledger
 
     @property
     def mean_batch(self) -> float:
@@ -63,6 +74,12 @@ class Account:
                 f"the batches inserted {self.rows_by_batches:,}, but the table has "
                 f"{self.rows:,} rows"
             )
+        lines += [
+            f"queue {queue.queue!r}: {abs(queue.difference):,} messages "
+            f"{'are missing' if queue.difference > 0 else 'came uncounted'}"
+            for queue in self.ledger.queues
+            if queue.difference
+        ]
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -79,6 +96,11 @@ class Account:
             "urgent_count": len(self.urgent_ms),
             "urgent_p50_ms": _rounded(percentile(self.urgent_ms, 50)),
             "urgent_p99_ms": _rounded(percentile(self.urgent_ms, 99)),
+            "queues": {
+                queue.queue: {name: queue[name] for name in COUNTERS}
+                | {"difference": queue.difference}
+                for queue in self.ledger.queues
+            },
         }
 
     def as_text(self) -> str:
@@ -97,6 +119,9 @@ class Account:
                 _line("calls", len(self.urgent_ms), "one every 50 ms"),
                 _line("start p50", _milliseconds(p50)),
                 _line("start p99", _milliseconds(p99)),
+                "",
+                "Queues, as `celery -A tasks queues` shows them",
+                *(f"  {line}" for line in table_lines(self.ledger, width=WIDTH - 2)),
             ]
         )
 

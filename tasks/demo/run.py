@@ -18,6 +18,7 @@ from tasks import database
 from tasks.demo import source
 from tasks.demo.account import Account, Endings
 from tasks.demo.endings import endings, waiting
+from tasks.demo.ledger import settled_ledger
 from tasks.demo.progress import Progress, progress
 from tasks.demo.sender import Sender
 from tasks.demo.urgent import UrgentCalls
@@ -118,6 +119,7 @@ class Run:
             rows_by_batches=by_batches,
             seconds=ended.last_at - self._sender.started_at,
             urgent_ms=self._urgent.waits_ms,
+            ledger=settled_ledger(self.app),
         )
 
 

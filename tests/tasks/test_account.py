@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+from routing.ledger import Ledger, QueueLedger
 from tasks.demo.account import Account, percentile
 
+BULK = QueueLedger(queue="bulk", counters={"accepted": 1_000, "done": 990, "dead": 10})
 GOOD = Account(
     sent=1_000,
     succeeded=990,
@@ -15,6 +17,7 @@ GOOD = Account(
     rows_by_batches=990,
     seconds=0.5,
     urgent_ms=[1.0, 2.0, 3.0],
+    ledger=Ledger(server_ms=0, queues=(BULK,)),
 )
 
 
@@ -32,6 +35,16 @@ def test_an_account_that_balances_has_no_differences() -> None:
         "urgent_count": 3,
         "urgent_p50_ms": 2.0,
         "urgent_p99_ms": 3.0,
+        "queues": {
+            "bulk": {
+                "accepted": 1_000,
+                "done": 990,
+                "failed": 0,
+                "dead": 10,
+                "dropped": 0,
+                "difference": 0,
+            }
+        },
     }
 
 
@@ -45,6 +58,12 @@ def test_an_account_that_balances_has_no_differences() -> None:
 )
 def test_what_does_not_balance_is_named(change: dict[str, int], complaint: str) -> None:
     assert dataclasses.replace(GOOD, **change).differences() == [complaint]
+
+
+def test_a_queue_whose_ledger_does_not_add_up_is_named() -> None:
+    lost = dataclasses.replace(BULK, counters={"accepted": 1_003, "done": 990, "dead": 10})
+    account = dataclasses.replace(GOOD, ledger=Ledger(server_ms=0, queues=(lost,)))
+    assert account.differences() == ["queue 'bulk': 3 messages are missing"]
 
 
 def test_a_run_without_urgent_answers_has_no_percentiles() -> None:
@@ -62,5 +81,12 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
 
 def test_the_summary_shows_the_figures_a_reader_looks_for() -> None:
     text = GOOD.as_text()
-    for shown in ("1,000", "990 rows in the table", "495.0 rows", "2,000 items/s", "3.0 ms"):
+    for shown in (
+        "1,000",
+        "990 rows in the table",
+        "495.0 rows",
+        "2,000 items/s",
+        "3.0 ms",
+        "bulk",
+    ):
         assert shown in text

@@ -23,6 +23,7 @@ NEVER_DEPARTED = sum("dep_time" not in row for row in itertools.islice(source.fl
 KEYS = {
     *("sent", "succeeded", "failed", "rows", "batches", "mean_batch", "seconds"),
     *("items_per_second", "urgent_count", "urgent_p50_ms", "urgent_p99_ms"),
+    "queues",
 }
 
 
@@ -43,6 +44,11 @@ def assert_exact(figures: Any, *, limit: int = LIMIT, failed: int = NEVER_DEPART
     assert figures["sent"] == limit
     assert figures["failed"] == failed
     assert figures["succeeded"] == figures["rows"] == limit - failed
+    assert {queue: at["difference"] for queue, at in figures["queues"].items()} == {
+        "realtime": 0,
+        "default": 0,
+        "bulk": 0,
+    }
 
 
 def rows_in(database: str) -> int:

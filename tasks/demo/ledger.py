@@ -1,0 +1,26 @@
+"""What the ledger says of every queue at the end of a run, as ``celery queues`` shows it."""
+
+from __future__ import annotations
+
+import time
+
+import celery
+
+from routing.ledger import Ledger
+from routing.redis import books
+
+#: Endings reach the broker within milliseconds of their results; a busy machine takes longer.
+SETTLE_SECONDS = 5.0
+POLL_SECONDS = 0.02
+
+
+def settled_ledger(app: celery.Celery) -> Ledger:
+    """The ledger once no worker holds anything, or as it is after some seconds."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        while True:
+            ledger = books.read(channel.plain_client, channel.verbs)
+            if not any(queue.unacked for queue in ledger.queues) or time.monotonic() > deadline:
+                return ledger
+            time.sleep(POLL_SECONDS)
