@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from binascii import b2a_base64
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from json import encoder
 from json.encoder import encode_basestring_ascii
 from typing import Any
@@ -129,6 +130,7 @@ class Envelope:
         prepared = capture.prepare(outgoing)
         message = prepared.message
         self.queue = prepared.routing_key
+        self.eta: datetime | None = channel.take_eta(self.queue, message)
         self.exchange = prepared.exchange
         self.declare = prepared.declare
         self.headers = message["headers"]

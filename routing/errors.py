@@ -60,9 +60,9 @@ class QueueFull(RoutingError):
     Attributes:
         queue: the queue that is full.
         length: messages (or bytes) that wait in it.
-        limit: its ``max_length`` (or ``max_bytes``).
+        limit: its ``max_length`` (or ``max_bytes``, or ``max_delayed``).
         retry_after: seconds after which trying again is sensible.
-        unit: what is counted, "messages" or "bytes".
+        unit: what is counted, "messages", "bytes" or "delayed messages".
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class QueueFull(RoutingError):
         self.unit = unit
 
     def __str__(self) -> str:
-        bound = "max_bytes" if self.unit == "bytes" else "max_length"
+        bounds = {"bytes": "max_bytes", "delayed messages": "max_delayed"}
+        bound = bounds.get(self.unit, "max_length")
         return (
             f"queue {self.queue!r} is full: {self.length} of at most {self.limit} {self.unit} "
             f"wait; try again in about {self.retry_after:.1f} s, add workers, or raise {bound}"

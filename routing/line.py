@@ -16,6 +16,7 @@ from routing.errors import MessageTooLarge
 from routing.overflow import Overflow
 from routing.receipts import Refusal
 from routing.redis.bounds import Terms
+from routing.redis.delays import Delay
 from routing.redis.gathering import Lane
 
 #: Position of an item in its chunk -> why it was refused.
@@ -66,10 +67,10 @@ class Line:
         for entity in entities:
             self.producer.maybe_declare(entity, retry=options.get("retry"), **policy)
 
-    def push(self, lane: Lane, positions: Sequence[int], texts: Sequence[str]) -> Refused:
+    def push(self, lane: Lane, positions: Sequence[int], texts: Sequence[str | Delay]) -> Refused:
         """Push texts in one call; refuse what is too large, or what the queue has no room for."""
         channel = self.producer.channel
-        overflow: Overflow = channel.overflow(lane.queue)
+        overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
         refused: Refused = {}
         if not lane.exempt and overflow.largest is not None:
             refused = _too_large(overflow, positions, texts)
@@ -80,7 +81,9 @@ class Line:
                 return refused
             positions, texts = zip(*fitting, strict=True)
         terms: Terms = "exempt" if lane.exempt else ""
-        pushed = channel.push(lane.queue, texts, priority=lane.priority, terms=terms)
+        pushed = channel.push(
+            lane.queue, texts, priority=lane.priority, terms=terms, delayed=lane.delayed
+        )
         if pushed.accepted < len(texts):
             full = Refusal("full", str(overflow.full(pushed, len(texts))))
             refused.update(dict.fromkeys(positions[pushed.accepted :], full))
@@ -146,7 +149,9 @@ def ensure(producer: Any, publish: Callable[[], Any], options: Mapping[str, Any]
         raise unreachable(error, connection) from error
 
 
-def _too_large(overflow: Overflow, positions: Sequence[int], texts: Sequence[str]) -> Refused:
+def _too_large(
+    overflow: Overflow, positions: Sequence[int], texts: Sequence[str | Delay]
+) -> Refused:
     refused: Refused = {}
     for position, text in zip(positions, texts, strict=True):
         try:

@@ -96,12 +96,12 @@ class Overflow:
         length = pushed.length + pushed.accepted - accepted
         return replace(pushed, accepted=accepted, length=length)
 
-    def _room(self, found: Pushed, texts: Sequence[str | bytes], terms: Terms) -> int:
+    def _room(self, found: Pushed, texts: Sequence[str | bytes | Delay], terms: Terms) -> int:
         """Return how many of these are worth sending, beside what was found to wait."""
         if not self.fits(found, texts if terms == "whole" else texts[:1]):
             return 0
-        limit = self.config.max_length
-        return len(texts) if limit is None else min(len(texts), limit - found.length)
+        limit = self.bounds.max_length
+        return min(len(texts), limit - found.length) if limit else len(texts)
 
     @property
     def block_seconds(self) -> float:

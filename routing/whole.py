@@ -27,7 +27,8 @@ from routing.config import Topology
 from routing.line import ensure
 from routing.overflow import Overflow, Patience
 from routing.publish import producer_for
-from routing.redis.bounds import Terms, bounds_of
+from routing.redis.bounds import Terms
+from routing.redis.delays import Delay
 from routing.redis.gathering import Gathering, Lane, current, gathering
 from routing.redis.verbs import Pushed
 
@@ -62,7 +63,8 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 def _has_bounds(topology: Topology | None) -> bool:
     return topology is not None and any(
-        queue.max_length or queue.max_bytes for queue in topology.queues.values()
+        queue.max_length or queue.max_bytes or queue.max_delayed
+        for queue in topology.queues.values()
     )
 
 
@@ -90,7 +92,7 @@ class _Publication:
 
     def __init__(self, gathered: Gathering) -> None:
         self._lanes = gathered.lanes
-        self._terms: dict[str, Terms] = {}
+        self._terms: dict[tuple[str, bool], Terms] = {}
         self._calls = [
             (lane, texts[start : start + CHUNK])
             for lane, texts in gathered.lanes.items()
@@ -102,42 +104,50 @@ class _Publication:
             _push_whole(channel, *self._calls[0])
             return
         if not self._terms:
-            queues = {lane.queue for lane in self._lanes}
-            self._terms = {queue: self._find_terms(channel, queue) for queue in queues}
+            shares = {(lane.queue, lane.delayed) for lane in self._lanes}
+            self._terms = {share: self._find_terms(channel, *share) for share in shares}
         while self._calls:
             lane, texts = self._calls[0]
-            terms = "exempt" if lane.exempt else self._terms[lane.queue]
-            channel.push(lane.queue, texts, priority=lane.priority, terms=terms)
+            terms = "exempt" if lane.exempt else self._terms[lane.queue, lane.delayed]
+            _push(channel, lane, texts, terms)
             self._calls.pop(0)
 
-    def _find_terms(self, channel: Any, queue: str) -> Terms:
-        """Return on which terms a queue takes its share.
+    def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
+        """Return on which terms a queue takes its share, of what waits or of what is delayed.
 
         Raises:
             QueueFull: it does not.
         """
-        overflow: Overflow = channel.overflow(queue)
-        policy, bounds = overflow.config.overflow, bounds_of(overflow.topology, queue)
-        if policy == "drop_oldest" or not bounds.are_set:
+        overflow: Overflow = channel.overflow(queue, delayed=delayed)
+        policy = overflow.config.overflow
+        if policy == "drop_oldest" or not overflow.bounds.are_set:
             return ""
-        texts = list(self._share(queue))
+        texts = list(self._share(queue, delayed))
         patience = Patience(overflow.block_seconds)
-        while not overflow.fits(found := channel.push(queue, []), texts):
+        while not overflow.fits(found := channel.push(queue, [], delayed=delayed), texts):
             if policy not in ("reject", "block"):
                 return "none"
             empty = Pushed(0, 0, found.limit)
             if not overflow.fits(empty, texts) or not patience.wait():
-                refused = channel.push(queue, texts, terms="none")
+                refused = channel.push(queue, texts, terms="none", delayed=delayed)
                 raise overflow.full(refused, len(texts))
         return "exempt"
 
-    def _share(self, queue: str) -> Iterator[str]:
+    def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:
         for lane, texts in self._lanes.items():
-            if lane.queue == queue and not lane.exempt:
+            if (lane.queue, lane.delayed) == (queue, delayed) and not lane.exempt:
                 yield from texts
 
 
-def _push_whole(channel: Any, lane: Lane, texts: list[str]) -> None:
-    pushed = channel.push(lane.queue, texts, priority=lane.priority, terms="whole")
+def _push_whole(channel: Any, lane: Lane, texts: list[str | Delay]) -> None:
+    pushed = _push(channel, lane, texts, "whole")
     if pushed.accepted < len(texts):
-        raise channel.overflow(lane.queue).full(pushed, len(texts))
+        overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
+        raise overflow.full(pushed, len(texts))
+
+
+def _push(channel: Any, lane: Lane, texts: list[str | Delay], terms: Terms) -> Pushed:
+    pushed: Pushed = channel.push(
+        lane.queue, texts, priority=lane.priority, terms=terms, delayed=lane.delayed
+    )
+    return pushed

@@ -23,6 +23,7 @@ from routing.envelope import Envelope, Representation, new_ids
 from routing.errors import MessageTooLarge, QueueFull, RoutingError
 from routing.line import Line, Refused
 from routing.receipts import Refusal
+from routing.redis.delays import Delay
 from routing.redis.exempt import is_exempt
 from routing.redis.gathering import Lane
 
@@ -102,13 +103,19 @@ class Filled:
             return {}
         envelope = self._envelope
         lane = Lane(
-            queue=envelope.queue, priority=envelope.priority, exempt=is_exempt(envelope.headers)
+            queue=envelope.queue,
+            priority=envelope.priority,
+            exempt=is_exempt(envelope.headers),
+            delayed=envelope.eta is not None,
         )
+        texts: Sequence[str | Delay] = self._texts
+        if (eta := envelope.eta) is not None:
+            texts = [Delay(eta, i, text) for i, text in zip(self._ids, self._texts, strict=True)]
         self._line.tell_backend(self._ids)
 
         def publish() -> Refused:
             self._line.declare(envelope.declare, self._options)
-            return self._line.push(lane, self._positions, self._texts)
+            return self._line.push(lane, self._positions, texts)
 
         refused: Refused = self._line.ensure(publish, self._options)
         return refused
@@ -120,7 +127,7 @@ class _Message:
     task_id: str
     outgoing: Outgoing
     lane: Lane
-    text: str
+    text: str | Delay
     declare: Sequence[Any]
 
 
@@ -146,18 +153,23 @@ class Made:
             prepared = line.capture.prepare(outgoing)
             message = prepared.message
             channel._inplace_augment_message(message, prepared.exchange, prepared.routing_key)
+            eta = channel.take_eta(prepared.routing_key, message)
             text = dumps(message)
         except Exception as error:
             raise NotSerializable(error) from error
-        priority = channel._get_message_priority(message, reverse=False)
-        exempt = is_exempt(outgoing.headers)
+        lane = Lane(
+            queue=prepared.routing_key,
+            priority=channel._get_message_priority(message, reverse=False),
+            exempt=is_exempt(outgoing.headers),
+            delayed=eta is not None,
+        )
         self._messages.append(
             _Message(
                 position=position,
                 task_id=task_id,
                 outgoing=outgoing,
-                lane=Lane(queue=prepared.routing_key, priority=priority, exempt=exempt),
-                text=text,
+                lane=lane,
+                text=text if eta is None else Delay(eta, task_id, text),
                 declare=prepared.declare,
             )
         )

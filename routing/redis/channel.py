@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from queue import Empty
 from typing import Any
@@ -22,6 +23,7 @@ from routing.redis import gathering
 from routing.redis.aliases import stock_url
 from routing.redis.bounds import Terms
 from routing.redis.courier import Courier
+from routing.redis.delays import Delay, eta_of
 from routing.redis.exempt import is_exempt
 from routing.redis.gathering import Lane
 from routing.redis.keys import Keys
@@ -86,30 +88,48 @@ class EngineMixin:
 
     # -- publishing
 
-    def overflow(self, queue: str) -> Overflow:
+    def overflow(self, queue: str, *, delayed: bool = False) -> Overflow:
         """Return what becomes of messages for which a queue has no room."""
         runtime = self.runtime
         # A worker that waited for room would wait for itself.
-        return Overflow(
-            topology=runtime.topology, queue=queue, may_wait=not runtime.holdings.durable
-        )
+        may_wait = not runtime.holdings.durable
+        return Overflow(topology=runtime.topology, queue=queue, may_wait=may_wait, delayed=delayed)
 
     def push(
         self,
         queue: str,
-        texts: Sequence[str | bytes],
+        texts: Sequence[str | bytes | Delay],
         *,
         priority: int = 0,
         terms: Terms = "",
+        delayed: bool = False,
     ) -> Pushed:
-        """Append complete messages to a queue; see `Overflow.push` and `Verbs.push`."""
+        """Append complete messages to a queue; see `Overflow.push` and `Verbs.push`.
 
-        def push(some: Sequence[str | bytes], on_terms: Terms) -> Pushed:
-            return self.verbs.push(
-                self.plain_client, queue, some, priority=priority, terms=on_terms
-            )
+        Delayed ones are all given as `Delay`; see `Verbs.delay`.
+        """
+        verb: Any = self.verbs.delay if delayed else self.verbs.push
 
-        return self.overflow(queue).push(push, texts, terms)
+        def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
+            pushed: Pushed = verb(self.plain_client, queue, some, priority=priority, terms=on_terms)
+            return pushed
+
+        return self.overflow(queue, delayed=delayed).push(push, texts, terms)
+
+    def take_eta(self, queue: str, message: dict[str, Any]) -> datetime | None:
+        """Return until when the broker is to keep a message, None to let it wait in line.
+
+        An ETA that has passed is taken off the message: it has nothing to wait for. On a queue that
+        is not in the table an ETA stays with the message, as its workers may be stock Celery's.
+        """
+        headers = message.get("headers") or {}
+        if not headers.get("eta") or queue not in self.runtime.topology.queues:
+            return None
+        eta = eta_of(headers)
+        if eta is not None and eta <= datetime.now(UTC):
+            message["headers"] = {**headers, "eta": None}
+            return None
+        return eta
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         this: Any = self
@@ -118,21 +138,26 @@ class EngineMixin:
             this._put_stock(queue, message, **kwargs)
             return
         priority = this._get_message_priority(message, reverse=False)
+        eta = self.take_eta(queue, message) if "task" in headers else None
+        delayed, text = eta is not None, dumps(message)
         self._put_text(
-            Lane(queue=queue, priority=priority, exempt=is_exempt(headers)), dumps(message)
+            Lane(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
+            Delay(eta, str(headers.get("id") or ""), text) if eta is not None else text,
         )
         if queue in this._expires:
             this._maybe_update_queues_expire(self.plain_client, queue)
 
-    def _put_text(self, lane: Lane, text: str) -> None:
-        overflow = self.overflow(lane.queue)
+    def _put_text(self, lane: Lane, text: str | Delay) -> None:
+        overflow = self.overflow(lane.queue, delayed=lane.delayed)
         if not lane.exempt:
             overflow.check_size(text)
         if (gathered := gathering.current()) is not None:
             gathered.add(lane, text)
             return
         terms: Terms = "exempt" if lane.exempt else ""
-        pushed = self.push(lane.queue, [text], priority=lane.priority, terms=terms)
+        pushed = self.push(
+            lane.queue, [text], priority=lane.priority, terms=terms, delayed=lane.delayed
+        )
         if not pushed.accepted:
             raise overflow.full(pushed, 1)
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from routing.redis.delays import Delay
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
@@ -19,15 +21,17 @@ class Lane:
     queue: str
     priority: int
     exempt: bool
+    #: The messages are delayed: each travels as a `Delay`.
+    delayed: bool = False
 
 
 @dataclass(slots=True)
 class Gathering:
     """Messages of one publication, by lane, in the order in which they were made."""
 
-    lanes: dict[Lane, list[str]] = field(default_factory=dict)
+    lanes: dict[Lane, list[str | Delay]] = field(default_factory=dict)
 
-    def add(self, lane: Lane, text: str) -> None:
+    def add(self, lane: Lane, text: str | Delay) -> None:
         """Keep a message."""
         self.lanes.setdefault(lane, []).append(text)
 

@@ -141,21 +141,22 @@ class Verbs:
         delays: Sequence[Delay],
         *,
         priority: int = 0,
-        exempt: bool = False,
-        whole: bool = False,
+        terms: Terms = "",
     ) -> Pushed:
-        """Keep messages until they are due, as far as the queue's `max_delayed` allows.
+        """Keep messages until they are due, as far as max_delayed and the queue's policy allow.
 
         The arguments are those of `push`. In the reply, `length` is the number of messages that
-        were delayed before, and `limit` is `max_delayed`.
+        were delayed before, and `limit` is max_delayed.
         """
-        limit = self.topology.queue(queue).max_delayed or 0
+        bounds = bounds_of(self.topology, queue, delayed=True)
+        limit, _, policy, *dead_letters = bounds.args
         keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
-        mode = "exempt" if exempt else "whole" if whole else ""
+        keys += [self.keys.dropped(queue), self.keys.dead(queue)]
         texts = [value for d in delays for value in (d.wait_ms, d.message_id, d.text)]
-        accepted, length = call(client, "delay", keys, [limit, mode, *texts])
-        return Pushed(int(accepted), int(length), limit)
+        reply = call(client, "delay", keys, [limit, policy, terms, *dead_letters, *texts])
+        accepted, length, dropped = (int(number) for number in reply)
+        return Pushed(accepted, length, limit, dropped=dropped)
 
     def postpone(
         self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int

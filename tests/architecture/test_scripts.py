@@ -70,7 +70,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
     "delay": (
         lambda client: verbs().delay(client, "q", [Delay(datetime.now(UTC), "an-id", "{}")] * 2),
-        [2, 0],
+        [2, 0, 0],
         0,
         # wait, id and text of two messages
         2 * 3,

@@ -154,12 +154,46 @@ def test_a_bound_keeps_what_fits_and_refuses_the_rest(rig: Rig) -> None:
 
 
 def test_a_group_is_delayed_whole_or_not_at_all(rig: Rig) -> None:
-    assert rig.delay(delays(*[LONG_MS] * 3), "few", whole=True).accepted == 0
-    assert rig.delay(delays(*[LONG_MS] * 2), "few", whole=True).accepted == 2
+    assert rig.delay(delays(*[LONG_MS] * 3), "few", terms="whole").accepted == 0
+    assert rig.delay(delays(*[LONG_MS] * 2), "few", terms="whole").accepted == 2
+
+
+@pytest.mark.parametrize(
+    ("queue", "left", "counter"),
+    [("few-oldest", ["2", "3"], "dropped"), ("few-newest", ["1", "2"], "dropped")],
+)
+def test_a_policy_that_drops_keeps_the_bound(
+    rig: Rig, queue: str, left: list[str], counter: str
+) -> None:
+    rig.delay(delays(0), queue)
+    kept = rig.delay(delays(1, 2, first=2), queue)
+    assert (kept.accepted, kept.dropped) == (2, 1)
+    assert rig.broker.ledger(queue) == {"accepted": 3, counter: 1}
+    (gone,) = rig.broker.client.lrange(rig.keys.dropped(queue), 0, -1)
+    assert json.loads(gone)["celeriac"]["dropped"] == queue.replace("few-", "drop_")
+    pause(0.01)
+    assert fetched(rig.fetch(queue=queue)) == left
+
+
+def test_more_new_ones_than_the_bound_drop_the_oldest_of_them_too(rig: Rig) -> None:
+    rig.delay(delays(LONG_MS), "few-oldest")
+    kept = rig.delay(delays(*[0] * 5, first=2), "few-oldest")
+    assert (kept.accepted, kept.dropped) == (5, 4)
+    pause(0.01)
+    assert fetched(rig.fetch(queue="few-oldest")) == ["5", "6"]
+
+
+def test_a_bound_may_make_dead_letters(rig: Rig) -> None:
+    rig.delay(delays(*[LONG_MS] * 3), "few-dead")
+    assert rig.broker.ledger("few-dead") == {"accepted": 3, "dead": 1}
+    (text,) = rig.broker.client.lrange(rig.keys.dead("few-dead"), 0, -1)
+    assert id_of(text) == "3"
+    assert json.loads(text)["celeriac"]["dead"]["reason"] == "overflow"
+    assert rig.broker.client.llen(rig.keys.dropped("few-dead")) == 1
 
 
 def test_work_that_was_accepted_before_is_delayed_above_the_bound(rig: Rig) -> None:
-    assert rig.delay(delays(*[LONG_MS] * 5), "few", exempt=True).accepted == 5
+    assert rig.delay(delays(*[LONG_MS] * 5), "few", terms="exempt").accepted == 5
     assert rig.broker.ledger("few") == {"accepted": 5, "overshoot": 3}
 
 

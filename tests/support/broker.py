@@ -49,6 +49,14 @@ class Broker:
         name = f"{self.key(queue)}{SEPARATOR}{step}" if step else self.key(queue)
         return [text.decode() for text in reversed(self.client.lrange(name, 0, -1))]
 
+    def delayed(self, queue: str) -> list[str]:
+        """Return the delayed messages of a queue, the one that is due first first."""
+        members = self.client.zrange(self.key(f"celeriac:delayed:{queue}"), 0, -1)
+        kept = self.client.hgetall(self.key(f"celeriac:delayed_messages:{queue}"))
+        assert set(members) == set(kept)
+        values = [kept[member].decode().partition(":") for member in members]
+        return [text[int(length) :] for length, _, text in values]
+
     def records(self) -> dict[str, tuple[Any, str, str]]:
         """Return the unacknowledged messages: tag -> (message, exchange, queue)."""
         raw = self.client.hgetall(self.key("unacked"))

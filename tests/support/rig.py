@@ -25,6 +25,9 @@ TABLE: Mapping[str, Any] = {
         "third": {},
         "small": {"max_length": 3},
         "few": {"max_delayed": 2},
+        "few-oldest": {"max_delayed": 2, "overflow": "drop_oldest"},
+        "few-newest": {"max_delayed": 2, "overflow": "drop_newest"},
+        "few-dead": {"max_delayed": 2, "overflow": "dead_letter"},
     },
     "lease_seconds": LEASE_SECONDS,
 }

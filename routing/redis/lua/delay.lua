@@ -5,39 +5,77 @@
 --        4 bell of the queue
 --        5 ledger hash of the queue, or "" for a queue that keeps none
 --        6 ready list that the messages go to when they are due
+--        7 dropped list of the queue        8 dead letters of the queue
 -- ARGV:  1 max_delayed, 0 for none
---        2 "exempt" when the work was accepted before (retries, links, chord bodies),
---          "whole" to let in all of the messages or none, else ""
---        3... per message: milliseconds from now until it is due, its id, its JSON text
--- Reply: {accepted, messages delayed before}; the first `accepted` messages were kept
+--        2 "reject", "block", "drop_oldest", "drop_newest" or "dead_letter": what the bound does;
+--          the oldest of delayed messages are those that are due first
+--        3 "exempt" when the work was accepted before (retries, links, chord bodies),
+--          "whole" to let in all of the messages or none, "none" to let in none, else "";
+--          with "block", what does not fit is not counted as refused until it comes as "none"
+--        4 most dead letters that are kept
+--        5 evidence of a dead letter: a JSON object without its first brace
+--        then per message: milliseconds from now until it is due, its id, its JSON text;
+--        without any, nothing is changed
+-- Reply: {accepted, messages delayed before, dropped}
+--        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
+--        of these or of those that were delayed
 
 local DELAYED, TEXTS, LIST, ledger = KEYS[1], KEYS[2], KEYS[6], KEYS[5]
-local limit, mode, first = tonumber(ARGV[1]), ARGV[2], 3
+local limit, policy, terms, first = tonumber(ARGV[1]), ARGV[2], ARGV[3], 6
 local count = (#ARGV - first + 1) / 3
 local waiting = redis.call('ZCARD', DELAYED)
-local room = count
+if count == 0 then return {0, waiting, 0} end
 
-if limit > 0 and mode ~= 'exempt' then
-  room = math.max(0, math.min(count, limit - waiting))
-  if mode == 'whole' and room < count then room = 0 end
+-- Which of the new messages are kept: all from `low` to `high`.
+local low, high, leaving = 1, count, 0
+if limit > 0 and terms ~= 'exempt' then
+  if policy == 'drop_oldest' then
+    low = math.max(1, count - limit + 1)
+    leaving = math.max(0, waiting + high - low + 1 - limit)
+  elseif terms == 'none' then
+    high = 0
+  else
+    high = math.max(0, math.min(count, limit - waiting))
+    if terms == 'whole' and high < count then high = 0 end
+  end
 end
-if ledger ~= '' and room < count then redis.call('HINCRBY', ledger, 'refused', count - room) end
-if room == 0 then return {0, waiting} end
+
+-- Takes the delayed messages that are due first; the texts are returned.
+local function take(most)
+  local taken = {}
+  while #taken < most do
+    local members = redis.call('ZRANGE', DELAYED, 0, math.min(most - #taken, 3500) - 1)
+    redis.call('ZREM', DELAYED, unpack(members))
+    for _, value in ipairs(redis.call('HMGET', TEXTS, unpack(members))) do
+      -- The value is "<length of the list's name>:<name><text>".
+      local digits = string.match(value, '^%d+')
+      taken[#taken + 1] = string.sub(value, #digits + 2 + tonumber(digits))
+    end
+    redis.call('HDEL', TEXTS, unpack(members))
+  end
+  return taken
+end
+
+local refuses = policy == 'reject' or policy == 'block'
+local gone = take(leaving)
+for i = 1, refuses and 0 or count do
+  if i < low or i > high then gone[#gone + 1] = ARGV[first + i * 3 - 1] end
+end
 
 -- Rounded up: a message is never early.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.ceil(tonumber(time[2]) / 1000)
-local sequence = redis.call('INCRBY', KEYS[3], room) - room
-local before = tonumber(redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2] or math.huge)
-local earliest = math.huge
+local first_due = tonumber(redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2] or math.huge)
+local earliest, kept = math.huge, high - low + 1
+local sequence = kept > 0 and redis.call('INCRBY', KEYS[3], kept) - kept
 local scores, texts = {}, {}
-for i = 1, room do
+for i = low, high do
   local at = first + (i - 1) * 3
   local due = now + tonumber(ARGV[at])
   -- The sequence comes first, so that of messages due together the older one leaves first.
-  local member = string.format('%016.0f#', sequence + i) .. ARGV[at + 1]
-  scores[2 * i - 1], scores[2 * i] = string.format('%.0f', due), member
-  texts[2 * i - 1], texts[2 * i] = member, #LIST .. ':' .. LIST .. ARGV[at + 2]
+  local member = string.format('%016.0f#', sequence + i - low + 1) .. ARGV[at + 1]
+  scores[#scores + 1], scores[#scores + 2] = string.format('%.0f', due), member
+  texts[#texts + 1], texts[#texts + 2] = member, #LIST .. ':' .. LIST .. ARGV[at + 2]
   earliest = math.min(earliest, due)
 end
 for i = 1, #scores, 3500 do
@@ -46,14 +84,43 @@ for i = 1, #scores, 3500 do
   redis.call('HSET', TEXTS, unpack(texts, i, to))
 end
 
+-- Puts marked texts into a list, and cuts it to its newest; what fell out is counted.
+local function keep(list, unmarked, mark, most, counter)
+  local object = string.format(',"celeriac":{"at":%.0f,%s}}', now, mark)
+  for _, text in ipairs(unmarked) do
+    redis.call('LPUSH', list, (string.match(text, '^(.*)}%s*$') or text) .. object)
+  end
+  local over = redis.call('LLEN', list) - most
+  if over > 0 then
+    redis.call('LTRIM', list, 0, most - 1)
+    redis.call('HINCRBY', ledger, counter, over)
+  end
+end
+
+local accepted = refuses and kept or count
+if #gone > 0 then
+  -- For the workers, which give each a final state; at most 64 MB of messages of this size.
+  local most = math.max(100, math.min(10000, math.floor(67108864 / #gone[#gone])))
+  keep(KEYS[7], gone, '"dropped":"' .. policy .. '"', most, 'results_lost')
+  if policy == 'dead_letter' then
+    local mark = string.format('"dead":{"at":%.0f,%s', now, ARGV[5])
+    keep(KEYS[8], gone, mark, tonumber(ARGV[4]), 'dead_trimmed')
+  end
+  redis.call('HINCRBY', ledger, policy == 'dead_letter' and 'dead' or 'dropped', #gone)
+end
 if ledger ~= '' then
-  redis.call('HINCRBY', ledger, 'accepted', room)
-  local over = waiting + room - limit
-  if limit > 0 and over > 0 then redis.call('HINCRBY', ledger, 'overshoot', math.min(over, room)) end
+  if accepted > 0 then redis.call('HINCRBY', ledger, 'accepted', accepted) end
+  if accepted < count and (policy == 'reject' or terms == 'none') then
+    redis.call('HINCRBY', ledger, 'refused', count - accepted)
+  end
+  local over = waiting + count - limit
+  if terms == 'exempt' and limit > 0 and over > 0 then
+    redis.call('HINCRBY', ledger, 'overshoot', math.min(over, count))
+  end
 end
 -- A worker that waits knows when the next message is due; it must hear of an earlier one.
-if earliest < before and redis.call('EXISTS', KEYS[4]) == 0 then
+if earliest < first_due and redis.call('EXISTS', KEYS[4]) == 0 then
   redis.call('LPUSH', KEYS[4], '1')
   redis.call('PEXPIRE', KEYS[4], 3600000)
 end
-return {room, waiting}
+return {accepted, waiting, #gone}

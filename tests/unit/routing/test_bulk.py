@@ -93,7 +93,7 @@ def compare(
     receipts = load.apply_many([(args, kwargs)], **options)
     assert receipts.accepted == 1
     step = max([s for s in (0, 3, 6, 9) if s <= (options.get("priority") or 0)])
-    one, many = decoded(broker.texts(queue, step=step))
+    one, many = decoded(broker.texts(queue, step=step) + broker.delayed(queue))
     assert many == one
 
 
