@@ -44,10 +44,10 @@ class ItemRequest(Request):
         self.reject(requeue=False)
 
     def is_gone(self) -> bool:
-        """Whether it was revoked or has expired; if so it has been ended now, and must not run."""
+        """Whether it must not run: it was revoked or has expired, and if so has been ended now."""
         if self.expires or state.revoked or state.revoked_stamps or self._already_revoked:
             return bool(self.revoked())
-        return False
+        return self.is_void()
 
     def start(self, pid: int, started_at: float) -> None:
         """Do what `on_accepted` does, but for the counters, which are the batch's business."""

@@ -23,6 +23,7 @@ from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
 from routing.redis.delivery import LOST
 from routing.redis.holdings import Holdings
+from routing.redis.leases import Renewer
 from routing.redis.records import Mark, State
 from routing.request import holdings_of
 from routing.running import Rule, Running
@@ -31,6 +32,9 @@ from routing.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.units import Buffer, RequestUnit, Unit
 
 logger = logging.getLogger(__name__)
+
+#: While the leases are in doubt, that often it is seen whether they have been renewed.
+LOOK_AGAIN_SECONDS = 0.1
 
 
 class Dispatcher(bootsteps.StartStopStep):
@@ -53,6 +57,8 @@ class Dispatcher(bootsteps.StartStopStep):
         self._shares = Shares({})
         self._inflight: Running | None = None
         self._held_back = False
+        self._renewer: Renewer | None = None
+        self._looks_again = False
         self._handing = ""
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
@@ -72,6 +78,8 @@ class Dispatcher(bootsteps.StartStopStep):
         self._thread = threading.get_ident()
         holdings = channel.runtime.holdings
         holdings.durable = True
+        if self._renewer is None:
+            self._renewer = Renewer(channel, consumer.hostname)
         self._share_out(holdings)
         if self._slots is None:
             self._slots = self._make_slots(consumer)
@@ -135,6 +143,9 @@ class Dispatcher(bootsteps.StartStopStep):
         holdings.durable = False
         if not self._channel.closed:
             self._settle_last(self._channel)
+        if self._renewer is not None:
+            self._renewer.stop()
+            self._renewer = None
 
     def _settle_last(self, channel: EngineMixin) -> None:
         try:
@@ -221,6 +232,8 @@ class Dispatcher(bootsteps.StartStopStep):
         """Hand over units while slots are free, then ask the buffers for more."""
         if self._pumping or not self._running or self._slots is None:
             return
+        if not self._may_start():
+            return
         self._pumping = True
         try:
             self._hand_over_while_free(self._slots)
@@ -231,6 +244,19 @@ class Dispatcher(bootsteps.StartStopStep):
                 self._hand_over_while_free(self._slots)
         finally:
             self._pumping = False
+
+    def _may_start(self) -> bool:
+        """Return whether what waits here is known to be ours still; if not, look again soon."""
+        if self.holdings is None or self.holdings.fence.holds:
+            return True
+        if not self._looks_again:
+            self._looks_again = True
+            self._consumer.timer.call_after(LOOK_AGAIN_SECONDS, self._look_again)
+        return False
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self.pump()
 
     def _hand_over_while_free(self, slots: Slots) -> None:
         while self._units and not _stopping():

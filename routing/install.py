@@ -28,6 +28,7 @@ from routing.config import Topology
 from routing.defaults import apply_defaults
 from routing.dispatch import Dispatcher
 from routing.dropped import FinishDropped
+from routing.reclaim import Reclaim
 from routing.startup import CheckServer, CheckTable
 from routing.task import TaskAnnotation, missing_attributes
 from routing.upkeep import JobFactory, Upkeep
@@ -40,7 +41,7 @@ __all__ = ["install"]
 _NUMBERS = itertools.count(1)
 
 #: What a worker does now and then for everybody, in this order.
-JOBS: tuple[JobFactory, ...] = (FinishDropped,)
+JOBS: tuple[JobFactory, ...] = (FinishDropped, Reclaim)
 
 
 def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:

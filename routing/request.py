@@ -13,6 +13,7 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.exceptions import Ignore, Reject
 from celery.worker import request as stock
+from celery.worker.state import task_ready
 
 from routing.admission import check_message
 from routing.redis.holdings import Holdings
@@ -46,6 +47,20 @@ class Request(stock.Request):
         """Note how far the message has come."""
         if (holdings := holdings_of(self._message)) is not None:
             holdings.mark(self._message.delivery_tag, state)
+
+    def is_void(self) -> bool:
+        """Whether it must not run: another worker has it, or it is too old and is ended now."""
+        if (holdings := holdings_of(self._message)) is None:
+            return False
+        tag = self._message.delivery_tag
+        if holdings.state(tag) is None:
+            task_ready(self)
+            return True
+        if not holdings.is_too_old(tag):
+            return False
+        logger.info("%s waited for longer than its queue's max_age", self)
+        self._announce_revoked("expired", False, None, True)
+        return True
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""

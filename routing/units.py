@@ -60,6 +60,9 @@ class RequestUnit:
     def hand_over(self) -> None:
         """Send the request to the pool, unless it was revoked meanwhile."""
         dispatcher = self._dispatcher
+        if self.requests[0].is_void():
+            dispatcher.unused_slot()
+            return
         try:
             accepted = self.requests[0].execute_using_pool(dispatcher.pool)
         except TaskRevokedError:

@@ -24,7 +24,7 @@ from routing.redis.alarm import Alarm
 from routing.redis.delivery import LOST, Delivery
 from routing.redis.flusher import Flusher
 from routing.redis.inbox import Inbox
-from routing.redis.records import Fetch, Settlement
+from routing.redis.records import FETCH_BYTES, Fetch, Settlement
 from routing.redis.scripts import SCRIPTS, as_lost_connection, command
 from routing.redis.verbs import NOTHING, Exchanged
 
@@ -68,6 +68,7 @@ class Courier:
         self._left: dict[str, int] = {}
         self._delivery = Delivery(channel)
         self._last_reply = 0.0
+        self._sent_at = 0.0
         self._last_ending = 0.0
         self._thread = threading.get_ident()
         self._timer_set = False
@@ -88,14 +89,15 @@ class Courier:
         self._thread = threading.get_ident()
         if self._stopped:
             return False
-        if self._holdings.returns_waiting:
+        self._holdings.give_back_forsaken()
+        if self._holdings.outbox.has_returns:
             self._give_back_now()
         if self._alarm.is_over():
             self._empty.clear()
         rooms = [self._room(queue) for queue in self.channel.engine_queues]
         open_rooms = [room for room in rooms if room.credit > 0]
         unseen = [room for room in open_rooms if room.queue not in self._empty]
-        waiting = self._holdings.endings_waiting
+        waiting = len(self._holdings.outbox)
         if self._should_exchange(unseen, waiting):
             self._send_exchange(open_rooms)
             return True
@@ -106,7 +108,7 @@ class Courier:
 
     def _room(self, queue: str) -> Room:
         prefetch = self._holdings.prefetch(queue)
-        if self.inbox.waiting(queue) > INBOX_HIGH:
+        if self.inbox.waiting(queue) > INBOX_HIGH or not self._holdings.room_bytes:
             return Room(queue, 0, prefetch)
         return Room(queue, self._holdings.credit(queue), prefetch)
 
@@ -115,7 +117,7 @@ class Courier:
     ) -> bool:
         """Return whether to send nothing now; the loop's timer or an ending makes it look again."""
         is_busy = time.monotonic() - self._last_ending < BUSY_SECONDS
-        if unseen or is_busy or self._holdings.endings_waiting:
+        if unseen or is_busy or len(self._holdings.outbox):
             self._set_timer()
         return bool(unseen) or not open_rooms or (is_busy and len(open_rooms) < len(rooms))
 
@@ -125,15 +127,17 @@ class Courier:
         return should_call(
             unseen,
             endings=waiting,
-            ending_age=self._holdings.ending_age,
+            ending_age=self._holdings.outbox.age,
             since_last_call=time.monotonic() - self._last_reply,
         )
 
     def _send_exchange(self, rooms: Sequence[Room]) -> None:
         # Before the fetch, which uses the credit that they have freed.
         self._bury_now()
-        fetch = Fetch(self._next_prefix(), tuple((room.queue, room.ask) for room in rooms))
-        self._settlement = self._holdings.take_settlement()
+        max_bytes = min(FETCH_BYTES, self._holdings.room_bytes)
+        asked = tuple((room.queue, room.ask) for room in rooms)
+        fetch = Fetch(self._next_prefix(), asked, max_bytes)
+        self._settlement = self._holdings.outbox.take_settlement()
         self._fetch = fetch
         self._holdings.asking(fetch)
         self._send(command("exchange", *self._verbs.exchange_call(self._settlement, fetch)))
@@ -148,7 +152,7 @@ class Courier:
     def _send(self, args: Sequence[Any]) -> None:
         connection = self.channel.client.connection
         self.channel._in_poll = connection
-        self.channel._brpop_sent_at = time.monotonic()
+        self.channel._brpop_sent_at = self._sent_at = time.monotonic()
         try:
             connection.send_command(*args)
         except LOST:
@@ -203,7 +207,10 @@ class Courier:
     def _take(self, reply: Exchanged) -> bool:
         fetch, self._fetch, self._settlement = self._fetch, None, NOTHING
         assert fetch is not None
-        self._holdings.answered(fetch, [(a.tag, a.queue) for a in reply.arrivals])
+        self._holdings.answered(fetch, reply.sizes())
+        self._holdings.clock.learn(reply.server_ms)
+        if time.monotonic() - self._sent_at > self._verbs.topology.lease_seconds / 3:
+            self._holdings.doubt()
         self._left = reply.left
         self._empty = {queue for queue, left in reply.left.items() if left == 0}
         self._last_reply = time.monotonic()
@@ -226,7 +233,7 @@ class Courier:
         fetch, settlement = self._fetch, self._settlement
         self._fetch, self._settlement = None, NOTHING
         self._holdings.unanswered(fetch)
-        self._holdings.restore_settlement(settlement)
+        self._holdings.outbox.restore_settlement(settlement)
 
     # -- delivering
 
@@ -249,7 +256,7 @@ class Courier:
         except Exception:
             self._holdings.unanswered(fetch)
             raise
-        self._holdings.answered(fetch, [(a.tag, a.queue) for a in reply.arrivals])
+        self._holdings.answered(fetch, reply.sizes())
         if not reply.arrivals:
             raise Empty()
         if reply.counted:
@@ -278,9 +285,9 @@ class Courier:
 
     def settle_now(self) -> None:
         """Carry all endings and returns to the broker over a pooled connection, and wait for it."""
-        while self._holdings.endings_waiting:
+        while len(self._holdings.outbox):
             self._bury_now()
-            if (settlement := self._holdings.take_settlement()).endings:
+            if (settlement := self._holdings.outbox.take_settlement()).endings:
                 self._settle(settlement)
         self._give_back_now()
 
@@ -289,28 +296,28 @@ class Courier:
         try:
             self._verbs.exchange(self.channel.plain_client, settlement, nothing_asked)
         except Exception:
-            self._holdings.restore_settlement(settlement)
+            self._holdings.outbox.restore_settlement(settlement)
             raise
 
     def _bury_now(self) -> None:
-        burials = self._holdings.take_burials()
+        burials = self._holdings.outbox.take_burials()
         while burials:
             queue, entries = next(iter(burials.items()))
             try:
                 self._verbs.bury(self.channel.plain_client, queue, entries)
             except Exception:
-                self._holdings.restore_burials(burials)
+                self._holdings.outbox.restore_burials(burials)
                 raise
             del burials[queue]
 
     def _give_back_now(self) -> None:
-        returns = self._holdings.take_returns()
+        returns = self._holdings.outbox.take_returns()
         while returns:
             queue, entries = returns[0]
             try:
                 self._verbs.give_back(self.channel.plain_client, queue, entries)
             except Exception:
-                self._holdings.restore_returns(returns)
+                self._holdings.outbox.restore_returns(returns)
                 raise
             returns.pop(0)
         self._empty.clear()

@@ -19,7 +19,7 @@ from routing.evidence import Evidence, of_error
 from routing.raw import wrap
 from routing.redis.delays import eta_of, in_ms
 from routing.redis.keys import dead_queue
-from routing.redis.records import Mark, State
+from routing.redis.records import UNCHARGED, Charges, Mark, State
 from routing.redis.verbs import Arrival
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class Delivery:
     def __init__(self, channel: EngineMixin) -> None:
         self._channel = channel
         self._holdings = channel.runtime.holdings
-        self._charged: set[str] = set()
+        self._charges: dict[str, Charges] = {}
 
     def deliver(self, arrival: Arrival) -> None:
         """Hand a message to its consumer; without one it goes back to its queue."""
+        if self._holdings.state(arrival.tag) is None:
+            return  # its lease ran out meanwhile: it is another worker's
         callback = self._channel.connection._callbacks.get(arrival.queue)
         if callback is None:
             self._holdings.give_back(arrival.tag)
@@ -76,13 +78,17 @@ class Delivery:
         properties = payload["properties"]
         properties["delivery_tag"] = arrival.tag
         message_id = (payload.get("headers") or {}).get("id") or ""
-        charged = arrival.tag in self._charged
-        self._holdings.identify(arrival.tag, message_id, charged=charged)
-        if charged:
-            self._charged.discard(arrival.tag)
+        noted = payload.get("celeriac") or {}
+        self._holdings.identify(
+            arrival.tag,
+            message_id,
+            charges=self._charges.pop(arrival.tag, UNCHARGED),
+            at_ms=at if isinstance(at := noted.get("at"), int) else 0,
+        )
+        if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True
             payload["headers"]["redelivered"] = True
-        if "due" in (payload.get("celeriac") or ()):
+        if "due" in noted:
             # The broker kept it until then; no clock of this machine is to hold it again.
             payload["headers"]["eta"] = None
         return payload
@@ -128,8 +134,8 @@ class Delivery:
         }
         if not ids:
             return
-        counts = self._channel.verbs.deliveries(self._channel.plain_client, list(ids.values()))
-        self._charged.update(tag for tag, i in ids.items() if i in counts)
+        charges = self._channel.verbs.deliveries(self._channel.plain_client, list(ids.values()))
+        self._charges.update((tag, charges[i]) for tag, i in ids.items() if i in charges)
 
 
 def _message_id(arrival: Arrival) -> str:

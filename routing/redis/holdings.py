@@ -2,37 +2,35 @@
 
 A message is held from the fetch that recorded it as unacked until its ending reached the server.
 Channels come and go with connections; running work does not, so it is not theirs. Everything here
-is bookkeeping without I/O: a channel takes a settlement, sends it, and confirms or restores it.
+is bookkeeping without I/O: a channel takes what waits in the outbox and sends it, and a thread
+renews the leases.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import threading
-import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Iterable
 
 from routing.config import Topology
 from routing.evidence import Evidence
-from routing.redis.records import Burial, Ending, Fetch, Held, Mark, Return, Settlement, State
-
-#: Most tags in one settlement: well below what one script call can unpack, and about 10 ms of the
-#: server.
-SETTLE_AT_MOST = 3000
-
-
-class Carrier(Protocol):
-    """What takes endings to the broker."""
-
-    def ended(self, queue: str) -> None:
-        """Note that endings wait."""
-
-    def flush(self) -> None:
-        """Carry them now, as far as the broker can be reached."""
+from routing.redis.clocks import Fence, ServerClock
+from routing.redis.native import new_lock
+from routing.redis.outbox import Carrier, Outbox
+from routing.redis.records import (
+    UNCHARGED,
+    Burial,
+    Charges,
+    Ending,
+    Fetch,
+    Held,
+    Mark,
+    Return,
+    State,
+    Watch,
+)
 
 
 class Holdings:
@@ -52,17 +50,24 @@ class Holdings:
 
     def _reset(self) -> None:
         self.pid = os.getpid()
-        self._lock = threading.Lock()
+        # Also taken by the thread that renews, which is no greenlet.
+        self._lock = new_lock()
         self._order = itertools.count()
         self._held: dict[str, Held] = {}
         self._count: dict[str, int] = {}
         self._asked: dict[str, int] = {}
-        self._ended: list[Ending] = []
-        self._burials: dict[str, list[Burial]] = {}
-        self._oldest_ending = 0.0
-        self._returns: dict[str, list[Return]] = {}
-        self._unread: list[Fetch] = []
+        self._bytes = 0
         self._carriers: dict[str, Carrier] = {}
+        #: Tags of messages that died before they ended; only appended to, as the collector may run
+        #: at any moment.
+        self._forsaken: deque[str] = deque()
+        self.outbox = Outbox()
+        self.clock = ServerClock()
+        self.fence = Fence()
+        #: Called with the tag of every message that starts, from any thread.
+        self.on_start: Callable[[str], None] | None = None
+        #: Called when what is held may be others' already.
+        self.on_doubt: Callable[[], None] | None = None
 
     # -- credit
 
@@ -84,6 +89,11 @@ class Holdings:
         """Return how many more messages may be fetched from a queue now."""
         return self.prefetch(queue) - self._count.get(queue, 0) - self._asked.get(queue, 0)
 
+    @property
+    def room_bytes(self) -> int:
+        """Bytes of messages that may still be fetched before something has to end."""
+        return max(0, self.topology.max_inflight_bytes - self._bytes)
+
     def held(self, queue: str) -> int:
         """Return how many messages count against a queue's prefetch."""
         return self._count.get(queue, 0)
@@ -101,19 +111,20 @@ class Holdings:
             for queue, credit in fetch.asked:
                 self._asked[queue] = self._asked.get(queue, 0) + credit
 
-    def answered(self, fetch: Fetch, tags: Sequence[tuple[str, str]]) -> None:
-        """Turn the credit of a fetch into held messages, given as (tag, queue) in fetch order."""
+    def answered(self, fetch: Fetch, arrived: Iterable[tuple[str, str, int]]) -> None:
+        """Turn the credit of a fetch into held messages: (tag, queue, bytes) in fetch order."""
         with self._lock:
             self._release(fetch)
-            for tag, queue in tags:
-                self._held[tag] = Held(tag, queue, next(self._order))
+            for tag, queue, size_bytes in arrived:
+                self._held[tag] = Held(tag, queue, next(self._order), size_bytes)
                 self._count[queue] = self._count.get(queue, 0) + 1
+                self._bytes += size_bytes
 
     def unanswered(self, fetch: Fetch) -> None:
         """Remember a fetch whose reply was lost: what it took must be given back by enumeration."""
         with self._lock:
             self._release(fetch)
-            self._unread.append(fetch)
+        self.outbox.add_unread(fetch)
 
     def _release(self, fetch: Fetch) -> None:
         for queue, credit in fetch.asked:
@@ -121,11 +132,39 @@ class Holdings:
 
     # -- states
 
-    def identify(self, tag: str, message_id: str, *, charged: bool = False) -> None:
-        """Note the id of a held message, and whether a delivery of it was charged before."""
+    def identify(
+        self, tag: str, message_id: str, *, charges: Charges = UNCHARGED, at_ms: int = 0
+    ) -> None:
+        """Note whose a held message is.
+
+        Arguments:
+            tag: the message.
+            message_id: its id.
+            charges: how often it took a process down before.
+            at_ms: when it was pushed, by the server's clock; 0 when nobody has noted it.
+        """
         if held := self._held.get(tag):
             held.message_id = message_id
-            held.charged = charged
+            held.charges = charges
+            held.at_ms = at_ms
+
+    def watch(self, tag: str, message: object) -> None:
+        """Give a message back if it dies before it ends: nobody is left who could end it."""
+        if self.durable and (held := self._held.get(tag)):
+            held.watch = Watch(message, self._forsaken, tag)
+
+    def charges(self, tag: str) -> Charges:
+        """Return how often a message took a process down before."""
+        held = self._held.get(tag)
+        return held.charges if held else UNCHARGED
+
+    def is_too_old(self, tag: str) -> bool:
+        """Return whether a message has waited longer than its queue's max_age."""
+        held = self._held.get(tag)
+        if held is None or not held.at_ms:
+            return False
+        max_age = self.topology.queue(held.queue).max_age
+        return max_age is not None and self.clock.now_ms() - held.at_ms > max_age * 1000
 
     def state(self, tag: str) -> State | None:
         """Return how far a message has come, None when it is not held."""
@@ -143,6 +182,8 @@ class Holdings:
             elif held.state is State.SCHEDULED:
                 self._count[held.queue] += 1
             held.state = state
+        if state is State.STARTED and self.on_start is not None:
+            self.on_start(tag)
 
     def mark_all(self, tags: Iterable[str], state: State) -> None:
         """Note how far the messages of a batch have come."""
@@ -160,18 +201,15 @@ class Holdings:
 
     def end_all(self, endings: Iterable[tuple[str, str]]) -> int:
         """Note how many messages have ended, as (tag, ending); returns how many were held."""
-        ended: list[Held] = []
+        ended: list[Ending] = []
         with self._lock:
-            if not self.endings_waiting:
-                self._oldest_ending = time.monotonic()
-            for tag, ending in endings:
-                if (held := self._drop(tag)) is None:
-                    continue
-                counted_id = held.message_id if held.charged else ""
-                self._ended.append(Ending(held.queue, ending, tag, counted_id))
-                ended.append(held)
+            for tag, name in endings:
+                if held := self._drop(tag):
+                    counted_id = held.message_id if held.charges.count else ""
+                    ended.append(Ending(held.queue, name, tag, counted_id))
         if ended:
-            self._tell(ended[-1])
+            self.outbox.add_endings(ended)
+            self._tell(ended[-1].tag, ended[-1].queue)
         return len(ended)
 
     def bury(self, tag: str, evidence: Evidence, text: str = "") -> bool:
@@ -184,19 +222,16 @@ class Holdings:
             evidence: why.
             text: what is kept in its place, for a message that is none.
         """
+        held = self._held.get(tag)
+        if held is None or not self.topology.queue(held.queue).max_dead:
+            return self.end(tag, evidence.ending)
         with self._lock:
-            held = self._held.get(tag)
-            keeps = held is not None and self.topology.queue(held.queue).max_dead > 0
-            if held is not None and keeps:
-                if not self.endings_waiting:
-                    self._oldest_ending = time.monotonic()
-                self._drop(tag)
-                burial = Burial(tag, held.message_id, evidence.rest(), text)
-                self._burials.setdefault(held.queue, []).append(burial)
-        if held is not None and keeps:
-            self._tell(held)
-            return True
-        return self.end(tag, evidence.ending)
+            if self._drop(tag) is None:
+                return False
+        burial = Burial(tag, held.message_id, evidence.rest(), text)
+        self.outbox.add_burial(held.queue, burial)
+        self._tell(tag, held.queue)
+        return True
 
     def give_back(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
         """Note that a message goes back to the front of its queue; False when it is not held.
@@ -210,8 +245,8 @@ class Holdings:
             held = self._drop(tag)
             if held is None:
                 return False
-            self._return(held, mark, evidence)
-        self._tell(held)
+        self._return(held, mark, evidence)
+        self._tell(tag, held.queue)
         return True
 
     def give_back_waiting(self) -> int:
@@ -235,24 +270,71 @@ class Holdings:
             ]
             for held in chosen:
                 self._drop(held.tag)
-                # Ending it early was the worker's choice, so it is not charged.
-                begun = held.state in (State.HANDED, State.STARTED)
-                self._return(held, Mark.REDELIVERED if begun else Mark.NONE)
+        for held in chosen:
+            # Ending it early was the worker's choice, so it is not charged.
+            begun = held.state in (State.HANDED, State.STARTED)
+            self._return(held, Mark.REDELIVERED if begun else Mark.NONE)
         return len(chosen)
+
+    def give_back_forsaken(self) -> int:
+        """Give back messages that died before they ended, as their callbacks were lost."""
+        returned = 0
+        while self._forsaken:
+            tag = self._forsaken.popleft()
+            begun = self.state(tag) in (State.HANDED, State.STARTED)
+            mark = Mark.CHARGED if self.state(tag) is State.STARTED else Mark.REDELIVERED
+            returned += self.give_back(tag, mark if begun else Mark.NONE, "nobody could end it")
+        return returned
 
     def _drop(self, tag: str) -> Held | None:
         held = self._held.pop(tag, None)
-        if held is not None and held.state is not State.SCHEDULED:
-            self._count[held.queue] -= 1
+        if held is not None:
+            self._bytes -= held.size_bytes
+            if held.state is not State.SCHEDULED:
+                self._count[held.queue] -= 1
         return held
 
     def _return(self, held: Held, mark: Mark, evidence: str = "") -> None:
         returned = Return(held.tag, held.message_id, mark, evidence, held.order)
-        self._returns.setdefault(held.queue, []).append(returned)
+        self.outbox.add_return(held.queue, returned)
 
-    def _tell(self, held: Held) -> None:
-        if (carrier := self.carrier(held.tag)) is not None:
-            carrier.ended(held.queue)
+    def _tell(self, tag: str, queue: str) -> None:
+        if (carrier := self.carrier(tag)) is not None:
+            carrier.ended(queue)
+
+    # -- leases
+
+    def leases(self) -> list[tuple[str, str]]:
+        """Return the tags to renew, each with the message's id when it has started, else "".
+
+        What has ended stays ours until that is settled; what died stays nobody's.
+        """
+        with self._lock:
+            alive = [
+                (held.tag, held.message_id if held.state is State.STARTED else "")
+                for held in self._held.values()
+                if held.watch is None or held.watch() is not None
+            ]
+        return alive + [(tag, "") for tag in self.outbox.tags()]
+
+    def started(self, tags: Iterable[str]) -> list[tuple[str, str]]:
+        """Return those of these tags that run, with the ids of their messages."""
+        with self._lock:
+            running = [self._held[tag] for tag in tags if tag in self._held]
+        return [(h.tag, h.message_id) for h in running if h.state is State.STARTED]
+
+    def doubt(self) -> None:
+        """Start nothing until the leases were renewed."""
+        if self.on_doubt is not None:
+            self.on_doubt()
+
+    def forget(self, tags: Iterable[str]) -> int:
+        """Note that these messages are another worker's now; returns how many were held here.
+
+        What waits must not be started, and the ending of what runs is ignored.
+        """
+        with self._lock:
+            return sum(self._drop(tag) is not None for tag in tags)
 
     # -- carriers
 
@@ -268,76 +350,6 @@ class Holdings:
         """Return the channel that fetched this tag or, when it has gone, another."""
         name = tag.partition(":")[0]
         return self._carriers.get(name) or next(iter(self._carriers.values()), None)
-
-    # -- what leaves with the next call
-
-    @property
-    def endings_waiting(self) -> int:
-        """Number of endings that no call has carried yet, burials among them."""
-        return len(self._ended) + sum(map(len, self._burials.values()))
-
-    @property
-    def ending_age(self) -> float:
-        """Seconds since the oldest ending that no call has carried yet; 0 when there is none."""
-        return time.monotonic() - self._oldest_ending if self.endings_waiting else 0.0
-
-    @property
-    def returns_waiting(self) -> bool:
-        """True while messages wait to be given back."""
-        return bool(self._returns or self._unread)
-
-    def take_settlement(self) -> Settlement:
-        """Take the oldest endings, for a call that will carry them."""
-        with self._lock:
-            taken, self._ended = self._ended[:SETTLE_AT_MOST], self._ended[SETTLE_AT_MOST:]
-        return Settlement(taken)
-
-    def restore_settlement(self, settlement: Settlement) -> None:
-        """Take endings back whose call may not have arrived; settling twice changes nothing."""
-        if not settlement.endings:
-            return
-        with self._lock:
-            if not self.endings_waiting:
-                self._oldest_ending = time.monotonic()
-            self._ended[:0] = settlement.endings
-
-    def take_burials(self) -> dict[str, list[Burial]]:
-        """Take the dead letters of each queue, for calls that will carry them."""
-        with self._lock:
-            burials, self._burials = self._burials, {}
-        return burials
-
-    def restore_burials(self, burials: Mapping[str, Sequence[Burial]]) -> None:
-        """Take burials back whose call may not have arrived; burying twice changes nothing."""
-        with self._lock:
-            if not self.endings_waiting:
-                self._oldest_ending = time.monotonic()
-            for queue, entries in burials.items():
-                self._burials.setdefault(queue, [])[:0] = entries
-
-    def take_returns(self) -> list[tuple[str, list[Return]]]:
-        """Take what must be given back: per queue, in fetch order."""
-        with self._lock:
-            returns, self._returns = self._returns, {}
-            unread, self._unread = self._unread, []
-        # What goes back last comes first: the newest fetch before what was held before it.
-        taken = [
-            (queue, [Return(tag) for tag in fetch.tags(position)])
-            for fetch in reversed(unread)
-            for position, (queue, _) in enumerate(fetch.asked)
-        ]
-        taken += [
-            (queue, sorted(entries, key=lambda returned: returned.order))
-            for queue, entries in returns.items()
-        ]
-        return taken
-
-    def restore_returns(self, returns: Iterable[tuple[str, Sequence[Return]]]) -> None:
-        """Take returns back whose call may not have arrived; giving back twice changes nothing."""
-        with self._lock:
-            for queue, entries in returns:
-                kept = self._returns.setdefault(queue, [])
-                kept[:0] = [replace(entry, order=-1) for entry in entries]
 
 
 def _keep_out_of_children(holdings: Holdings) -> None:

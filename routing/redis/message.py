@@ -32,6 +32,10 @@ class EngineMessage(virtual.Message):
     ends_at_start = False
     loss = ""
 
+    def __init__(self, payload: Any, channel: EngineMixin, **kwargs: Any) -> None:
+        super().__init__(payload, channel=channel, **kwargs)
+        channel.runtime.holdings.watch(self.delivery_tag, self)
+
     def _decode(self) -> Any:
         return loads(self.body, self.content_type, self.content_encoding, self.accept)
 

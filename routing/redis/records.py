@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+
+#: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
+#: of 1 MB messages from stalling the server, the wire and the worker's loop.
+FETCH_BYTES = 8 * 1024 * 1024
 
 
 class State(IntEnum):
@@ -13,18 +19,6 @@ class State(IntEnum):
     SCHEDULED = 1  #: waits for its ETA; does not count against the credit
     HANDED = 2  #: given to the pool, so it will run, and end, whatever becomes of the connection
     STARTED = 3  #: running
-
-
-@dataclass(slots=True)
-class Held:
-    """One held message."""
-
-    tag: str
-    queue: str
-    order: int
-    state: State = State.WAITING
-    message_id: str = ""
-    charged: bool = False
 
 
 class Mark(StrEnum):
@@ -52,6 +46,51 @@ class Charges:
 
     count: int = 0
     evidence: str = ""
+
+
+UNCHARGED = Charges()
+
+
+class Watch(weakref.ref[object]):
+    """A weak reference to a message that leaves its tag in a list when the message dies.
+
+    The collector calls it in the middle of anything, so it takes no lock.
+    """
+
+    __slots__ = ("_forsaken", "_tag")
+
+    _forsaken: deque[str]
+    _tag: str
+
+    def __new__(cls, message: object, forsaken: deque[str], tag: str) -> Watch:
+        """Watch a message."""
+        watch = super().__new__(cls, message, cls._died)
+        watch._forsaken = forsaken
+        watch._tag = tag
+        return watch
+
+    def __init__(self, message: object, forsaken: deque[str], tag: str) -> None:
+        super().__init__(message, type(self)._died)  # type: ignore[call-arg]
+
+    def _died(self) -> None:
+        self._forsaken.append(self._tag)
+
+
+@dataclass(slots=True)
+class Held:
+    """One held message."""
+
+    tag: str
+    queue: str
+    order: int
+    size_bytes: int = 0
+    state: State = State.WAITING
+    message_id: str = ""
+    charges: Charges = UNCHARGED
+    #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
+    at_ms: int = 0
+    #: Set while a worker owns the message: tells when nobody could end it any more.
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +141,7 @@ class Fetch:
 
     prefix: str
     asked: tuple[tuple[str, int], ...]
+    max_bytes: int = FETCH_BYTES
 
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""

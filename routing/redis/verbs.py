@@ -6,7 +6,7 @@ Everything is built for one broker database: the key names, the queue table's bo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,6 @@ from routing.redis.delays import Delay
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Charges, Fetch, Return, Settlement
 from routing.redis.scripts import call
-
-#: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
-#: of 1 MB messages from stalling the server, the wire and the worker's loop.
-FETCH_BYTES = 8 * 1024 * 1024
 
 #: Most messages in one call that gives back.
 GIVE_BACK_AT_MOST = 800
@@ -79,6 +75,10 @@ class Exchanged:
     left: dict[str, int]
     arrivals: list[Arrival]
     next_due_ms: int = 0
+
+    def sizes(self) -> Iterator[tuple[str, str, int]]:
+        """Yield the tag, the queue and the size in bytes of each arrival."""
+        return ((arrival.tag, arrival.queue, len(arrival.text)) for arrival in self.arrivals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Verbs:
         groups = settlement.groups()
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
-        args += [self._lease_ms, FETCH_BYTES, len(ids), *ids]
+        args += [self._lease_ms, fetch.max_bytes, len(ids), *ids]
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]

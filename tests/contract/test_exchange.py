@@ -5,8 +5,7 @@ import json
 import pytest
 from kombu import Connection
 
-from routing.redis.records import Ending, Settlement
-from routing.redis.verbs import FETCH_BYTES
+from routing.redis.records import FETCH_BYTES, Ending, Settlement
 from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import LEASE_SECONDS, Rig
 

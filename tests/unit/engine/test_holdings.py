@@ -17,7 +17,7 @@ TABLE = Topology.load({"queues": {"a": {"prefetch": 5}, "b": {"prefetch": 2}}})
 def fetched(holdings: Holdings, *tags: str, queue: str = "a") -> None:
     fetch = Fetch("x:1:", ((queue, len(tags)),))
     holdings.asking(fetch)
-    holdings.answered(fetch, [(tag, queue) for tag in tags])
+    holdings.answered(fetch, [(tag, queue, 10) for tag in tags])
 
 
 class HoldingsModel(RuleBasedStateMachine):
@@ -45,7 +45,7 @@ class HoldingsModel(RuleBasedStateMachine):
             for position, (queue, credit) in enumerate(asked)
             for tag in fetch.tags(position)[: round(credit * share)]
         ]
-        self.holdings.answered(fetch, arrived)
+        self.holdings.answered(fetch, [(tag, queue, 10) for tag, queue in arrived])
         self.held.update(arrived)
 
     @rule()
@@ -82,11 +82,11 @@ class HoldingsModel(RuleBasedStateMachine):
 
     @rule(arrives=st.booleans())
     def settle(self, arrives: bool) -> None:
-        settlement = self.holdings.take_settlement()
+        settlement = self.holdings.outbox.take_settlement()
         if arrives:
             self.settled += [tag for tags in settlement.groups().values() for tag in tags]
         else:
-            self.holdings.restore_settlement(settlement)
+            self.holdings.outbox.restore_settlement(settlement)
 
     @rule()
     def lose_the_connection(self) -> None:
@@ -107,10 +107,10 @@ class HoldingsModel(RuleBasedStateMachine):
 
     @invariant()
     def every_ending_waits_or_was_settled(self) -> None:
-        assert self.holdings.endings_waiting == len(self.ended) - len(self.settled)
+        assert len(self.holdings.outbox) == len(self.ended) - len(self.settled)
 
     def teardown(self) -> None:
-        returns = [entry.tag for _, group in self.holdings.take_returns() for entry in group]
+        returns = [entry.tag for _, group in self.holdings.outbox.take_returns() for entry in group]
         assert sorted(returns) == sorted(self.returned)
 
 
@@ -128,7 +128,9 @@ def test_what_was_handed_over_is_kept_when_the_connection_is_lost() -> None:
 
 
 def marks_of_returns(holdings: Holdings) -> list[tuple[str, Mark]]:
-    return [(entry.tag, entry.mark) for _, group in holdings.take_returns() for entry in group]
+    return [
+        (entry.tag, entry.mark) for _, group in holdings.outbox.take_returns() for entry in group
+    ]
 
 
 def test_what_had_begun_is_marked_and_not_charged_when_all_is_given_back() -> None:

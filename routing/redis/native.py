@@ -1,0 +1,48 @@
+"""Threads and locks of the operating system, also where gevent has put its own in their place.
+
+A greenlet waits while other greenlets compute or block, and leases do not wait for that.
+"""
+
+from __future__ import annotations
+
+import _thread
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def _original(name: str) -> Any:
+    if "gevent.monkey" in sys.modules:
+        from gevent.monkey import get_original
+
+        return get_original("_thread", name)
+    return getattr(_thread, name)
+
+
+def new_lock() -> Any:
+    """Return a lock that any thread may take; hold it only where nothing waits."""
+    return _original("allocate_lock")()
+
+
+def start_thread(run: Callable[[], None]) -> None:
+    """Run this in a thread that ends with the process."""
+    _original("start_new_thread")(run, ())
+
+
+class Signal:
+    """A flag that one thread waits for and any thread sets; waiting takes it down."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Wake who waits, or who waits next; setting it twice wakes once."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            return  # it is set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the flag at most so long; returns whether it was set."""
+        return bool(self._lock.acquire(timeout=max(0.0, seconds)))
