@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from tests.apps.basic import Traces, close, create
+from tests.apps.basic import TABLE, Traces, close, create
 from tests.support.broker import Broker
 from tests.support.wait import eventually
 from tests.support.worker import Worker
@@ -98,7 +98,7 @@ def station(
         options: broker_transport_options.
         broker_prefix: the key prefix among these options.
         arguments: further command line options of the worker.
-        settings: further settings of the worker's app.
+        settings: further settings of the worker's app; its "table" is the sender's too.
     """
     environment = {
         "CELERIAC_TEST_BROKER": url,
@@ -107,7 +107,8 @@ def station(
         "CELERIAC_TEST_SETTINGS": json.dumps(dict(settings or {})),
         **(env or {}),
     }
-    app = create(url, store=store or url, options=options)
+    table = (settings or {}).get("table", TABLE)
+    app = create(url, store=store or url, options=options, table=table)
     worker = Worker(
         "tests.apps.basic",
         pool,
