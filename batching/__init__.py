@@ -25,8 +25,9 @@ The tour, in the order in which a message passes:
 - Back in the parent each item is acknowledged by its own ending, after its outcome is stored.
 
 What the function may do with an item is in `batch`: `item.done(result)`, `item.fail(error)`,
-`item.retry(countdown=...)`; or it returns one result per item. An item that it says nothing about
-is done. If it raises, every item without an outcome fails or retries by the task's own policy.
+`item.retry(countdown=...)`, `item.dead(reason)`; or it returns one result per item. An item that it
+says nothing about is done. If it raises, every item without an outcome fails or retries by the
+task's own policy. What fails for good is kept among the queue's dead letters.
 
 **Errors** are one tree under `BatchError`: `InvalidItem` (it does not fit the model, or its key
 cannot be made), `InvalidOption` (the task is defined wrongly), and what a function can do wrong

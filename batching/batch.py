@@ -1,9 +1,9 @@
 """A batch and its items: what the user's function gets, and how each item ends.
 
 A `Batch` is a sequence of `Item`s of one task, one queue and one key, in the order in which they
-were sent. The function gives outcomes by `item.done`, `item.fail` and `item.retry`, or returns one
-result per item; an item that it says nothing about is done. An outcome is a frozen value; what it
-means to Celery is decided later, when each item is settled.
+were sent. The function gives outcomes by `item.done`, `item.fail`, `item.retry` and `item.dead`, or
+returns one result per item; an item that it says nothing about is done. An outcome is a frozen
+value; what it means to Celery is decided later, when each item is settled.
 """
 
 from __future__ import annotations
@@ -48,6 +48,13 @@ class Retried:
 
 
 @dataclass(frozen=True, slots=True)
+class Dead:
+    """The item is not tried again: it fails, and is kept as a dead letter with this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """The item is replaced by this signature, which takes over its id, links and canvas."""
 
@@ -59,7 +66,7 @@ class Repeated:
     """The item already succeeded in an earlier delivery: it is not run again, only settled."""
 
 
-Outcome: TypeAlias = Done | Failed | Retried | Replaced | Repeated
+Outcome: TypeAlias = Done | Failed | Retried | Dead | Replaced | Repeated
 
 DONE = Done()
 
@@ -114,6 +121,15 @@ class Item(Generic[T]):
         if countdown is not None and not _is_seconds(countdown):
             raise InvalidOutcome(f"retry: countdown must be seconds, at least 0, got {countdown!r}")
         self._end(Retried(countdown, None if exc is None else _exception(exc, "retry")))
+
+    def dead(self, reason: str) -> None:
+        """End the item for good: it fails with `DeadLetter(reason)`, whatever `autoretry_for` says.
+
+        Its message is kept in the queue's dead letters, as that of any item which fails for good.
+        """
+        if not isinstance(reason, str):
+            raise InvalidOutcome(f"dead: expected a reason in words, got {reason!r}")
+        self._end(Dead(reason))
 
     def conclude(self, outcome: Outcome) -> None:
         """Give an outcome to an item that the function said nothing about."""

@@ -3,7 +3,7 @@
     BatchError
     ├── InvalidOption      a task was defined with an option that cannot work      (ValueError)
     ├── InvalidItem        an item does not fit the task's model; it fails alone   (ValueError)
-    ├── InvalidOutcome     fail() or retry() was given something it cannot use     (TypeError)
+    ├── InvalidOutcome     an outcome's method was given what it cannot use        (TypeError)
     ├── OutcomeTwice       an item was given a second outcome
     ├── ResultCountError   as many results as items were expected
     ├── ResultTypeError    the function returned something that is not a sequence  (TypeError)
@@ -50,7 +50,8 @@ class InvalidItem(BatchError, ValueError):
 
 
 class InvalidOutcome(BatchError, TypeError):
-    """`item.fail` and `item.retry` take exception instances, and countdowns of at least 0."""
+    """`item.fail` and `item.retry` take exception instances, `item.retry` countdowns of at least 0,
+    and `item.dead` a reason in words."""
 
 
 class OutcomeTwice(BatchError):

@@ -41,6 +41,7 @@ class ItemRequest(Request):
             self.id, error, request=self._context, store_result=self.store_errors
         )
         self._message.ending = "failed"
+        self.note_death(error)
         self.reject(requeue=False)
 
     def is_gone(self) -> bool:

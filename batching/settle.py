@@ -18,7 +18,8 @@ from celery.exceptions import BackendStoreError, Reject
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import OperationalError
 
-from batching.batch import Done, Failed, Item, Outcome, Repeated, Replaced, Retried
+from batching.batch import Dead, Done, Failed, Item, Outcome, Repeated, Replaced, Retried
+from routing.errors import DeadLetter
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
             if countdown is None and "eta" not in options:
                 countdown = _backoff(task)
             return retry(exc=error, countdown=countdown, **options)
+        case Dead(reason=reason):
+            raise DeadLetter(reason)
         case Replaced(signature=signature):
             return task.replace(signature.clone())
         case Repeated():

@@ -121,4 +121,12 @@ class StockSlots:
 
 def _ack_all(messages: Sequence[EngineMessage]) -> None:
     """End the messages of one batch in one step; they came over one channel."""
-    messages[0].channel.end_all([(m.delivery_tag, m.ending or "done") for m in messages])
+    channel = messages[0].channel
+    ended = []
+    for message in messages:
+        if (death := message.death) is not None:
+            channel.bury(message.delivery_tag, death)
+        else:
+            ended.append((message.delivery_tag, message.ending or "done"))
+    if ended:
+        channel.end_all(ended)

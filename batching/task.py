@@ -22,6 +22,7 @@ from batching.errors import InvalidItem, InvalidOption
 from batching.options import check
 from batching.run import run_one
 from batching.settle import OUTCOME, replay
+from routing.errors import DeadLetter
 from routing.task import BulkMethods
 
 
@@ -39,7 +40,7 @@ class BatchTask(BulkMethods, Task):
       its way. 0.05 is below what people notice.
     - ``key``: function of the task's arguments; items of different keys never share a call.
     - ``throws``: as in Celery, exceptions that are logged in one line; without it, those of items
-      that do not fit the model.
+      that do not fit the model or end as dead letters.
 
     Items are acknowledged late, after their outcome is stored; a lost pool process gives them back.
     """
@@ -48,7 +49,7 @@ class BatchTask(BulkMethods, Task):
     Strategy = "batching.strategy:start"
     acks_late = True
     reject_on_worker_lost = True
-    throws = (InvalidItem,)
+    throws = (InvalidItem, DeadLetter)
 
     model: ClassVar[type[BaseModel] | None] = None
     max_size: ClassVar[int] = 100
@@ -119,14 +120,16 @@ class BatchTask(BulkMethods, Task):
     def _retry_item(self, *, exc: Exception | None = None, **options: Any) -> Any:
         """Retry the current item for real.
 
-        An invalid item never fits later, whatever `autoretry_for` says. A retry that cannot be
-        published gives the message back; Celery would reject it, and lose it.
+        An invalid item never fits later, whatever `autoretry_for` says, and a dead one said so. A
+        retry that cannot be published gives the message back; Celery would reject it.
         """
-        if isinstance(exc, InvalidItem):
+        if isinstance(exc, InvalidItem | DeadLetter):
             raise exc
         try:
             return super().retry(exc=exc, **options)
         except Reject as refused:
+            if refused is exc:
+                raise  # the item's own, with its retries spent
             raise Reject(refused.reason, requeue=True) from refused.__cause__
 
 

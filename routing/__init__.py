@@ -48,6 +48,7 @@ from __future__ import annotations
 from routing.config import QueueConfig, Route, Topology
 from routing.errors import (
     BrokerUnreachable,
+    DeadLetter,
     Dropped,
     EngineError,
     MessageTooLarge,
@@ -64,6 +65,7 @@ from routing.receipts import Receipt, Receipts
 
 __all__ = [
     "BrokerUnreachable",
+    "DeadLetter",
     "Dropped",
     "EngineError",
     "MessageTooLarge",

@@ -8,6 +8,7 @@
     ├── QueueFull                                     a queue's bound refused a message
     ├── MessageTooLarge                               a message is bigger than its queue allows
     ├── Dropped                                       a queue's bound dropped an accepted message
+    ├── DeadLetter                                    a task says that trying it again is useless
     ├── PublishRefused                                some messages of a bulk call were refused
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
@@ -25,6 +26,7 @@ from kombu.exceptions import OperationalError
 
 __all__ = [
     "BrokerUnreachable",
+    "DeadLetter",
     "Dropped",
     "EngineError",
     "MessageTooLarge",
@@ -130,6 +132,14 @@ class Dropped(RoutingError):
 
     def __str__(self) -> str:
         return f"dropped: queue {self.queue!r} was full, and its overflow policy is {self.policy!r}"
+
+
+class DeadLetter(RoutingError):
+    """A task will never succeed, so it fails now and its message is kept as a dead letter.
+
+    Raise it with a reason instead of another error when a retry cannot help; ``autoretry_for`` does
+    not apply. Replay the message once its cause is gone: ``celery deadletter``.
+    """
 
 
 class PublishRefused(RoutingError):

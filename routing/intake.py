@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.message import Message
 
+from routing.evidence import Evidence, of_error
 from routing.redis.message import EngineMessage
 
 
@@ -21,6 +23,7 @@ def task_handler(consumer: Any) -> Callable[[], Callable[[Any], Any]]:
 
     Messages of other transports, of protocol 1 and of unknown tasks go Celery's own way.
     """
+    _leave_evidence(consumer)
     create_stock_handler = consumer.create_task_handler
 
     def create_task_handler() -> Callable[[Any], Any]:
@@ -43,6 +46,41 @@ def task_handler(consumer: Any) -> Callable[[], Callable[[Any], Any]]:
         return on_task_received
 
     return create_task_handler
+
+
+def _leave_evidence(consumer: Any) -> None:
+    """Have what Celery's consumer refuses become dead letters: it would only log them."""
+    names = {
+        "on_unknown_message": "undecodable",
+        "on_unknown_task": "unknown_task",
+        "on_invalid_task": "undecodable",
+        "on_decode_error": "undecodable",
+    }
+    for name, reason in names.items():
+        setattr(consumer, name, _with_evidence(consumer, getattr(consumer, name), reason))
+
+
+def _with_evidence(consumer: Any, refuse: Callable[..., Any], reason: Any) -> Callable[..., Any]:
+    def refuse_with_evidence(*arguments: Any) -> Any:
+        message = next(one for one in arguments if isinstance(one, Message))
+        if isinstance(message, EngineMessage):
+            error = next((one for one in arguments if isinstance(one, Exception)), None)
+            message.ending = "rejected"
+            message.evidence = _evidence(message, reason, error, worker=consumer.hostname)
+        return refuse(*arguments)
+
+    return refuse_with_evidence
+
+
+def _evidence(
+    message: EngineMessage, reason: Any, error: Exception | None, *, worker: str
+) -> Evidence:
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    task = headers.get("task", "")
+    if reason == "unknown_task":
+        error = NotRegistered(task)
+    error = error or InvalidTaskError("it is no task message")
+    return of_error(reason, error, task=task, task_id=headers.get("id"), worker=worker)
 
 
 def _strategy(strategies: dict[str, Any], message: Any) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import WorkerLostError
-from celery.exceptions import Ignore, Reject
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker import request as stock
 from celery.worker.state import task_ready
 
 from routing.admission import check_message
+from routing.errors import DeadLetter
+from routing.evidence import Reason, of_error, unwrap
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
@@ -47,6 +48,20 @@ class Request(stock.Request):
         """Note how far the message has come."""
         if (holdings := holdings_of(self._message)) is not None:
             holdings.mark(self._message.delivery_tag, state)
+
+    def note_death(self, error: BaseException, *, traceback: str = "") -> None:
+        """Note why the message is a dead letter if it ends by this error, early acks apart."""
+        if not self.task.acks_late or isinstance(error, (Ignore, Retry)):
+            return
+        self._message.evidence = of_error(
+            _reason(error),
+            error,
+            traceback=traceback,
+            task=self._type,
+            task_id=self.id,
+            attempts=(self.request_dict.get("retries") or 0) + 1,
+            worker=self.hostname,
+        )
 
     def is_void(self) -> bool:
         """Whether it must not run: another worker has it, or it is too old and is ended now."""
@@ -87,6 +102,7 @@ class Request(stock.Request):
         """End the message as failed after a hard time limit, unless it is to run again."""
         if not soft:
             self._message.ending = "failed"
+            self.note_death(TimeLimitExceeded(timeout))
             self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
         super().on_timeout(soft, timeout)
 
@@ -94,8 +110,9 @@ class Request(stock.Request):
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
         """End the message by what was raised, unless Celery finds that it is to run again."""
-        error = _unwrapped(exc_info.exception)
+        error = unwrap(exc_info)
         self._message.ending = _ending_by(error)
+        self.note_death(error, traceback=str(exc_info.traceback or ""))
         if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._message.loss = f"its process was lost on {self.hostname}: {error}"
         super().on_failure(exc_info, send_failed_event, return_ok)
@@ -139,8 +156,10 @@ def _check(
     )
 
 
-def _unwrapped(exception: BaseException) -> BaseException:
-    return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
+def _reason(error: BaseException) -> Reason:
+    if isinstance(error, Reject):
+        return "rejected"
+    return "dead" if isinstance(error, DeadLetter) else "failed"
 
 
 def _ending_by(exception: BaseException) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 
 from routing.call import Arguments, Call, Read
+from routing.errors import DeadLetter
 from routing.publish import send
 from routing.receipts import Receipts
 
@@ -16,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST = "routing.request:Request"
 _STOCK_REQUEST = "celery.worker.request:Request"
+_SPARES_THE_DEAD = "_celeriac_spares_the_dead"
 
 
 class BulkMethods:
@@ -78,6 +81,8 @@ def missing_attributes(kind: Any) -> dict[str, Any]:
     """Return the attributes that a task class does not have from us; its own stay."""
     names = ("delay_many", "apply_many")
     missing = {name: getattr(BulkMethods, name) for name in names if not hasattr(kind, name)}
+    if not hasattr(kind.retry, _SPARES_THE_DEAD):
+        missing["retry"] = _sparing_the_dead(kind.retry)
     if kind.Request == _STOCK_REQUEST:
         return {"Request": _REQUEST, **missing}
     if kind.Request != _REQUEST and not _is_derived(kind.Request):
@@ -90,6 +95,20 @@ def missing_attributes(kind: Any) -> dict[str, Any]:
             extra={"event": "foreign_request"},
         )
     return missing
+
+
+def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a task's `retry` which lets a `DeadLetter` pass: also `autoretry_for` calls it."""
+
+    @wraps(retry)
+    def retry_unless_dead(self: Any, *args: Any, **options: Any) -> Any:
+        error = options.get("exc", args[2] if len(args) > 2 else None)
+        if isinstance(error, DeadLetter):
+            raise error
+        return retry(self, *args, **options)
+
+    setattr(retry_unless_dead, _SPARES_THE_DEAD, True)
+    return retry_unless_dead
 
 
 def _is_derived(request: Any) -> bool:

@@ -291,9 +291,9 @@ class EngineMixin:
         self.end(delivery_tag, "done")
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """End a message as rejected, or return it to the front of its queue."""
+        """End a message as a dead letter, or return it to the front of its queue."""
         if not requeue:
-            self.end(delivery_tag, "rejected")
+            self.bury(delivery_tag, Evidence(reason="rejected"))
             return
         self.give_back(delivery_tag, Mark.REDELIVERED)
 

@@ -13,6 +13,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from routing.config import Topology
 from routing.evidence import Evidence
@@ -228,7 +229,8 @@ class Holdings:
         with self._lock:
             if self._drop(tag) is None:
                 return False
-        burial = Burial(tag, held.message_id, evidence.rest(), text)
+        known = replace(evidence, queue=held.queue)
+        burial = Burial(tag, held.message_id, known.rest(), text)
         self.outbox.add_burial(held.queue, burial)
         self._tell(tag, held.queue)
         return True

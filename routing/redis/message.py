@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
+from routing.evidence import Evidence
 from routing.payload import loads
 from routing.redis.records import Mark
 
@@ -25,12 +26,19 @@ class EngineMessage(virtual.Message):
         ending: name of the counter that the ending belongs to; None means "done".
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
         loss: how it took its process down; a message that goes back then is charged a delivery.
+        evidence: why it will not be tried again, should it end as failed or rejected.
     """
 
     channel: EngineMixin
     ending: str | None = None
     ends_at_start = False
     loss = ""
+    evidence: Evidence | None = None
+
+    @property
+    def death(self) -> Evidence | None:
+        """Why it becomes a dead letter when it is acknowledged; None when it does not."""
+        return self.evidence if self.ending in ("failed", "rejected") else None
 
     def __init__(self, payload: Any, channel: EngineMixin, **kwargs: Any) -> None:
         super().__init__(payload, channel=channel, **kwargs)
@@ -41,16 +49,19 @@ class EngineMessage(virtual.Message):
 
     def ack(self, multiple: bool = False) -> None:
         """Note the ending; the engine carries it to the broker within milliseconds."""
-        self.channel.end(self.delivery_tag, self.ending or "done", at_once=self.ends_at_start)
+        if (death := self.death) is not None:
+            self.channel.bury(self.delivery_tag, death)
+        else:
+            self.channel.end(self.delivery_tag, self.ending or "done", at_once=self.ends_at_start)
         self._state = "ACK"
 
     def reject(self, requeue: bool = False) -> None:
-        """End the message as rejected, or return it to the front of its queue."""
+        """End the message as a dead letter, or return it to the front of its queue."""
         if requeue:
             mark = Mark.CHARGED if self.loss else Mark.REDELIVERED
             self.channel.give_back(self.delivery_tag, mark, self.loss)
         else:
-            self.channel.end(self.delivery_tag, self.ending or "rejected")
+            self.channel.bury(self.delivery_tag, self.evidence or Evidence(reason="rejected"))
         self._state = "REQUEUED" if requeue else "REJECTED"
 
 

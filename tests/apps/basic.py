@@ -18,9 +18,10 @@ from typing import Any
 
 import redis
 from celery import Celery
+from celery.exceptions import Reject
 from kombu import pools
 
-from routing import install
+from routing import DeadLetter, install
 
 #: Longest time that a task waits for its key: a test that forgot it must not hang for ever.
 WAIT_SECONDS = 60
@@ -145,6 +146,28 @@ def _add_plain(app: Celery) -> None:
 
     @app.task(name="basic.fail", shared=False)
     def fail(text: str) -> None:
+        raise ValueError(text)
+
+    @app.task(name="basic.doomed", shared=False, autoretry_for=(Exception,), max_retries=3)
+    def doomed(text: str) -> None:
+        raise DeadLetter(text)
+
+    @app.task(name="basic.rejects", shared=False)
+    def rejects(text: str) -> None:
+        raise Reject(text)
+
+    @app.task(
+        name="basic.exhausted",
+        shared=False,
+        autoretry_for=(LookupError,),
+        max_retries=1,
+        default_retry_delay=0,
+    )
+    def exhausted(text: str) -> None:
+        raise LookupError(text)
+
+    @app.task(name="basic.fails_early", shared=False, acks_late=False)
+    def fails_early(text: str) -> None:
         raise ValueError(text)
 
 

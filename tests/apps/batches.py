@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel
 
 from batching import Batch, BatchTask
@@ -53,6 +54,7 @@ def add_tasks(app: Celery, traces: Traces) -> None:
     _add_outcomes(app, traces)
     _add_gathered(app, traces)
     _add_retries(app, traces)
+    _add_dying(app)
     _add_breaking(app, traces)
 
 
@@ -160,6 +162,21 @@ def _add_retries(app: Celery, traces: Traces) -> None:
                 item.done(item.attempt)
         if any(item.outcome is None for item in batch):
             raise TimeoutError
+
+
+def _add_dying(app: Celery) -> None:
+    @_batch_task(app, autoretry_for=(Exception,), max_retries=1, default_retry_delay=0)
+    def condemns(batch: Batch[str]) -> None:
+        """End each item as its value says."""
+        for item in batch:
+            if item.value == "dead":
+                item.dead("nobody can help it")
+            elif item.value == "fail":
+                item.fail(LookupError("twice"))
+            elif item.value == "reject":
+                item.fail(Reject("not for us"))
+            elif item.value == "ignore":
+                item.fail(Ignore())
 
 
 def _add_breaking(app: Celery, traces: Traces) -> None:
