@@ -9,16 +9,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, drain, enqueue
+from benchmarks import batch, drain, enqueue, queue_size
 from benchmarks.machine import is_busy, machine, versions
-from benchmarks.runner import Scenario, run
+from benchmarks.runner import Scenario, Study, run
 from benchmarks.server import Server
 from benchmarks.table import render
 from benchmarks.workers import BenchmarkError
 
-SCENARIOS = {
+SCENARIOS: dict[str, Scenario | Study] = {
     scenario.name: scenario
-    for scenario in (drain.SCENARIO, batch.SCENARIO, enqueue.SCENARIO, batch.EVENTS)
+    for scenario in (
+        drain.SCENARIO,
+        batch.SCENARIO,
+        enqueue.SCENARIO,
+        batch.EVENTS,
+        queue_size.STUDY,
+    )
 }
 ALL = "all"
 INTERRUPTED = 130
@@ -82,7 +88,7 @@ def listing() -> str:
     return "\n".join([*lines, f"{ALL:<{width}}  {names}"])
 
 
-def scenarios(name: str) -> list[Scenario]:
+def scenarios(name: str) -> list[Scenario | Study]:
     """Return the scenarios that a name on the command line means."""
     if name == ALL:
         return [scenario for scenario in SCENARIOS.values() if scenario.in_all]
@@ -98,16 +104,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         report: dict[str, Any] = {"machine": machine(), "versions": versions(server.version)}
         cases: dict[str, Any] = {}
         for scenario in chosen:
-            found = run(
-                scenario,
-                server,
-                size=options.size or scenario.size,
-                rounds=options.rounds or scenario.rounds,
-                side=options.side,
-            )
+            found = _run(scenario, server, options)
             prefix = f"{scenario.name}." if len(chosen) > 1 else ""
             cases |= {f"{prefix}{name}": case for name, case in found.items()}
     return {**report, "cases": cases}
+
+
+def _run(
+    scenario: Scenario | Study, server: Server, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    size = options.size or scenario.size
+    if isinstance(scenario, Study):
+        return scenario.run(server, size)
+    rounds = options.rounds or scenario.rounds
+    return run(scenario, server, size=size, rounds=rounds, side=options.side)
 
 
 if __name__ == "__main__":

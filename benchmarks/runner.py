@@ -50,6 +50,21 @@ class Scenario:
     in_all: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is measured without a stock side; a case is whatever figures it has.
+
+    Arguments:
+        run: measures with a server and a size, and returns the cases, ready for JSON.
+    """
+
+    name: str
+    summary: str
+    size: int
+    run: Callable[[Server, int], dict[str, dict[str, Any]]]
+    in_all: bool = True
+
+
 def run(
     scenario: Scenario, server: Server, *, size: int, rounds: int, side: str | None = None
 ) -> dict[str, dict[str, Any]]:

@@ -69,6 +69,11 @@ class Server:
         pipe.hlen("unacked")
         return sum(int(number) for number in pipe.execute())
 
+    def ledger(self, queue: str) -> dict[str, int]:
+        """Return the counters of a queue."""
+        raw: Any = self._broker.hgetall(f"celeriac:ledger:{queue}")
+        return {name.decode(): int(count) for name, count in raw.items()}
+
     def results(self) -> int:
         """Return how many results are stored."""
         found: Any = self._backend.dbsize()

@@ -15,10 +15,18 @@ def render(report: Mapping[str, Any]) -> str:
     lines = [
         "machine   " + ", ".join(f"{key} {value}" for key, value in report["machine"].items()),
         "versions  " + ", ".join(f"{key} {value}" for key, value in report["versions"].items()),
-        "",
-        f"{'case':<{width}}  {'ours':>10}  {'stock':>10}  {'ratio':>7}  unit",
     ]
-    lines += [line(name, case, width=width) for name, case in cases.items()]
+    if compared := {name: case for name, case in cases.items() if "ratio" in case}:
+        lines += ["", f"{'case':<{width}}  {'ours':>10}  {'stock':>10}  {'ratio':>7}  unit"]
+        lines += [line(name, case, width=width) for name, case in compared.items()]
+    titles: tuple[str, ...] = ()
+    for name, case in cases.items():
+        if name in compared:
+            continue
+        if titles != tuple(case):
+            titles = tuple(case)
+            lines += ["", f"{'case':<{width}}  " + "  ".join(f"{title:>12}" for title in titles)]
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{case[t]!s:>12}" for t in titles))
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 
-Side = Literal["ours", "stock"]
+Side = Literal["ours", "stock", "sampled"]
 Pool = Literal["prefork", "solo"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,18 +144,29 @@ def logs(directory: Path) -> str:
 
 def produce(side: Side, settings: Settings, *arguments: str, seconds: float = 300.0) -> float:
     """Run ``benchmarks.apps.produce`` and return the seconds that it measured."""
+    answer = run_module(
+        "benchmarks.apps.produce", settings, side, *arguments, within_seconds=seconds
+    )
+    return answer["seconds"]
+
+
+def run_module(
+    module: str, settings: Settings, *arguments: str, within_seconds: float = 300.0
+) -> dict[str, float]:
+    """Run a module in a process of its own and return the JSON of its last line."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.apps.produce", side, *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env=environment(settings),
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=within_seconds,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"producing took more than {seconds:g} s") from error
+        raise BenchmarkError(f"{module} took more than {within_seconds:g} s") from error
     if done.returncode:
-        raise BenchmarkError(f"producing on the side {side!r} failed\n{done.stderr[-4000:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+        raise BenchmarkError(f"{module} {' '.join(arguments)} failed\n{done.stderr[-4000:]}")
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
