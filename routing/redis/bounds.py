@@ -29,6 +29,11 @@ class Bounds:
         """Whether there is a bound at all."""
         return bool(self.max_length or self.max_bytes)
 
+    @property
+    def drop(self) -> bool:
+        """Whether something is dropped, instead of refused, above a bound."""
+        return self.are_set and self.args[2] not in ("reject", "block")
+
 
 def bounds_of(topology: Topology, queue: str, *, delayed: bool = False) -> Bounds:
     """Return the bounds of a queue; those of one that is not in the table are none.

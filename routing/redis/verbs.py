@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import redis
 
 from routing.config import Topology
-from routing.redis.bounds import Terms, bounds_of
+from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.delays import Delay
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Charges, Fetch, Return, Settlement
@@ -125,11 +126,7 @@ class Verbs:
             terms: whether the bounds hold for these messages.
         """
         bounds = bounds_of(self.topology, queue)
-        keys = [self.keys.ready(queue, priority), self.keys.bell(queue), self._ledger(queue)]
-        if bounds.are_set:
-            keys += [self.keys.dropped(queue), self.keys.dead(queue), *self.keys.ready_lists(queue)]
-        else:
-            keys += ["", ""]
+        keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
         reply = call(client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *texts])
         accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
         return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
@@ -282,3 +279,11 @@ class Verbs:
 def _charges(text: bytes) -> Charges:
     count, _, evidence = text.decode(errors="replace").partition(" ")
     return Charges(int(count), evidence)
+
+
+@lru_cache(maxsize=1024)
+def _push_keys(keys: Keys, queue: str, priority: int, bounds: Bounds, ledger: str) -> list[str]:
+    """Return the keys of a push, made once: they would be a good part of its time."""
+    names = [keys.ready(queue, priority), keys.bell(queue), ledger]
+    names += [keys.dropped(queue), keys.dead(queue)] if bounds.drop else ["", ""]
+    return names + (keys.ready_lists(queue) if bounds.are_set else [])

@@ -61,7 +61,7 @@ class Recorder:
 
 
 def verbs() -> Verbs:
-    table = Topology.load({"queues": {"q": {"max_length": 10}}})
+    table = Topology.load({"queues": {"q": {"max_length": 10, "overflow": "drop_oldest"}}})
     return Verbs(keys=Keys(), topology=table)
 
 

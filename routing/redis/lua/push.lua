@@ -3,8 +3,8 @@
 -- KEYS:  1 ready list of the messages' priority
 --        2 bell of the queue
 --        3 ledger hash of the queue, or "" for a queue that keeps none
---        4 dropped list of the queue, or "" for a queue without a bound
---        5 dead letters of the queue, or "" for a queue without a bound
+--        4 dropped list of the queue, or "" for one that drops nothing
+--        5 dead letters of the queue, or "" for one that drops nothing
 --        then, for a queue with a bound, every ready list in the order to pop: they are what waits
 -- ARGV:  1 max_length, 0 for none
 --        2 max_bytes of what waits, 0 for none
