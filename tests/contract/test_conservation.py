@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,14 +19,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from routing.redis.delays import Delay
 from routing.redis.records import Ending, Settlement
 from routing.redis.verbs import Arrival
-from tests.support.messages import id_of, task_message
+from tests.support.messages import id_of, ids_of, task_message
 from tests.support.rig import Rig
 from tests.support.servers import Server
+from tests.support.wait import pause
 
 QUEUES = ["q", "other", "small"]
 LIMIT = 3
+HOUR = timedelta(hours=1)
 ENDINGS = ["done", "failed", "rejected"]
 
 
@@ -42,6 +46,8 @@ class Conservation(RuleBasedStateMachine):
         self.rig = Rig(self.server.fresh_url(), prefix=self.prefix)
         self.count = 0
         self.ready: dict[str, list[str]] = {queue: [] for queue in QUEUES}
+        self.delayed: dict[str, list[str]] = {queue: [] for queue in QUEUES}
+        self.due: dict[str, list[str]] = {queue: [] for queue in QUEUES}
         self.unacked: dict[str, Arrival] = {}
         self.started: set[str] = set()
         self.ended: Counter[tuple[str, str]] = Counter()
@@ -69,6 +75,24 @@ class Conservation(RuleBasedStateMachine):
         self.ready[queue] += ids[:room]
         self.accepted[queue] += room
 
+    @rule(queue=st.sampled_from(QUEUES), count=st.integers(1, 3), is_due=st.booleans())
+    def delay(self, queue: str, count: int, is_due: bool) -> None:
+        ids = [f"{queue}-{self.count + n}" for n in range(count)]
+        self.count += count
+        eta = datetime.now(UTC) + (timedelta() if is_due else HOUR)
+        delays = [Delay(eta, i, task_message(queue=queue, message_id=i)) for i in ids]
+        assert self.rig.delay(delays, queue).accepted == count
+        (self.due if is_due else self.delayed)[queue] += ids
+        self.accepted[queue] += count
+        pause(0.003)  # the server counts whole milliseconds
+
+    @rule(tag=consumes(held))
+    def postpone(self, tag: str) -> None:
+        arrival = self.unacked.pop(tag)
+        self.started.discard(tag)
+        assert self.rig.postpone(arrival, self.rig.server_ms() + 3_600_000)
+        self.delayed[arrival.queue].append(id_of(arrival.text))
+
     @rule(
         target=held,
         asked=st.dictionaries(st.sampled_from(QUEUES), st.integers(0, 4), min_size=1),
@@ -83,6 +107,9 @@ class Conservation(RuleBasedStateMachine):
             endings.append(Ending(queue, ending, tag, ""))
             self.ended[queue, ending] += 1
         reply = self.rig.exchange(Settlement(endings), **asked)
+        for queue in asked:
+            self.ready[queue] += self.due[queue]
+            self.due[queue] = []
         expected = [i for queue, credit in asked.items() for i in self.take(queue, credit)]
         assert [id_of(arrival.text) for arrival in reply.arrivals] == expected
         assert reply.left == {queue: len(self.ready[queue]) for queue in asked}
@@ -127,14 +154,19 @@ class Conservation(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:
-        assert self.rig.purge(queue) == len(self.ready[queue])
-        self.ended[queue, "purged"] += len(self.ready[queue])
-        self.ready[queue] = []
+        places = (self.ready, self.due, self.delayed)
+        count = sum(len(place[queue]) for place in places)
+        assert self.rig.purge(queue) == count
+        self.ended[queue, "purged"] += count
+        for place in places:
+            place[queue] = []
 
     @invariant()
     def every_message_is_in_its_place(self) -> None:
         for queue, ids in self.ready.items():
             assert self.rig.ready_ids(queue) == ids
+            delayed = self.due[queue] + self.delayed[queue]
+            assert sorted(ids_of(self.rig.broker.delayed(queue))) == sorted(delayed)
         assert set(self.rig.broker.records()) == set(self.unacked)
 
     @invariant()
@@ -156,7 +188,10 @@ class Conservation(RuleBasedStateMachine):
             for ending in (*ENDINGS, "purged"):
                 assert ledger.get(ending, 0) == self.ended[queue, ending]
             endings = sum(ledger.get(ending, 0) for ending in (*ENDINGS, "purged"))
-            assert ledger.get("accepted", 0) == len(self.ready[queue]) + unacked + endings
+            waiting = len(self.ready[queue]) + len(self.due[queue]) + len(self.delayed[queue])
+            assert ledger.get("accepted", 0) == waiting + unacked + endings
+            size = sum(len(text) for text in self.rig.broker.texts(queue))
+            assert self.rig.broker.waiting_bytes(queue) == size
 
     @invariant()
     def a_queue_with_messages_that_nobody_has_seen_has_a_bell(self) -> None:
