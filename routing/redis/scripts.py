@@ -69,6 +69,7 @@ SCRIPTS = {
         "exchange",
         "give_back",
         "bury",
+        "revive",
         "purge",
         "ledger",
         "rebase",

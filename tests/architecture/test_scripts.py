@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from routing.config import Topology
+from routing.deadletter import Letter
 from routing.ledger import QueueLedger
 from routing.redis import books
 from routing.redis.delays import Delay
+from routing.redis.graves import Graves, Move
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Ending, Fetch, Return, Settlement
 from routing.redis.scripts import SCRIPTS, Script
@@ -23,7 +25,8 @@ LUA = Path(__file__).parent.parent.parent / "routing" / "redis" / "lua"
 
 WRITES = {"HDEL", "HINCRBY", "HSET", "LPUSH", "RPUSH", "RPOP", "LPOP", "ZADD", "ZREM", "DEL", "SET"}
 WRITES |= {"PEXPIRE", "EXPIRE", "ZINCRBY", "INCRBY", "RPOPLPUSH", "LMOVE", "LTRIM", "SADD", "SREM"}
-REMOVES = {"HDEL", "RPOP", "LPOP", "ZREM", "DEL", "SREM", "LTRIM"}
+WRITES |= {"LREM"}
+REMOVES = {"LREM", "HDEL", "RPOP", "LPOP", "ZREM", "DEL", "SREM", "LTRIM"}
 
 #: What a key of the header is called -> what its name contains.
 KINDS = {
@@ -98,6 +101,13 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         [1, 0],
         0,
         4,
+    ),
+    # the four lists; two texts
+    "revive": (
+        lambda client: Graves(client, verbs()).move([Move(Letter(queue="q", text=b"{}"))], to="q"),
+        [1],
+        4,
+        2,
     ),
     # ledger, delayed set, dead letters, dropped messages and four lists
     "ledger": (lambda client: books.read(client, verbs()), [0, [0, 0, 0, 0, b"", 0]], 8, 0),

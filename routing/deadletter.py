@@ -1,0 +1,222 @@
+"""Dead letters as values: what each one says, which ones are meant, how they are run again.
+
+A dead letter is a task message in the queue ``<queue>.dead``, with its evidence at the end of the
+text (see `routing.evidence`). Nothing here talks to a server: `routing.redis.graves` reads letters
+and moves them, `routing.replay` decides how fast.
+"""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from routing.errors import RoutingError
+from routing.raw import raw_of
+
+
+class NotEditable(RoutingError):
+    """The arguments of this message cannot be edited; replay it as it is, or send a new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """One dead letter.
+
+    `text` is what the broker holds, `at_ms` and `first_ms` are when it died and was first sent, by
+    the server's clock (0 when it is not known). `replayed` counts its earlier replays.
+    """
+
+    queue: str
+    text: bytes
+    id: str = ""
+    task: str = ""
+    reason: str = ""
+    exception: str = ""
+    message: str = ""
+    traceback: str = ""
+    fingerprint: str = ""
+    worker: str = ""
+    args: str = ""
+    kwargs: str = ""
+    attempts: int = 0
+    deliveries: int = 0
+    replayed: int = 0
+    priority: int = 0
+    at_ms: int = 0
+    first_ms: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the text, under the names of the fields."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "text"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which letters are meant: those that fit every field that is set.
+
+    Task and exception may be globs, and an exception's module may be left out. `since_ms` and
+    `until_ms` bound when a letter died.
+    """
+
+    tasks: Sequence[str] = ()
+    exceptions: Sequence[str] = ()
+    fingerprints: Sequence[str] = ()
+    reasons: Sequence[str] = ()
+    ids: Sequence[str] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def __call__(self, letter: Letter) -> bool:
+        """Return whether a letter is meant."""
+        short = letter.exception.rpartition(".")[2]
+        return (
+            _fits(self.tasks, letter.task)
+            and (_fits(self.exceptions, letter.exception) or _fits(self.exceptions, short))
+            and _fits(self.fingerprints, letter.fingerprint)
+            and _fits(self.reasons, letter.reason)
+            and _fits(self.ids, letter.id)
+            and (self.since_ms is None or letter.at_ms >= self.since_ms)
+            and (self.until_ms is None or letter.at_ms <= self.until_ms)
+        )
+
+
+@dataclass(slots=True)
+class Group:
+    """Letters that probably have one cause."""
+
+    queue: str
+    task: str
+    reason: str
+    exception: str
+    fingerprint: str
+    #: Message and id of the newest.
+    message: str = ""
+    id: str = ""
+    count: int = 0
+    first_at_ms: int = field(default=0)
+    last_at_ms: int = field(default=0)
+
+    def add(self, letter: Letter) -> None:
+        """Count one more."""
+        self.count += 1
+        self.first_at_ms = min(self.first_at_ms or letter.at_ms, letter.at_ms)
+        if letter.at_ms >= self.last_at_ms:
+            self.last_at_ms, self.message, self.id = letter.at_ms, letter.message, letter.id
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields under their names."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def parse(queue: str, text: bytes) -> Letter:
+    """Return the letter in a text of a queue's dead letters, as far as the text says.
+
+    Whatever somebody put there is a letter; one without evidence has no reason.
+    """
+    try:
+        message = json.loads(text)
+        why, stamp = _evidence(message)
+        headers = message.get("headers") or {}
+        priority = (message.get("properties") or {}).get("priority")
+    except (ValueError, AttributeError, RecursionError):
+        return Letter(queue=queue, text=text)
+    texts = ("reason", "exception", "message", "traceback", "fingerprint", "worker")
+    return Letter(
+        queue=queue,
+        text=text,
+        id=str(headers.get("id") or why.get("id") or ""),
+        task=str(headers.get("task") or why.get("task") or ""),
+        args=str(headers.get("argsrepr") or ""),
+        kwargs=str(headers.get("kwargsrepr") or ""),
+        attempts=_number(why.get("attempts")),
+        deliveries=_number(why.get("deliveries")),
+        replayed=_number(headers.get("replayed")),
+        priority=_number(priority),
+        at_ms=_number(why.get("at")),
+        first_ms=_number(stamp),
+        **{name: str(why.get(name) or "") for name in texts},
+    )
+
+
+def grouped(letters: Iterable[Letter]) -> list[Group]:
+    """Return the groups of letters, the biggest first."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for letter in letters:
+        key = (letter.queue, letter.task, letter.reason, letter.exception, letter.fingerprint)
+        groups.setdefault(key, Group(*key)).add(letter)
+    return sorted(groups.values(), key=lambda group: -group.count)
+
+
+def revived(
+    letter: Letter,
+    *,
+    queue: str,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the message that runs a letter's work again in a queue.
+
+    Its id stays. It has all of its retries again, and neither a time to start nor to expire, which
+    have passed; the header ``replayed`` counts.
+
+    Arguments:
+        letter: the letter.
+        queue: the queue that it goes to.
+        args: positional arguments in the place of its own.
+        kwargs: keyword arguments, likewise.
+
+    Raises:
+        NotEditable: it is to get other arguments, and its own cannot be read.
+    """
+    try:
+        message = json.loads(letter.text)
+        raw = raw_of(message)
+    except (ValueError, AttributeError, RecursionError):
+        return letter.text
+    if args is not None or kwargs is not None:
+        _edit(message, args, kwargs)
+    if raw is not None:
+        return raw
+    message.pop("celeriac", None)
+    headers = message.get("headers")
+    if isinstance(headers, dict):
+        headers.update(replayed=letter.replayed + 1, retries=0, eta=None, expires=None)
+    if queue != letter.queue:
+        message["properties"]["delivery_info"]["routing_key"] = queue
+    return json.dumps(message).encode()
+
+
+def _edit(
+    message: dict[str, Any], args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
+) -> None:
+    headers = message.get("headers") or {}
+    if message.get("content-type") != "application/json" or headers.get("compression"):
+        raise NotEditable("only arguments in plain JSON can be edited")
+    try:
+        old_args, old_kwargs, embed = json.loads(base64.b64decode(message["body"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotEditable(f"its arguments cannot be read: {error}") from error
+    args = old_args if args is None else args
+    kwargs = old_kwargs if kwargs is None else kwargs
+    body = json.dumps([args, kwargs, embed])
+    message["body"] = base64.b64encode(body.encode()).decode("ascii")
+    headers.update(argsrepr=repr(tuple(args)), kwargsrepr=repr(kwargs))
+
+
+def _evidence(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
+    ours = message.get("celeriac")
+    ours = ours if isinstance(ours, dict) else {}
+    dead = ours.get("dead")
+    return dead if isinstance(dead, dict) else {}, ours.get("at")
+
+
+def _fits(wanted: Sequence[str], value: str) -> bool:
+    return not wanted or any(fnmatch.fnmatchcase(value, pattern) for pattern in wanted)
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
