@@ -22,8 +22,14 @@ and which task goes where (`Route`). A priority is a queue, and levels have name
 
 **Sending** stays Celery's: ``export.delay(7)``, ``export.apply_async((7,), priority="low")``, or
 ``low_priority=True``, also on signatures in canvas and on beat's entries. A level that no queue
-serves is an `UnknownLevel` before anything is published; a full queue is a `QueueFull`, which says
-when to try again; a broker that is away is a `BrokerUnreachable`.
+serves is an `UnknownLevel` before anything is published; a broker that is away is a
+`BrokerUnreachable`.
+
+**A full queue** does what the ``overflow`` of its entry in the table says. ``reject`` raises
+`QueueFull`, which says when to try again; ``block`` waits for room first; ``drop_oldest``,
+``drop_newest`` and ``dead_letter`` accept, and whoever waits for a dropped task's result gets
+`Dropped`. A message above ``max_message_bytes`` is `MessageTooLarge`. A group is published whole or
+not at all.
 
 **Sending many** takes a few round trips instead of one for each message, from any iterable::
 

@@ -1,7 +1,8 @@
 """Sends every flight as an item of its own, and keeps sending until the broker has taken each.
 
-A full queue is the broker asking for patience: what it refused is sent again when it has room. An
-outage is waited out by the publish retries, which send the same messages again under the same ids.
+A full queue is the broker asking for patience: `delay_many` waits for room, and what did not get in
+within the queue's `block_timeout` is sent again. An outage is waited out by the publish retries,
+which send the same messages again under the same ids.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from tasks.flights import load
 
 #: Rows in hand at a time: four calls of the bulk push.
 CHUNK = 2_000
-
-#: Workers take this long for a few thousand rows; the queue holds enough to keep them busy.
-FULL_PAUSE_SECONDS = 0.25
 
 #: An outage of the broker is waited out for as long as it takes; seconds between the tries.
 OUTAGE_RETRY = {
@@ -52,7 +50,7 @@ class Sender:
                 waiting = self._send_once(waiting)
 
     def _send_once(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Send these rows and return those that found the queue full, after a pause."""
+        """Send these rows and return those for which there was no room in time."""
         refused = []
         policy = {**OUTAGE_RETRY, "errback": self._between_tries}
         receipts: Iterable[Receipt] = load.delay_many(rows, retry_policy=policy)
@@ -62,8 +60,6 @@ class Sender:
             else:
                 _check_full(receipt)
                 refused.append(row)
-        if refused:
-            self._stop.wait(FULL_PAUSE_SECONDS)
         return refused
 
     def _between_tries(self, error: Exception, interval: float) -> None:
@@ -74,7 +70,7 @@ class Sender:
 
 def _check_full(receipt: Receipt) -> None:
     """Anything else than a full queue does not go away by waiting."""
-    if "is full" not in (receipt.error or ""):
+    if receipt.reason != "full":
         raise RoutingError(f"item {receipt.id} was refused: {receipt.error}")
 
 
