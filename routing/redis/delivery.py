@@ -60,14 +60,26 @@ class Delivery:
                 callback(payload)
         except LOST:
             raise
-        except NO_MESSAGE as error:
-            if self._holdings.state(arrival.tag) is not State.WAITING:
-                raise
+        except Exception as error:
+            self._refused(arrival, error)
+
+    def _refused(self, arrival: Arrival, error: Exception) -> None:
+        """Find out what became of a message that could not be taken in, and see to the rest."""
+        if self._holdings.state(arrival.tag) is not State.WAITING:
+            # It has ended, and then its result could not be stored, for an id that is none.
+            logger.error(
+                "queue %r: a message was refused, and its result could not be stored",
+                arrival.queue,
+                exc_info=error,
+                extra={"event": "refusal_not_stored"},
+            )
+        elif isinstance(error, NO_MESSAGE):
             self._set_aside(arrival, error)
-        except Exception:
-            logger.exception(
+        else:
+            logger.error(
                 "queue %r: a message could not be taken in, giving it back",
                 arrival.queue,
+                exc_info=error,
                 extra={"event": "intake_failed"},
             )
             self._holdings.give_back(arrival.tag, Mark.CHARGED, "it could not be taken in")
@@ -77,11 +89,11 @@ class Delivery:
         payload: dict[str, Any] = orjson.loads(arrival.text)
         properties = payload["properties"]
         properties["delivery_tag"] = arrival.tag
-        message_id = (payload.get("headers") or {}).get("id") or ""
+        message_id = (payload.get("headers") or {}).get("id")
         noted = payload.get("celeriac") or {}
         self._holdings.identify(
             arrival.tag,
-            message_id,
+            message_id if isinstance(message_id, str) else "",
             charges=self._charges.pop(arrival.tag, UNCHARGED),
             at_ms=at if isinstance(at := noted.get("at"), int) else 0,
         )
