@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from queue import Empty
 from typing import Any
@@ -23,7 +23,7 @@ from routing.redis import gathering
 from routing.redis.aliases import stock_url
 from routing.redis.bounds import Terms
 from routing.redis.courier import Courier
-from routing.redis.delays import Delay, eta_of
+from routing.redis.delays import Delay, take_eta
 from routing.redis.exempt import is_exempt
 from routing.redis.gathering import Lane
 from routing.redis.keys import Keys
@@ -119,17 +119,9 @@ class EngineMixin:
     def take_eta(self, queue: str, message: dict[str, Any]) -> datetime | None:
         """Return until when the broker is to keep a message, None to let it wait in line.
 
-        An ETA that has passed is taken off the message: it has nothing to wait for. On a queue that
-        is not in the table an ETA stays with the message, as its workers may be stock Celery's.
+        On a queue outside of the table it stays in line: its workers may be stock Celery's.
         """
-        headers = message.get("headers") or {}
-        if not headers.get("eta") or queue not in self.runtime.topology.queues:
-            return None
-        eta = eta_of(headers)
-        if eta is not None and eta <= datetime.now(UTC):
-            message["headers"] = {**headers, "eta": None}
-            return None
-        return eta
+        return take_eta(message) if queue in self.runtime.topology else None
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         this: Any = self
@@ -142,7 +134,7 @@ class EngineMixin:
         delayed, text = eta is not None, dumps(message)
         self._put_text(
             Lane(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
-            Delay(eta, str(headers.get("id") or ""), text) if eta is not None else text,
+            Delay(eta, str(headers.get("id") or ""), text) if eta else text,
         )
         if queue in this._expires:
             this._maybe_update_queues_expire(self.plain_client, queue)

@@ -33,6 +33,19 @@ class Delay:
         return max(0, math.ceil((self.eta - datetime.now(UTC)) / _MILLISECOND))
 
 
+def take_eta(message: dict[str, Any]) -> datetime | None:
+    """Return the ETA of a message that has to wait for it.
+
+    One that has passed is taken off the message: there is nothing to wait for.
+    """
+    headers = message.get("headers") or {}
+    eta = eta_of(headers) if headers.get("eta") else None
+    if eta is None or eta > datetime.now(UTC):
+        return eta
+    message["headers"] = {**headers, "eta": None}
+    return None
+
+
 def eta_of(headers: Mapping[str, Any]) -> datetime | None:
     """Return the ETA of a task message; None without one, or when it is no time."""
     try:

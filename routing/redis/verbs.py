@@ -160,7 +160,7 @@ class Verbs:
     ) -> bool:
         """Put a fetched message among the delayed ones; False when it is no longer held."""
         keys = [*self.keys.records(), *self._delayed(queue), self.keys.delayed_count()]
-        keys.append(self._ledger(queue))
+        keys += [self._ledger(queue), self.keys.bell(queue)]
         return bool(call(client, "postpone", keys, [tag, message_id, due_ms]))
 
     def with_dropped(self, client: redis.Redis, queues: Sequence[str]) -> list[str]:

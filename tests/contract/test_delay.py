@@ -225,6 +225,7 @@ def test_a_fetched_message_is_postponed_until_it_is_due(rig: Rig) -> None:
     rig.push([task_message(message_id="1")], priority=6)
     (arrival,) = rig.fetch()
     assert rig.postpone(arrival, rig.server_ms() + 100)
+    assert rig.bells() == 1
     assert rig.broker.holds_nothing()
     assert rig.broker.ledger("q") == {"accepted": 1, "unacked": 0}
     assert rig.delayed() == 1
@@ -232,6 +233,15 @@ def test_a_fetched_message_is_postponed_until_it_is_due(rig: Rig) -> None:
     assert again.text.startswith(arrival.text[:-1])
     assert json.loads(again.text)["celeriac"]["due"] > 0
     assert set(rig.broker.client.hvals(rig.keys.records()[3])) == {rig.keys.ready("q", 6).encode()}
+
+
+def test_the_age_of_a_message_whose_eta_has_passed_counts_from_now(rig: Rig) -> None:
+    rig.push([task_message(message_id="1")])
+    (arrival,) = rig.fetch()
+    before = rig.server_ms()
+    rig.postpone(arrival, 1000)
+    (again,) = due(rig)
+    assert json.loads(again.text)["celeriac"]["at"] >= before
 
 
 def test_a_message_that_is_no_longer_held_is_not_postponed(rig: Rig) -> None:

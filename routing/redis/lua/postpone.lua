@@ -5,6 +5,7 @@
 --        7 delayed set of the queue         8 delayed messages of the queue
 --        9 delayed count, which keeps equal messages apart
 --        10 ledger hash of the queue, or "" for none
+--        11 bell of the queue
 -- ARGV:  1 tag    2 message id    3 time in ms at which it is due
 -- Reply: 1, or 0 when the tag is gone
 
@@ -19,8 +20,18 @@ redis.call('ZREM', INDEX, tag)
 redis.call('ZREM', LEASES, tag)
 redis.call('HDEL', ORIGINS, tag)
 redis.call('HDEL', KEYS[6], tag)
+-- A time that has passed makes a message due now: its age counts from then.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local due = math.max(tonumber(ARGV[3]), now)
+local first_due = tonumber(redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2] or math.huge)
 local member = string.format('%016.0f#', redis.call('INCR', KEYS[9])) .. ARGV[2]
-redis.call('ZADD', KEYS[7], ARGV[3], member)
+redis.call('ZADD', KEYS[7], string.format('%.0f', due), member)
 redis.call('HSET', KEYS[8], member, #list .. ':' .. list .. text)
 if KEYS[10] ~= '' then redis.call('HINCRBY', KEYS[10], 'unacked', -1) end
+-- A worker that waits knows when the next message is due; it must hear of an earlier one.
+if due < first_due and redis.call('EXISTS', KEYS[11]) == 0 then
+  redis.call('LPUSH', KEYS[11], '1')
+  redis.call('PEXPIRE', KEYS[11], 3600000)
+end
 return 1
