@@ -23,6 +23,7 @@ from kombu.utils.imports import symbol_by_name
 
 import routing.control  # noqa: F401  (registers the remote-control commands)
 from routing import runtime
+from routing.aging import AgeDeadLetters
 from routing.amqp import amqp_class, topology_of
 from routing.config import Topology
 from routing.defaults import apply_defaults
@@ -41,7 +42,7 @@ __all__ = ["install"]
 _NUMBERS = itertools.count(1)
 
 #: What a worker does now and then for everybody, in this order.
-JOBS: tuple[JobFactory, ...] = (FinishDropped, Reclaim)
+JOBS: tuple[JobFactory, ...] = (AgeDeadLetters, FinishDropped, Reclaim)
 
 
 def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:

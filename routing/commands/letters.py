@@ -1,0 +1,94 @@
+"""Dead letters as text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from routing.commands.table import age
+from routing.deadletter import Group, Letter
+
+
+def letter_lines(letter: Letter, *, now_ms: int, width: int) -> Iterator[str]:
+    """Yield the two lines of a letter in a list."""
+    details = [_ago(letter.at_ms, now_ms), letter.queue, letter.task or "no task"]
+    if letter.attempts > 1:
+        details.append(f"{letter.attempts} attempts")
+    if letter.replayed:
+        details.append(f"replayed {letter.replayed}x")
+    yield f"{letter.id or 'no id':<36}  {'  '.join(details)}"
+    yield _cut(f"    {_why(letter)}", width)
+
+
+def group_lines(group: Group, *, now_ms: int, width: int) -> Iterator[str]:
+    """Yield the lines of a group."""
+    ends = (group.first_at_ms, group.last_at_ms)
+    when = " to ".join(dict.fromkeys(_ago(at, now_ms) for at in ends))
+    yield f"{group.count:>8,}  {group.queue}  {group.task or 'no task'}  {when}"
+    what = f"{group.reason or 'no evidence'}  {group.exception}: {group.message}".rstrip(": ")
+    yield _cut(f"{'':8}  {_one_line(what)}", width)
+    yield f"{'':8}  --fingerprint {group.fingerprint or '-'}  for example {group.id or 'no id'}"
+
+
+def full_text(letter: Letter, *, now_ms: int) -> str:
+    """Return everything that is known about a letter."""
+    times = [f"{_clock(letter.at_ms)} ({_ago(letter.at_ms, now_ms)})"]
+    if letter.first_ms:
+        times.append(f"sent {_clock(letter.first_ms)}")
+    counts = f"{letter.attempts} attempts, {letter.deliveries} deliveries"
+    rows = {
+        "id": letter.id or "none",
+        "task": letter.task or "none",
+        "queue": letter.queue,
+        "arguments": f"{letter.args} {letter.kwargs}".strip(),
+        "died": ", ".join(times),
+        "reason": letter.reason or "no evidence",
+        "error": f"{letter.exception}: {letter.message}".strip(": "),
+        "after": f"{counts}, replayed {letter.replayed}x",
+        "worker": letter.worker,
+        "fingerprint": letter.fingerprint,
+    }
+    lines = [f"{name:<12} {value}" for name, value in rows.items() if value]
+    if letter.traceback:
+        lines += ["", textwrap.indent(letter.traceback.rstrip(), "    ")]
+    return "\n".join(lines)
+
+
+def count_of(count: int) -> str:
+    """Return a number of letters in words.
+
+    >>> count_of(1), count_of(8255)
+    ('1 dead letter', '8,255 dead letters')
+    """
+    return f"{count:,} dead letter{'' if count == 1 else 's'}"
+
+
+def groups_text(groups: Sequence[Group], *, now_ms: int, width: int) -> str:
+    """Return the lines of groups, a blank line between two."""
+    return "\n\n".join(
+        "\n".join(group_lines(group, now_ms=now_ms, width=width)) for group in groups
+    )
+
+
+def _why(letter: Letter) -> str:
+    error = f"{letter.exception}: {letter.message}".strip(": ")
+    return _one_line(f"{letter.reason or 'no evidence'}  {error}")
+
+
+def _one_line(text: str) -> str:
+    return "  ".join(" ".join(part.split()) for part in text.split("  ") if part.strip())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _ago(at_ms: int, now_ms: int) -> str:
+    return f"{age(max(0, now_ms - at_ms) / 1000)} ago" if at_ms else "at an unknown time"
+
+
+def _clock(at_ms: int) -> str:
+    if not at_ms:
+        return "at an unknown time"
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

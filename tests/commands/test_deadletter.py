@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+from celery import Celery, states
+from click.testing import Result
+
+from routing import replay
+from routing.commands.deadletter import deadletter
+from routing.evidence import of_error
+from routing.redis.channel import EngineMixin
+from tests.commands.conftest import Run
+from tests.support.broker import Broker
+from tests.support.messages import ids_of, task_message
+from tests.support.wait import pause
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/srv/shop/orders.py", line 12, in charge
+    raise ValueError("declined")
+ValueError: declined
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "WAVE_SECONDS", 0.02)
+
+
+def kill(
+    channel: EngineMixin,
+    *ids: str,
+    queue: str = "bulk",
+    task: str = "shop.charge",
+    error: Exception | None = None,
+    args: tuple[Any, ...] = (7,),
+) -> None:
+    """Let messages with these ids die."""
+    for task_id in ids:
+        channel.push(queue, [task_message(task, args, queue=queue, message_id=task_id)])
+        message = channel.basic_get(queue)
+        assert message is not None
+        message.ending = "failed"
+        message.evidence = of_error(
+            "failed",
+            error or ValueError("declined"),
+            traceback=TRACEBACK,
+            task=task,
+            task_id=task_id,
+            attempts=3,
+            worker="w1@shop",
+        )
+        message.ack()
+
+
+def rows(result: Result) -> list[Any]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def listed(run: Run, *filters: str) -> list[str]:
+    return [row["id"] for row in rows(run(deadletter, "list", "--json", *filters))]
+
+
+def test_the_command_is_one_of_celery() -> None:
+    (entry,) = entry_points(group="celery.commands", name="deadletter")
+    assert entry.load() is deadletter
+
+
+def test_letters_are_listed_newest_first(run: Run, channel: EngineMixin) -> None:
+    kill(channel, "one", "two")
+    output = run(deadletter, "list").output
+    assert [line.split()[0] for line in output.splitlines()] == ["two", "failed", "one", "failed"]
+    assert "bulk  shop.charge  3 attempts" in output
+    assert "failed  ValueError: declined" in output
+    assert run(deadletter, "list", "-Q", "low").output == ""
+
+
+def test_a_list_says_what_it_leaves_out(run: Run, channel: EngineMixin) -> None:
+    kill(channel, *"abcde")
+    result = run(deadletter, "list", "--limit", "2")
+    assert "and 3 dead letters more" in result.stderr
+    assert len(result.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (("--queue", "bulk"), {"a", "b"}),
+        (("--queue", "low.dead"), {"c"}),
+        (("--task", "shop.ch*"), {"a", "c"}),
+        (("--exception", "LookupError"), {"b"}),
+        (("--exception", "KeyError", "--exception", "Look*"), {"b"}),
+        (("--exception", "TimeoutError"), set()),
+        (("--reason", "failed"), {"a", "b", "c"}),
+        (("--reason", "poison"), set()),
+        (("--id", "a", "--id", "c"), {"a", "c"}),
+        (("--since", "1h"), {"a", "b", "c"}),
+        (("--until", "1h"), set()),
+        (("--until", "2000-01-01"), set()),
+        (("--task", "shop.*", "--queue", "bulk", "--exception", "ValueError"), {"a"}),
+    ],
+)
+def test_filters_choose(
+    run: Run, channel: EngineMixin, filters: tuple[str, ...], expected: set[str]
+) -> None:
+    kill(channel, "a")
+    kill(channel, "b", task="shop.find", error=LookupError("gone"))
+    kill(channel, "c", queue="low")
+    assert set(listed(run, *filters)) == expected
+
+
+def test_groups_count_what_has_one_cause(run: Run, channel: EngineMixin) -> None:
+    kill(channel, "a", "b", "c")
+    kill(channel, "d", error=LookupError("gone"))
+    first, second = rows(run(deadletter, "groups", "--json"))
+    assert (first["count"], first["exception"], first["id"]) == (3, "ValueError", "c")
+    assert (second["count"], second["message"]) == (1, "gone")
+    assert set(listed(run, "--fingerprint", first["fingerprint"])) == {"a", "b", "c"}
+    output = run(deadletter, "groups").output
+    assert "3  bulk  shop.charge" in output
+    assert f"--fingerprint {first['fingerprint']}" in output
+
+
+def test_a_letter_is_shown_with_all_that_is_known(run: Run, channel: EngineMixin) -> None:
+    kill(channel, "one")
+    output = run(deadletter, "show", "one").output
+    for known in ("shop.charge", "(7,) {}", "3 attempts, 1 deliveries", "w1@shop", "orders.py"):
+        assert known in output
+    assert json.loads(run(deadletter, "show", "one", "--raw").output)["headers"]["id"] == "one"
+    missing = run(deadletter, "show", "other")
+    assert missing.exit_code == 1
+    assert "no dead letter has the id other" in missing.output
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's backend
+def test_replaying_puts_messages_back_and_forgets_their_results(
+    run: Run, app: Celery, channel: EngineMixin, broker: Broker
+) -> None:
+    kill(channel, "a", "b", "c")
+    app.backend.mark_as_failure("a", ValueError("declined"))
+    result = run(deadletter, "replay", "--id", "a", "--id", "b")
+    assert result.exit_code == 0
+    assert result.output == "replayed 2 dead letters; none died again so far\n"
+    assert ids_of(broker.texts("bulk")) == ["a", "b"]
+    assert ids_of(broker.texts("bulk.dead")) == ["c"]
+    assert app.AsyncResult("a").state == states.PENDING
+    assert broker.ledger("bulk")["replayed"] == 2
+
+
+def test_a_dry_run_changes_nothing(run: Run, channel: EngineMixin, broker: Broker) -> None:
+    kill(channel, "a", "b")
+    for verb in ("replay", "purge"):
+        result = run(deadletter, verb, "--all", "--dry-run")
+        assert result.output.startswith(f"would {verb} 2 dead letters:")
+    (row,) = rows(run(deadletter, "replay", "--all", "--dry-run", "--max", "1", "--json"))
+    assert row == {"would_replay": 1}
+    assert broker.length("bulk.dead") == 2
+    assert broker.length("bulk") == 0
+
+
+@pytest.mark.parametrize("verb", ["replay", "purge"])
+def test_without_a_filter_nothing_is_touched(
+    run: Run, channel: EngineMixin, broker: Broker, verb: str
+) -> None:
+    kill(channel, "a")
+    result = run(deadletter, verb)
+    assert result.exit_code == 2
+    assert "--all" in result.output
+    assert broker.length("bulk.dead") == 1
+
+
+def test_a_replay_keeps_to_its_number_and_its_rate(
+    run: Run, channel: EngineMixin, broker: Broker
+) -> None:
+    kill(channel, *map(str, range(12)))
+    assert run(deadletter, "replay", "--all", "--max", "3").exit_code == 0
+    assert ids_of(broker.texts("bulk")) == ["0", "1", "2"]
+    plan = replay.Plan(rate=5)
+    assert (plan.wave(3, 0), plan.seconds(1)) == (1, 0.2)
+
+
+def test_a_replay_stops_when_messages_die_again(
+    run: Run, channel: EngineMixin, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(channel, *map(str, range(50)))
+
+    def work_badly(seconds: float) -> None:
+        while message := channel.basic_get("bulk"):
+            message.ending = "failed"
+            message.evidence = of_error("failed", ValueError("still declined"))
+            message.ack()
+        pause(seconds)
+
+    monkeypatch.setattr(replay.time, "sleep", work_badly)
+    monkeypatch.setattr(replay, "WAVE_SECONDS", 1.0)
+    result = run(deadletter, "replay", "--all")
+    assert result.exit_code == 1
+    assert "stopped: 10 of 10 replayed messages died again" in result.stderr
+    assert "still declined" in result.stderr
+    assert broker.length("bulk.dead") == 50
+    assert broker.ledger("bulk")["replayed"] == 10
+
+
+def test_a_replay_may_go_to_another_queue(run: Run, channel: EngineMixin, broker: Broker) -> None:
+    kill(channel, "a")
+    assert run(deadletter, "replay", "--all", "--to", "low").exit_code == 0
+    assert ids_of(broker.texts("low")) == ["a"]
+    assert run(deadletter, "replay", "--all", "--to", "nowhere").exit_code == 2
+
+
+def test_the_arguments_of_one_message_can_be_edited(
+    run: Run, channel: EngineMixin, broker: Broker
+) -> None:
+    kill(channel, "a", "b")
+    edit = ("--args", "[8]", "--kwargs", '{"currency": "EUR"}')
+    assert "name it by --id" in run(deadletter, "replay", "--queue", "bulk", *edit).output
+    assert run(deadletter, "replay", "--id", "a", *edit).exit_code == 0
+    message = channel.basic_get("bulk")
+    assert message is not None
+    args, kwargs, _ = message.payload
+    assert (args, kwargs) == ([8], {"currency": "EUR"})
+    assert message.headers["argsrepr"] == "(8,)"
+    channel.basic_ack(message.delivery_tag)
+
+
+def test_purging_drops_what_is_meant_and_counts_it(
+    run: Run, channel: EngineMixin, broker: Broker
+) -> None:
+    kill(channel, "a", "b", "c")
+    assert rows(run(deadletter, "purge", "--id", "b", "--json")) == [{"purged": 1}]
+    assert ids_of(broker.texts("bulk.dead")) == ["a", "c"]
+    assert run(deadletter, "purge", "--all").output == "purged 2 dead letters\n"
+    assert broker.ledger("bulk")["dead_trimmed"] == 3
+
+
+def test_a_queue_that_is_none_is_refused_with_a_hint(run: Run) -> None:
+    result = run(deadletter, "list", "-Q", "bullk")
+    assert result.exit_code == 2
+    assert "did you mean 'bulk'?" in result.output
