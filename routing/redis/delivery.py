@@ -31,7 +31,16 @@ logger = logging.getLogger(__name__)
 LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 
 #: What Celery and kombu raise on a message that is none: fields missing, or of another type.
-NO_MESSAGE = (LookupError, TypeError, ValueError, AttributeError, KombuError, InvalidTaskError)
+NO_MESSAGE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,  # a time beyond what a calendar holds
+    RecursionError,
+    AttributeError,
+    KombuError,
+    InvalidTaskError,
+)
 
 
 class Delivery:
@@ -89,11 +98,11 @@ class Delivery:
         payload: dict[str, Any] = orjson.loads(arrival.text)
         properties = payload["properties"]
         properties["delivery_tag"] = arrival.tag
-        message_id = (payload.get("headers") or {}).get("id")
+        message_id = _as_id((payload.get("headers") or {}).get("id"))
         noted = payload.get("celeriac") or {}
         self._holdings.identify(
             arrival.tag,
-            message_id if isinstance(message_id, str) else "",
+            message_id,
             charges=self._charges.pop(arrival.tag, UNCHARGED),
             at_ms=at if isinstance(at := noted.get("at"), int) else 0,
         )
@@ -114,7 +123,7 @@ class Delivery:
             self._channel.plain_client,
             arrival.queue,
             arrival.tag,
-            message_id=str(headers.get("id") or ""),
+            message_id=_as_id(headers.get("id")),
             due_ms=in_ms(eta),
         )
         # It is no longer unacknowledged, so this frees the credit and counts nothing.
@@ -152,6 +161,11 @@ class Delivery:
 
 def _message_id(arrival: Arrival) -> str:
     try:
-        return str(orjson.loads(arrival.text)["headers"]["id"])
+        return _as_id(orjson.loads(arrival.text)["headers"]["id"])
     except (ValueError, TypeError, KeyError):
         return ""
+
+
+def _as_id(value: Any) -> str:
+    """Return a message's id; none for what cannot be one, such as lists nested a thousand deep."""
+    return value if isinstance(value, str) else ""
