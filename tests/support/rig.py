@@ -38,10 +38,10 @@ NOTHING = Settlement([])
 class Rig:
     """The verbs over one broker database, and a view of what they left there."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
+    def __init__(self, url: str, *, prefix: str = "", table: Mapping[str, Any] = TABLE) -> None:
         self.broker = Broker(url, prefix=prefix)
         self.keys = Keys(prefix=prefix)
-        self.verbs = Verbs(keys=self.keys, topology=Topology.load(TABLE))
+        self.verbs = Verbs(keys=self.keys, topology=Topology.load(table))
         self.client: redis.Redis = self.broker.client
         self._calls = count(1)
 
