@@ -111,6 +111,12 @@ def test_a_message_that_is_due_bears_the_time_from_which_its_age_counts(rig: Rig
     assert mark["at"] == mark["due"] >= before + 20
 
 
+def test_what_is_no_message_is_not_lost_among_the_delayed(rig: Rig) -> None:
+    rig.delay([Delay(later(0), "", "no message"), *delays(0)])
+    pause(0.01)
+    assert [arrival.text[:10] for arrival in rig.fetch()] == [b"no message", b'{"body": "']
+
+
 def test_one_fetch_makes_at_most_five_hundred_ready_and_says_that_more_are_due(rig: Rig) -> None:
     rig.delay(delays(*[0] * 1100))
     pause(0.01)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import redis
 from redis import exceptions
 
+from routing.redis.delays import Delay
 from routing.redis.scripts import SCRIPTS
 from tests.support.messages import ids_of, numbered
 from tests.support.rig import Rig
 from tests.support.servers import Server, redis_binary, valkey_binary
+from tests.support.wait import pause
 
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
@@ -106,6 +109,17 @@ def test_a_full_server_can_settle_and_fetch_in_one_call(own: Rig) -> None:
         own.settle(first)
         own.settle(own.fetch(2))
     assert own.broker.holds_nothing()
+
+
+def test_a_full_server_makes_ready_what_is_due(own: Rig) -> None:
+    eta = datetime.now(UTC)
+    own.delay([Delay(eta, text, text) for text in numbered(3)])
+    pause(0.01)
+    with full(own):
+        own.settle(own.fetch(2))
+        own.settle(own.fetch(2))
+    assert own.delayed() == 0
+    assert own.broker.ledger("q") == {"accepted": 3, "unacked": 0, "done": 3}
 
 
 def test_a_full_server_can_be_purged(own: Rig) -> None:

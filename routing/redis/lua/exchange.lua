@@ -73,16 +73,22 @@ local function promote(delayed, texts, ledger)
   redis.call('ZREM', delayed, unpack(members))
   local values = redis.call('HMGET', texts, unpack(members))
   redis.call('HDEL', texts, unpack(members))
-  local added = 0
+  local ready, added = {}, 0
   for i, value in ipairs(values) do
     -- The value is "<length of the list's name>:<name><text>".
     local digits = string.match(value, '^%d+')
     local from = #digits + 2 + tonumber(digits)
-    local stamp = ',"celeriac":{"at":' .. dues[i] .. ',"due":' .. dues[i] .. '}}'
-    local text = string.match(value, '^(.*)}%s*$', from) .. stamp
-    redis.call('LPUSH', string.sub(value, #digits + 2, from - 1), text)
+    local list, text = string.sub(value, #digits + 2, from - 1), string.sub(value, from)
+    if string.sub(text, -1) ~= '}' then text = string.match(text, '^(.*})%s*$') or text end
+    if string.sub(text, -1) == '}' then
+      local stamp = ',"celeriac":{"at":' .. dues[i] .. ',"due":' .. dues[i] .. '}}'
+      text = string.sub(text, 1, -2) .. stamp
+    end
+    ready[list] = ready[list] or {}
+    table.insert(ready[list], text)
     added = added + #text
   end
+  for list, due_texts in pairs(ready) do redis.call('LPUSH', list, unpack(due_texts)) end
   promotions = promotions - #members
   if ledger ~= '' then redis.call('HINCRBY', ledger, 'bytes', added) end
 end
