@@ -12,15 +12,6 @@ from kombu.exceptions import OperationalError
 from routing.amqp import unreachable
 from routing.call import Call
 from routing.capture import Capture, Outgoing
-from routing.errors import MessageTooLarge
-from routing.overflow import Overflow
-from routing.receipts import Refusal
-from routing.redis.bounds import Terms
-from routing.redis.delays import Delay
-from routing.redis.gathering import Lane
-
-#: Position of an item in its chunk -> why it was refused.
-Refused = dict[int, Refusal]
 
 
 class Line:
@@ -66,28 +57,6 @@ class Line:
         policy = options.get("retry_policy") or {}
         for entity in entities:
             self.producer.maybe_declare(entity, retry=options.get("retry"), **policy)
-
-    def push(self, lane: Lane, positions: Sequence[int], texts: Sequence[str | Delay]) -> Refused:
-        """Push texts in one call; refuse what is too large, or what the queue has no room for."""
-        channel = self.producer.channel
-        overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
-        refused: Refused = {}
-        if not lane.exempt and overflow.largest is not None:
-            refused = _too_large(overflow, positions, texts)
-            fitting = [
-                pair for pair in zip(positions, texts, strict=True) if pair[0] not in refused
-            ]
-            if not fitting:
-                return refused
-            positions, texts = zip(*fitting, strict=True)
-        terms: Terms = "exempt" if lane.exempt else ""
-        pushed = channel.push(
-            lane.queue, texts, priority=lane.priority, terms=terms, delayed=lane.delayed
-        )
-        if pushed.accepted < len(texts):
-            full = Refusal("full", str(overflow.full(pushed, len(texts))))
-            refused.update(dict.fromkeys(positions[pushed.accepted :], full))
-        return refused
 
     def tell_backend(self, task_ids: Sequence[str]) -> None:
         """Tell the result backend about calls whose results it may be asked for.
@@ -147,15 +116,3 @@ def ensure(producer: Any, publish: Callable[[], Any], options: Mapping[str, Any]
         return connection.ensure(producer, publish, **policy)()
     except errors as error:
         raise unreachable(error, connection) from error
-
-
-def _too_large(
-    overflow: Overflow, positions: Sequence[int], texts: Sequence[str | Delay]
-) -> Refused:
-    refused: Refused = {}
-    for position, text in zip(positions, texts, strict=True):
-        try:
-            overflow.check_size(text)
-        except MessageTooLarge as error:
-            refused[position] = Refusal("too_large", str(error))
-    return refused

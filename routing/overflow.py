@@ -35,6 +35,14 @@ STAMP_BYTES = len(',"celeriac":{"at":1700000000000}')
 Push = Callable[[Sequence[str | bytes | Delay], Terms], Pushed]
 
 
+#: Told how many more of the messages were accepted.
+Took = Callable[[int], None]
+
+
+def forget(count: int) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overflow:
     """Pushes to one queue as its policy says.
@@ -61,21 +69,34 @@ class Overflow:
         """The queue's entry in the table."""
         return self.topology.queue(self.queue)
 
-    def push(self, push: Push, texts: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
+    def push(
+        self,
+        push: Push,
+        texts: Sequence[str | bytes | Delay],
+        terms: Terms = "",
+        *,
+        took: Took = forget,
+    ) -> Pushed:
         """Push messages; what comes back refused stays refused.
 
         For ``block`` it returns when all are accepted or ``block_timeout`` has passed without room
-        for the next one.
+        for the next one. `took` is told whenever more of them are accepted.
         """
         pushed = push(texts, terms)
+        took(pushed.accepted)
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
         if pushed.accepted < len(texts) and self.config.overflow == "block" and terms != "none":
-            return self._push_the_rest(push, texts, terms, pushed)
+            return self._push_the_rest(push, texts, terms, pushed, took)
         return pushed
 
     def _push_the_rest(
-        self, push: Push, texts: Sequence[str | bytes | Delay], terms: Terms, pushed: Pushed
+        self,
+        push: Push,
+        texts: Sequence[str | bytes | Delay],
+        terms: Terms,
+        pushed: Pushed,
+        took: Took,
     ) -> Pushed:
         accepted, limit = pushed.accepted, self.bounds.max_length
         # What never fits whole would wait for ever.
@@ -88,6 +109,7 @@ class Overflow:
             pushed = push(texts[accepted : accepted + room], terms)
             if pushed.accepted:
                 accepted += pushed.accepted
+                took(pushed.accepted)
                 patience = Patience(self.block_seconds)
         if accepted < len(texts):
             # Counted as refused, once.

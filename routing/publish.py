@@ -31,8 +31,9 @@ from typing import Any
 from routing.call import Arguments, Call
 from routing.envelope import new_ids
 from routing.errors import BrokerUnreachable
-from routing.line import Line, Refused
+from routing.line import Line
 from routing.receipts import Receipts
+from routing.shipment import Refused
 from routing.writers import Writer, reason, writer_for
 
 #: Items of one call: large enough that the round trip costs little for each, small enough that the

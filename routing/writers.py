@@ -21,11 +21,12 @@ from routing.amqp import unreachable
 from routing.capture import Outgoing
 from routing.envelope import Envelope, Representation, new_ids
 from routing.errors import MessageTooLarge, QueueFull, RoutingError
-from routing.line import Line, Refused
+from routing.line import Line
 from routing.receipts import Refusal
 from routing.redis.delays import Delay
 from routing.redis.exempt import is_exempt
 from routing.redis.gathering import Lane
+from routing.shipment import Refused, Shipment
 
 
 class Writer(Protocol):
@@ -113,9 +114,11 @@ class Filled:
             texts = [Delay(eta, i, text) for i, text in zip(self._ids, self._texts, strict=True)]
         self._line.tell_backend(self._ids)
 
+        shipment = Shipment(lane, self._positions, texts)
+
         def publish() -> Refused:
             self._line.declare(envelope.declare, self._options)
-            return self._line.push(lane, self._positions, texts)
+            return shipment.send(self._line.producer.channel)
 
         refused: Refused = self._line.ensure(publish, self._options)
         return refused
@@ -190,10 +193,11 @@ class Made:
 
     def _send_run(self, lane: Lane, run: list[_Message]) -> Refused:
         options = run[0].outgoing.options
+        shipment = Shipment(lane, [m.position for m in run], [m.text for m in run])
 
         def publish() -> Refused:
             self._line.declare(run[0].declare, options)
-            return self._line.push(lane, [m.position for m in run], [m.text for m in run])
+            return shipment.send(self._line.producer.channel)
 
         refused: Refused = self._line.ensure(publish, options)
         return refused

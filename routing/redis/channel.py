@@ -8,153 +8,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime
 from functools import cached_property
 from queue import Empty
 from typing import Any
 
-import redis
 from kombu.transport import redis as stock
-from kombu.utils.json import dumps
 
 from routing.evidence import Evidence
-from routing.overflow import Overflow
-from routing.redis import gathering
 from routing.redis.aliases import stock_url
-from routing.redis.bounds import Terms
 from routing.redis.courier import Courier
-from routing.redis.delays import Delay, take_eta
-from routing.redis.exempt import is_exempt
-from routing.redis.gathering import Lane
-from routing.redis.keys import Keys
 from routing.redis.message import EngineMessage, EngineQoS
+from routing.redis.publishing import Publishing
 from routing.redis.records import Mark
-from routing.redis.verbs import Pushed, Verbs
-from routing.runtime import Runtime, lookup
 
 logger = logging.getLogger(__name__)
 
 
-class EngineMixin:
+class EngineMixin(Publishing):
     """The engine's behaviour, over any of kombu's Redis channels."""
 
     QoS = EngineQoS
     Message = EngineMessage
 
-    #: Name of the application's runtime, from the transport options.
-    celeriac: str | None = None
-
     connection: Any
     client: Any
-    pool: Any
     closed: bool
     _in_poll: Any
     _brpop_sent_at: float | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._engine_consumers: dict[str, str] = {}
-        self._plain_client: redis.Redis | None = None
         super().__init__(*args, **kwargs)
-
-    @cached_property
-    def runtime(self) -> Runtime:
-        """What the application has in this process."""
-        return lookup(self.celeriac)
-
-    @cached_property
-    def verbs(self) -> Verbs:
-        """The engine's calls, for this channel's database."""
-        this: Any = self
-        keys = Keys(
-            prefix=this.global_keyprefix,
-            unacked=this.unacked_key,
-            unacked_index=this.unacked_index_key,
-            steps=tuple(this.priority_steps),
-            separator=this.sep,
-        )
-        return Verbs(keys=keys, topology=self.runtime.topology)
 
     @cached_property
     def courier(self) -> Courier:
         """The fetch loop of this channel."""
         return Courier(self)
 
-    @property
-    def plain_client(self) -> redis.Redis:
-        """A client over the pooled connections that adds no key prefix."""
-        if self._plain_client is None or self._plain_client.connection_pool is not self.pool:
-            self._plain_client = redis.Redis(connection_pool=self.pool)
-        return self._plain_client
-
-    # -- publishing
-
-    def overflow(self, queue: str, *, delayed: bool = False) -> Overflow:
-        """Return what becomes of messages for which a queue has no room."""
-        runtime = self.runtime
-        # A worker that waited for room would wait for itself.
-        may_wait = not runtime.holdings.durable
-        return Overflow(topology=runtime.topology, queue=queue, may_wait=may_wait, delayed=delayed)
-
-    def push(
-        self,
-        queue: str,
-        texts: Sequence[str | bytes | Delay],
-        *,
-        priority: int = 0,
-        terms: Terms = "",
-        delayed: bool = False,
-    ) -> Pushed:
-        """Append complete messages to a queue; see `Overflow.push` and `Verbs.push`.
-
-        Delayed ones are all given as `Delay`; see `Verbs.delay`.
-        """
-        verb: Any = self.verbs.delay if delayed else self.verbs.push
-
-        def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
-            pushed: Pushed = verb(self.plain_client, queue, some, priority=priority, terms=on_terms)
-            return pushed
-
-        return self.overflow(queue, delayed=delayed).push(push, texts, terms)
-
-    def take_eta(self, queue: str, message: dict[str, Any]) -> datetime | None:
-        """Return until when the broker is to keep a message, None to let it wait in line.
-
-        On a queue outside of the table it stays in line: its workers may be stock Celery's.
-        """
-        return take_eta(message) if queue in self.runtime.topology else None
-
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        this: Any = self
-        headers = message.get("headers") or {}
-        if queue not in self.runtime.topology.queues and "task" not in headers:
-            this._put_stock(queue, message, **kwargs)
-            return
-        priority = this._get_message_priority(message, reverse=False)
-        eta = self.take_eta(queue, message) if "task" in headers else None
-        delayed, text = eta is not None, dumps(message)
-        self._put_text(
-            Lane(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
-            Delay(eta, str(headers.get("id") or ""), text) if eta else text,
-        )
-        if queue in this._expires:
-            this._maybe_update_queues_expire(self.plain_client, queue)
-
-    def _put_text(self, lane: Lane, text: str | Delay) -> None:
-        overflow = self.overflow(lane.queue, delayed=lane.delayed)
-        if not lane.exempt:
-            overflow.check_size(text)
-        if (gathered := gathering.current()) is not None:
-            gathered.add(lane, text)
-            return
-        terms: Terms = "exempt" if lane.exempt else ""
-        pushed = self.push(
-            lane.queue, [text], priority=lane.priority, terms=terms, delayed=lane.delayed
-        )
-        if not pushed.accepted:
-            raise overflow.full(pushed, 1)
-
-    def _put_stock(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        super()._put(queue, message, **kwargs)  # type: ignore[misc]
+    # -- removing
 
     def _purge(self, queue: str) -> int:
         return self.verbs.purge(self.plain_client, queue)

@@ -150,6 +150,21 @@ def test_many_messages_go_in_as_fast_as_others_leave(app: Celery, broker: Broker
     assert broker.ledger("patient") == {"accepted": 40}
 
 
+def test_a_lost_connection_repeats_nothing_that_is_in_the_queue(
+    app: Celery, broker: Broker
+) -> None:
+    noop = app.tasks["noop"]
+    producer = threading.Thread(target=lambda: noop.delay_many(range(10), queue="patient"))
+    producer.start()
+    eventually(lambda: broker.length("patient") == 3)
+    broker.client.client_kill_filter(_type="normal", skipme=True)
+    for _ in range(10):
+        eventually(lambda: broker.client.rpop("patient"))
+    producer.join(10)
+    assert broker.ledger("patient") == {"accepted": 10}
+    assert broker.length("patient") == 0
+
+
 def test_a_workers_own_process_never_waits(app: Celery, broker: Broker) -> None:
     holdings = runtime.lookup(app.amqp_cls.runtime_name).holdings
     holdings.durable = True
