@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import kombu.pools
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (LocalPlatformError, Stalled, source.SourceMissing) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(account.as_json()) if options.json else account.as_text())
+    print(json.dumps(account.as_json()) if options.json else account.as_text(celery=_celery()))
     for difference in account.differences():
         print(f"demo: the account does not balance: {difference}", file=sys.stderr)
     return 1 if account.differences() else 0
@@ -54,6 +57,14 @@ def _run(settings: Settings, options: argparse.Namespace) -> Account:
             ).complete()
         finally:
             _disconnect()
+
+
+def _celery() -> str:
+    """The command that starts this environment's Celery from here."""
+    ours = Path(sys.executable).parent / "celery"
+    if shutil.which("celery") == str(ours):
+        return "celery"
+    return os.path.relpath(ours) if ours.is_relative_to(Path.cwd()) else str(ours)
 
 
 def _count_workers(wanted: int) -> int:

@@ -7,7 +7,7 @@ exits with 0 only when there is nothing to say.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,8 @@ class Account:
             },
         }
 
-    def as_text(self) -> str:
-        """The figures for a reader."""
+    def as_text(self, *, celery: str = "celery") -> str:
+        """The figures for a reader, who starts Celery by this command."""
         p50, p99 = percentile(self.urgent_ms, 50), percentile(self.urgent_ms, 99)
         return "\n".join(
             [
@@ -122,8 +122,22 @@ class Account:
                 "",
                 "Queues, as `celery -A tasks queues` shows them",
                 *(f"  {line}" for line in table_lines(self.ledger, width=WIDTH - 2)),
+                *self._dead_letters(celery),
             ]
         )
+
+    def _dead_letters(self, celery: str) -> Iterator[str]:
+        """Where the refused flights are; the broker keeps them when the demo has stopped it."""
+        for queue in self.ledger.queues:
+            if not queue.dead_letters:
+                continue
+            yield ""
+            yield (
+                f"{queue.dead_letters:,} dead letters wait in queue {queue.queue}.dead, of this "
+                "run and earlier ones; after `make up`:"
+            )
+            for verb in ("groups", "list", "replay --dry-run"):
+                yield f"  {celery} -A tasks deadletter {verb} --queue {queue.queue}"
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

@@ -90,3 +90,12 @@ def test_the_summary_shows_the_figures_a_reader_looks_for() -> None:
         "bulk",
     ):
         assert shown in text
+
+
+def test_the_summary_says_how_to_look_at_dead_letters() -> None:
+    assert "deadletter" not in GOOD.as_text()
+    dead = dataclasses.replace(BULK, dead_letters=10)
+    account = dataclasses.replace(GOOD, ledger=Ledger(server_ms=0, queues=(dead,)))
+    text = account.as_text(celery=".venv/bin/celery")
+    assert "10 dead letters wait in queue bulk.dead" in text
+    assert ".venv/bin/celery -A tasks deadletter groups --queue bulk" in text
