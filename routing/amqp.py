@@ -185,10 +185,15 @@ def _say_engine_is_off(connection: Any, topology: Topology) -> None:
         uri,
         extra={"event": "engine_off"},
     )
-    bounded = [name for name, queue in topology.queues.items() if queue.max_length is not None]
+    bounds = ("max_length", "max_bytes", "max_message_bytes", "max_delayed")
+    bounded = [
+        name
+        for name, queue in topology.queues.items()
+        if any(getattr(queue, bound) is not None for bound in bounds)
+    ]
     if bounded:
         logger.warning(
-            "max_length is not enforced on %s, which is not Redis: queues %s can grow without "
+            "the bounds are not enforced on %s, which is not Redis: queues %s can grow without "
             "bound; set a length limit on the broker itself",
             uri,
             ", ".join(bounded),

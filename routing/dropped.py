@@ -120,7 +120,7 @@ class FinishDropped:
             request = self._request(EngineMessage(payload, channel=channel))
         except NO_MESSAGE as error:
             # Nobody can wait for what is no message.
-            logger.warning("queue %r dropped what is no task message: %s", queue, error)
+            logger.debug("queue %r dropped what is no task message: %s", queue, error)
             return
         finish(self._app, request, Dropped(queue, policy))
 

@@ -309,7 +309,7 @@ def test_on_another_broker_the_engine_is_off_and_says_so_once(
     lines = [r.getMessage() for r in caplog.records if r.name == "routing.amqp"]
     assert len(lines) == 2
     assert "is not Redis: routes and levels work" in lines[0]
-    assert "max_length is not enforced" in lines[1]
+    assert "the bounds are not enforced" in lines[1]
 
 
 def test_an_unreachable_broker_at_delay_is_named_with_what_to_do(make_app: AppFactory) -> None:
