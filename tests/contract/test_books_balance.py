@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 
 from routing.redis import books
 from routing.redis.delays import Delay
+from routing.redis.graves import Graves, Move
 from routing.redis.records import Burial, Ending, Mark, Settlement
 from routing.redis.verbs import Arrival
 from tests.support.messages import id_of, task_message
@@ -68,6 +70,7 @@ class Balance(RuleBasedStateMachine):
         self.left: Counter[tuple[str, str]] = Counter()
         self.left_ids: dict[str, set[str]] = {queue: set() for queue in QUEUES}
         self.uncounted: Counter[str] = Counter()
+        self.replayed: Counter[str] = Counter()
 
     def teardown(self) -> None:
         self.rig.client.flushdb()
@@ -175,6 +178,28 @@ class Balance(RuleBasedStateMachine):
         self.left[queue, "purged"] += len(ids)
         self.left_ids[queue].update(ids)
 
+    @rule(queue=queues, to=queues, count=counts, again=st.booleans())
+    def replay(self, queue: str, to: str, count: int, again: bool) -> None:
+        self.move(queue, to, count, again=again, drops=False)
+
+    @rule(queue=queues, count=counts)
+    def give_up(self, queue: str, count: int) -> None:
+        self.move(queue, "", count, again=False, drops=True)
+
+    def move(self, queue: str, to: str, count: int, *, again: bool, drops: bool) -> None:
+        """Take letters out; those that are replayed get new ids, to be told from their past."""
+        letters = list(islice(Graves(self.rig.client, self.rig.verbs).newest(queue), count))
+        ids = self.new_ids(len(letters))
+        texts = [task_message(queue=to, message_id=i) for i in ids]
+        moves = [Move(a, b"" if drops else b.encode()) for a, b in zip(letters, texts, strict=True)]
+        for n in range(1 + again):
+            moved = Graves(self.rig.client, self.rig.verbs).move(moves, to=to or queue)
+            assert len(moved) == (0 if n else len(letters))
+        if not drops:
+            self.entered[to].update(ids)
+            self.replayed[queue] += len(letters)
+            self.left_ids[queue].update(letter.id for letter in letters)
+
     @rule(queue=queues)
     def rebase(self, queue: str) -> None:
         client, verbs = self.rig.client, self.rig.verbs
@@ -206,7 +231,8 @@ class Balance(RuleBasedStateMachine):
             assert at.difference == -self.uncounted[at.queue], at
             assert at.misheld == 0
             assert at.unacked == sum(a.queue == at.queue for a in self.unacked.values())
-            assert at["dead"] == at.dead_letters + at["dead_trimmed"]
+            kept = at["dead"] - at["dead_trimmed"] - self.replayed[at.queue]
+            assert at.dead_letters == kept
         for (queue, name), count in self.left.items():
             assert ledger[queue][name] == count
 
