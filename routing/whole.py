@@ -11,8 +11,8 @@ Celery publishes the members of a group one by one. On an app whose queues have 
 Refused, ``apply_async`` raises `QueueFull` and nothing was published. The policies that drop what
 is new take the whole group or drop it; ``drop_oldest`` makes room for as much of it as ever fits.
 Celery's signals and ``task-sent`` events come while the group is gathered. Canvas classes belong to
-no app, so `extend_canvas` wraps their ``apply_async`` for the process; apps without a queue table do
-not notice.
+no app, so `extend_canvas` wraps their ``apply_async`` for the process; apps without a table do not
+notice.
 """
 
 from __future__ import annotations
