@@ -29,6 +29,7 @@ from routing.config import Topology
 from routing.defaults import apply_defaults
 from routing.dispatch import Dispatcher
 from routing.dropped import FinishDropped
+from routing.flower import show_dead_letters
 from routing.reclaim import Reclaim
 from routing.startup import CheckServer, CheckTable
 from routing.task import TaskAnnotation, missing_attributes
@@ -63,6 +64,7 @@ def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Top
     _extend_tasks(app)
     _extend_worker(app)
     extend_canvas()
+    show_dead_letters()
     return table
 
 

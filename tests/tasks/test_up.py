@@ -115,5 +115,6 @@ def test_flower_shows_workers_every_item_and_queue_lengths(
 
     assert flower.workers() == {"worker.1", "worker.2"}
     lengths = {q["name"]: q["messages"] for q in flower.get("/api/queues/length")["active_queues"]}
-    assert lengths == {"realtime": 0, "default": 0, "bulk": 0}
-    assert "bulk" in flower.page("/broker")
+    dead = {"realtime.dead": 0, "default.dead": 0, "bulk.dead": 1}
+    assert lengths == {"realtime": 0, "default": 0, "bulk": 0, **dead}
+    assert "bulk.dead" in flower.page("/broker")
