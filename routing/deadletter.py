@@ -117,13 +117,9 @@ def parse(queue: str, text: bytes) -> Letter:
 
     Whatever somebody put there is a letter; one without evidence has no reason.
     """
-    try:
-        message = json.loads(text)
-        why, stamp = _evidence(message)
-        headers = message.get("headers") or {}
-        priority = (message.get("properties") or {}).get("priority")
-    except (ValueError, AttributeError, RecursionError):
-        return Letter(queue=queue, text=text)
+    message = _message(text)
+    headers, ours = _table(message.get("headers")), _table(message.get("celeriac"))
+    why, priority = _table(ours.get("dead")), _table(message.get("properties")).get("priority")
     texts = ("reason", "exception", "message", "traceback", "fingerprint", "worker")
     return Letter(
         queue=queue,
@@ -137,7 +133,7 @@ def parse(queue: str, text: bytes) -> Letter:
         replayed=_number(headers.get("replayed")),
         priority=_number(priority),
         at_ms=_number(why.get("at")),
-        first_ms=_number(stamp),
+        first_ms=_number(ours.get("at")),
         **{name: str(why.get(name) or "") for name in texts},
     )
 
@@ -172,28 +168,25 @@ def revived(
     Raises:
         NotEditable: it is to get other arguments, and its own cannot be read.
     """
-    try:
-        message = json.loads(letter.text)
-        raw = raw_of(message)
-    except (ValueError, AttributeError, RecursionError):
-        return letter.text
+    message = _message(letter.text)
     if args is not None or kwargs is not None:
         _edit(message, args, kwargs)
-    if raw is not None:
+    if (raw := raw_of(message)) is not None:
         return raw
+    if not message:
+        return letter.text
     message.pop("celeriac", None)
-    headers = message.get("headers")
-    if isinstance(headers, dict):
-        headers.update(replayed=letter.replayed + 1, retries=0, eta=None, expires=None)
+    headers = _table(message.get("headers"))
+    headers.update(replayed=letter.replayed + 1, retries=0, eta=None, expires=None)
     if queue != letter.queue:
-        message["properties"]["delivery_info"]["routing_key"] = queue
+        _table(_table(message.get("properties")).get("delivery_info"))["routing_key"] = queue
     return json.dumps(message).encode()
 
 
 def _edit(
     message: dict[str, Any], args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
 ) -> None:
-    headers = message.get("headers") or {}
+    headers = _table(message.get("headers"))
     if message.get("content-type") != "application/json" or headers.get("compression"):
         raise NotEditable("only arguments in plain JSON can be edited")
     try:
@@ -207,11 +200,16 @@ def _edit(
     headers.update(argsrepr=repr(tuple(args)), kwargsrepr=repr(kwargs))
 
 
-def _evidence(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
-    ours = message.get("celeriac")
-    ours = ours if isinstance(ours, dict) else {}
-    dead = ours.get("dead")
-    return dead if isinstance(dead, dict) else {}, ours.get("at")
+def _message(text: bytes) -> dict[str, Any]:
+    """Return what a text says, nothing when it is no JSON object."""
+    try:
+        return _table(json.loads(text))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _fits(wanted: Sequence[str], value: str) -> bool:

@@ -37,4 +37,7 @@ def raw_of(message: Mapping[str, Any]) -> bytes | None:
     """Return the entry that a message carries, None when it is a message of its own."""
     if message.get("content-type") != CONTENT_TYPE:
         return None
-    return base64.b64decode(message["body"])
+    try:
+        return base64.b64decode(message["body"])
+    except (KeyError, TypeError, ValueError):
+        return None  # somebody else's
