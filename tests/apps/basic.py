@@ -181,6 +181,13 @@ def _add_traced(app: Celery, traces: Traces) -> None:
         traces.ran(name)
         return name
 
+    @app.task(name="basic.needs", shared=False)
+    def needs(key: str) -> str:
+        """Fail as long as somebody has not set a key."""
+        if not traces.client.exists(key):
+            raise LookupError(key)
+        return key
+
     @app.task(name="basic.held", shared=False)
     def held(name: str, gate: str) -> str:
         """Run until the gate opens."""
