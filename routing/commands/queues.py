@@ -201,7 +201,8 @@ def table_lines(ledger: Ledger, *, width: int, before: Ledger | None = None) -> 
     if before is not None:
         columns += _rates(ledger, before)
     columns += [_counter(name, rows) for name in COUNTERS]
-    columns.append(_numbers("dead letters", [row.dead_letters for row in rows]))
+    if any(row.dead_letters != row["dead"] for row in rows):
+        columns.append(_numbers("dead letters", [row.dead_letters for row in rows]))
     columns += [_counter(name, rows) for name in EVENTS]
     shown = [one for one in columns if one.title in ALWAYS or set(one.cells) != {"0"}]
     states = ["INCOMPLETE" if row.is_incomplete else "ok" for row in rows]

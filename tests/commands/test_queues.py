@@ -186,6 +186,14 @@ def test_a_table_fits_its_width_in_as_many_blocks_as_it_takes() -> None:
     assert {"accepted", "dead", "dropped", "ignored", "reclaimed"} <= set(words)
 
 
+def test_the_dead_letters_that_are_kept_are_shown_where_some_have_left() -> None:
+    for left, title in ((0, False), (2, True)):
+        counters = {"accepted": 5 - left, "dead": 5, "replayed": left}
+        queue = QueueLedger(queue="q", dead_letters=5 - left, counters=counters)
+        header = next(table_lines(Ledger(server_ms=0, queues=(queue,)), width=100))
+        assert ("dead letters" in header) is title
+
+
 def test_rates_are_those_between_two_readings() -> None:
     before = Ledger(server_ms=0, queues=(QueueLedger(queue="q", counters={"accepted": 10}),))
     now = QueueLedger(queue="q", waiting=20, counters={"accepted": 110, "done": 80})
