@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 
-Side = Literal["ours", "stock", "sampled"]
+Side = Literal["ours", "stock", "sampled", "crashing"]
 Pool = Literal["prefork", "solo"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,11 +70,13 @@ def running(side: Side, crew: Crew, settings: Settings) -> Iterator[None]:
         stop(started)
 
 
-def start(side: Side, name: str, crew: Crew, settings: Settings) -> subprocess.Popen[bytes]:
+def start(
+    side: Side, name: str, crew: Crew, settings: Settings, *, queue: str = WARM_QUEUE
+) -> subprocess.Popen[bytes]:
     """Start one worker in a process group of its own, so that Ctrl-C reaches only the runner."""
     command = [sys.executable, "-m", "celery", "-A", f"benchmarks.apps.{side}:app", "worker"]
-    command += ["-n", name, "-Q", WARM_QUEUE, *crew.options(), *QUIET]
-    with (settings.directory / f"{name}.log").open("wb") as log:
+    command += ["-n", name, "-Q", queue, *crew.options(), *QUIET]
+    with (settings.directory / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             command,
             cwd=ROOT,
