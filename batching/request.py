@@ -35,19 +35,10 @@ class ItemRequest(Request):
         """Length of its message's body."""
         return len(self.message.body or b"")
 
-    def fail_early(self, error: Exception) -> None:
-        """End it as failed without running it."""
-        self.task.backend.mark_as_failure(
-            self.id, error, request=self._context, store_result=self.store_errors
-        )
-        self._message.ending = "failed"
-        self.note_death(error)
-        self.reject(requeue=False)
-
     def is_gone(self) -> bool:
         """Whether it must not run: it was revoked or has expired, and if so has been ended now."""
         if self.expires or state.revoked or state.revoked_stamps or self._already_revoked:
-            return bool(self.revoked())
+            return bool(self.revoked()) or self.is_void()
         return self.is_void()
 
     def start(self, pid: int, started_at: float) -> None:

@@ -62,6 +62,7 @@ from routing.errors import (
     QueueFull,
     RoutingError,
     ScriptError,
+    TooManyDeliveries,
     TopologyError,
     UnknownLevel,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Route",
     "RoutingError",
     "ScriptError",
+    "TooManyDeliveries",
     "Topology",
     "TopologyError",
     "UnknownLevel",

@@ -31,6 +31,14 @@ SAFE: dict[str, tuple[Any, str]] = {
     ),
 }
 
+#: The same, for apps that keep results.
+SAFE_WITH_RESULTS: dict[str, tuple[Any, str]] = {
+    "worker_deduplicate_successful_tasks": (
+        True,
+        "what is delivered again after its success was stored need not run again",
+    ),
+}
+
 #: What we have set, by app: our own values must not look like the app's when they are applied
 #: again.
 _SET_BY_US: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
@@ -49,7 +57,9 @@ def apply_defaults(app: Any, conf: Any, topology: Topology) -> None:
     own_default = (
         conf.get("task_default_queue") if conf.value_set_for("task_default_queue") else None
     )
-    ours.update({key: value for key, (value, _) in SAFE.items() if not conf.value_set_for(key)})
+    ours.update(
+        {key: value for key, (value, _) in _safe(conf).items() if not conf.value_set_for(key)}
+    )
     ours["task_queues"] = with_table_queues(conf.get("task_queues"), topology)
     ours["task_default_queue"] = topology.default_queue
     for key, value in ours.items():
@@ -62,9 +72,13 @@ def apply_defaults(app: Any, conf: Any, topology: Topology) -> None:
     _log_once(app, left)
 
 
+def _safe(conf: Any) -> dict[str, tuple[Any, str]]:
+    return SAFE | SAFE_WITH_RESULTS if conf.get("result_backend") else SAFE
+
+
 def _left_alone(conf: Mapping[str, Any]) -> Iterator[str]:
     settings: Any = conf
-    for key, (value, reason) in SAFE.items():
+    for key, (value, reason) in _safe(settings).items():
         if settings.value_set_for(key) and not _same(settings.get(key), value):
             yield (
                 f"{key} = {settings.get(key)!r}, as the app has set it "

@@ -9,6 +9,7 @@
     ├── MessageTooLarge                               a message is bigger than its queue allows
     ├── Dropped                                       a queue's bound dropped an accepted message
     ├── DeadLetter                                    a task says that trying it again is useless
+    ├── TooManyDeliveries                             a message took its worker down too often
     ├── PublishRefused                                some messages of a bulk call were refused
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
@@ -34,6 +35,7 @@ __all__ = [
     "QueueFull",
     "RoutingError",
     "ScriptError",
+    "TooManyDeliveries",
     "TopologyError",
     "UnknownLevel",
 ]
@@ -140,6 +142,29 @@ class DeadLetter(RoutingError):
     Raise it with a reason instead of another error when a retry cannot help; ``autoretry_for`` does
     not apply. Replay the message once its cause is gone: ``celery deadletter``.
     """
+
+
+class TooManyDeliveries(RoutingError):
+    """A message took its worker down as often as ``max_deliveries`` of its queue allows; it was not
+    run again.
+
+    Find out what it does to a worker, then replay it from the dead letters.
+
+    Attributes:
+        count: how often it did.
+        last: how it did the last time.
+    """
+
+    def __init__(self, count: int, last: str = "") -> None:
+        super().__init__(count, last)
+        self.count = count
+        self.last = last
+
+    def __str__(self) -> str:
+        return (
+            f"it took its worker down {self.count} times, as often as max_deliveries allows; the "
+            f"last time: {self.last}"
+        )
 
 
 class PublishRefused(RoutingError):

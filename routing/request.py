@@ -15,7 +15,7 @@ from celery.worker import request as stock
 from celery.worker.state import task_ready
 
 from routing.admission import check_message
-from routing.errors import DeadLetter
+from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
@@ -64,18 +64,34 @@ class Request(stock.Request):
         )
 
     def is_void(self) -> bool:
-        """Whether it must not run: another worker has it, or it is too old and is ended now."""
+        """Whether it must not run: another worker has it; or it is too old, or took its worker down
+        too often, and is ended now."""
         if (holdings := holdings_of(self._message)) is None:
             return False
         tag = self._message.delivery_tag
         if holdings.state(tag) is None:
             task_ready(self)
             return True
+        if (charges := holdings.poison(tag)) is not None:
+            error = TooManyDeliveries(charges.count, charges.evidence)
+            logger.error("%s is not run again: %s", self, error, extra={"event": "poison"})
+            self.fail_early(error)
+            return True
         if not holdings.is_too_old(tag):
             return False
         logger.info("%s waited for longer than its queue's max_age", self)
         self._announce_revoked("expired", False, None, True)
         return True
+
+    def fail_early(self, error: Exception) -> None:
+        """End it as failed without running it."""
+        task_ready(self)
+        self.task.backend.mark_as_failure(
+            self.id, error, request=self._context, store_result=self.store_errors
+        )
+        self._message.ending = "failed"
+        self.note_death(error)
+        self.reject(requeue=False)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
@@ -86,12 +102,24 @@ class Request(stock.Request):
         super().on_accepted(pid, time_accepted)
 
     def acknowledge(self) -> None:
-        """Acknowledge; an early one is settled before the task goes on."""
+        """Acknowledge; an early one is settled before the task goes on.
+
+        Not in a cold shutdown that has killed the task: gevent's pool reports that as a success.
+        """
+        if self._already_cancelled:
+            return
         if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
             self._message.ack_log_error(logger, self.connection_errors)
             self.acknowledged = True
             return
         super().acknowledge()
+
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
+        """End its process in a cold shutdown; in a pool of threads it runs to its end."""
+        try:
+            super().cancel(pool, *args, **kwargs)
+        except NotImplementedError:
+            logger.info("%s runs to its end: this pool cannot stop it", self)
 
     def on_retry(self, exc_info: Any) -> None:
         """End the message as retried: the retry is a message of its own."""
@@ -159,6 +187,8 @@ def _check(
 def _reason(error: BaseException) -> Reason:
     if isinstance(error, Reject):
         return "rejected"
+    if isinstance(error, TooManyDeliveries):
+        return "poison"
     return "dead" if isinstance(error, DeadLetter) else "failed"
 
 

@@ -154,10 +154,13 @@ class Holdings:
         if self.durable and (held := self._held.get(tag)):
             held.watch = Watch(message, self._forsaken, tag)
 
-    def charges(self, tag: str) -> Charges:
-        """Return how often a message took a process down before."""
+    def poison(self, tag: str) -> Charges | None:
+        """Return the charges of a message that must not be tried again, None for any other."""
         held = self._held.get(tag)
-        return held.charges if held else UNCHARGED
+        if held is None or not held.charges.count:
+            return None
+        limit = self.topology.queue(held.queue).max_deliveries
+        return held.charges if held.charges.count >= limit else None
 
     def is_too_old(self, tag: str) -> bool:
         """Return whether a message has waited longer than its queue's max_age."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,7 @@ from celery.exceptions import Reject
 from kombu import pools
 
 from routing import DeadLetter, install
+from routing.redis.native import new_lock
 
 #: Longest time that a task waits for its key: a test that forgot it must not hang for ever.
 WAIT_SECONDS = 60
@@ -195,6 +197,22 @@ def _add_traced(app: Celery, traces: Traces) -> None:
         assert traces.wait(gate), "nobody opened the gate"
         traces.ran(name)
         return name
+
+    @app.task(name="basic.blocks", shared=False)
+    def blocks(name: str, seconds: float) -> str:
+        """Let nothing else in this process have a turn, under gevent too."""
+        traces.started(name)
+        held = new_lock()
+        held.acquire()
+        held.acquire(timeout=seconds)
+        traces.ran(name)
+        return name
+
+    @app.task(name="basic.dies", shared=False)
+    def dies(name: str) -> None:
+        """Take the process down, once its start is known."""
+        traces.started(name)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     @app.task(name="basic.limited", shared=False, rate_limit="1/h")
     def limited(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import signal
@@ -62,6 +63,18 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_path = Path(tempfile.mkdtemp(prefix="worker-")) / "log"
         self._read_from = 0
+
+    def twin(self, *, queues: Sequence[str] | None = None) -> Worker:
+        """Return another worker like this one, not started yet."""
+        twin = copy.copy(self)
+        twin.name = f"{secrets.token_hex(4)}@test"
+        twin._command = [twin.name if part == self.name else part for part in self._command]
+        if queues is not None:
+            twin._command += ["--queues", ",".join(queues)]
+        twin._process = None
+        twin._log_path = Path(tempfile.mkdtemp(prefix="worker-")) / "log"
+        twin._read_from = 0
+        return twin
 
     # -- life ---------------------------------------------------------
 

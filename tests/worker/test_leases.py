@@ -1,0 +1,206 @@
+"""Who holds a message: as long as its worker lives and renews, that worker, and then another."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from routing import TooManyDeliveries
+from tests.apps.basic import TABLE
+from tests.support.messages import ids_of
+from tests.support.servers import Server, valkey_binary
+from tests.support.station import Station, station
+from tests.support.wait import eventually, pause
+from tests.worker.conftest import POOLS
+
+LEASE_SECONDS = 3.0
+
+QUEUES: dict[str, Any] = {
+    **TABLE["queues"],
+    "poison": {"max_deliveries": 2},
+    "aging": {"max_age": 2.0, "prefetch": 4},
+}
+SETTINGS = {"table": {**TABLE, "queues": QUEUES, "lease_seconds": LEASE_SECONDS}}
+
+#: What a message of a worker that has gone may wait for on top of its lease.
+TAKE_OVER_SECONDS = LEASE_SECONDS + 5
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A broker that a test may stop, while the tasks' traces are on another server."""
+    server = Server(valkey_binary(), tmp_path_factory.mktemp("b"))
+    server.start()
+    yield server
+    server.close()
+
+
+def hold(at: Station, count: int, **options: Any) -> list[str]:
+    """Let one task run, with others behind it in the same worker; returns all names."""
+    prefix = secrets.token_hex(2)
+    names = [f"{prefix}-{n}" for n in range(count)]
+    for name in names:
+        at.send("held", name, prefix, task_id=name, ignore_result=True, **options)
+    at.traces.next_start()
+    eventually(lambda: at.broker.unacked() == count)
+    return names
+
+
+def starts(at: Station, count: int) -> list[str]:
+    return [at.traces.next_start(seconds=20) for _ in range(count)]
+
+
+def reclaimed(at: Station) -> int:
+    return sum(at.broker.ledger(queue).get("reclaimed", 0) for queue in QUEUES)
+
+
+def test_a_task_that_blocks_for_five_leases_runs_once_in_every_pool(valkey: Server) -> None:
+    queues = dict(zip(POOLS, ["default", "low", "high", "fast"], strict=True))
+    url = valkey.fresh_url()
+    with ExitStack() as stack:
+        stations = [
+            stack.enter_context(station(url, pool, 1, queues=[queue], settings=SETTINGS))
+            for pool, queue in queues.items()
+        ]
+        at = stations[0]
+        for pool, queue in queues.items():
+            at.send("blocks", pool, 5 * LEASE_SECONDS, queue=queue, ignore_result=True)
+        at.wait_until_ran(len(POOLS), timeout=60)
+        eventually(at.broker.holds_nothing)
+        assert at.traces.counts("started") == dict.fromkeys(POOLS, 1)
+        assert reclaimed(at) == 0
+        assert not at.broker.names("celeriac:started")
+        assert not at.broker.names("celeriac:deliveries")
+
+
+def test_a_sibling_takes_over_from_a_killed_worker_in_order(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, settings=SETTINGS) as at:
+        names = hold(at, 6, queue="bulk")
+        with at.worker.twin() as sibling:
+            at.worker.kill()
+            killed = time.monotonic()
+            assert starts(at, 1) == names[:1]
+            assert time.monotonic() - killed < TAKE_OVER_SECONDS
+            charges = at.broker.client.hgetall("celeriac:deliveries")
+            assert {i.decode(): text.decode() for i, text in charges.items()} == {
+                names[0]: f"1 the lease of {at.worker.name} ran out"
+            }
+            at.traces.open(names[0].split("-")[0], times=len(names))
+            assert starts(at, 5) == names[1:], "the order of the queue was lost"
+            at.wait_until_ran(len(names))
+            at.wait_until_settled()
+            assert at.broker.ledger("bulk")["reclaimed"] == len(names)
+            assert "took over 6 messages" in sibling.log
+
+
+@pytest.mark.parametrize("how", ["paused", "stopped"])
+def test_a_broker_that_is_away_for_three_leases_repeats_nothing(
+    elsewhere: Server, valkey: Server, how: str
+) -> None:
+    url, store = elsewhere.fresh_url(), valkey.fresh_url()
+    with station(url, "threads", 1, store=store, view=url, settings=SETTINGS) as at:
+        names = hold(at, 4, queue="bulk")
+        with at.worker.twin():
+            if how == "paused":
+                os.kill(elsewhere.pid, signal.SIGSTOP)
+                pause(3 * LEASE_SECONDS)
+                os.kill(elsewhere.pid, signal.SIGCONT)
+            else:
+                elsewhere.stop(signal.SIGKILL)
+                pause(3 * LEASE_SECONDS)
+                elsewhere.start()
+            pause(LEASE_SECONDS)
+            at.traces.open(names[0].split("-")[0], times=len(names))
+            at.wait_until_ran(len(names), timeout=40)
+            at.wait_until_settled(timeout=20)
+            assert at.traces.counts() == dict.fromkeys(names, 1)
+            assert at.broker.ledger("bulk")["done"] == len(names)
+            assert reclaimed(at) == 0
+
+
+def test_a_worker_that_was_stopped_past_its_lease_starts_nothing_that_others_have(
+    valkey: Server,
+) -> None:
+    with station(valkey.fresh_url(), "threads", 1, settings=SETTINGS) as at:
+        names = hold(at, 4, queue="bulk")
+        with at.worker.twin():
+            at.worker.send(signal.SIGSTOP)
+            # The sibling begins with what the stopped one was running.
+            at.traces.open(names[0].split("-")[0], times=2 * len(names))
+            at.wait_until_ran(len(names))
+            assert at.traces.counts() == dict.fromkeys(names, 1)
+            at.worker.send(signal.SIGCONT)
+            at.worker.wait_log("are other workers' now")
+            assert at.send("add", 1, 1).get(timeout=10) == 2
+            eventually(lambda: at.traces.counts() == {**dict.fromkeys(names, 1), names[0]: 2})
+            at.wait_until_settled()
+            ledger = at.broker.ledger("bulk")
+            assert (ledger["done"], ledger["unacked"], ledger["reclaimed"]) == (4, 0, 4)
+
+
+def test_a_message_that_keeps_killing_its_process_becomes_a_dead_letter(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "prefork", 1, settings=SETTINGS) as at:
+        good = at.app.tasks["basic.mark"].si("errback")
+        result = at.send("dies", "poison", queue="poison", link_error=good)
+        with pytest.raises(TooManyDeliveries, match="took its worker down 2 times"):
+            result.get(timeout=30)
+        assert at.traces.counts("started")["poison"] == 2
+        eventually(lambda: at.traces.counts().get("errback") == 1)
+        letter = eventually(lambda: at.broker.evidence("poison"))[0]
+        assert letter["reason"] == "poison"
+        assert letter["exception"] == "routing.errors.TooManyDeliveries"
+        assert "SIGKILL" in letter["message"]
+        at.wait_until_settled()
+        assert at.broker.ledger("poison")["dead"] == 1
+        assert not at.broker.names("celeriac:deliveries")
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")
+def test_what_succeeded_before_its_worker_was_killed_is_not_run_again(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, settings=SETTINGS) as at:
+        (name,) = hold(at, 1, queue="bulk")
+        at.app.backend.store_result(name, "kept", "SUCCESS")
+        with at.worker.twin():
+            at.worker.kill()
+            eventually(lambda: at.broker.ledger("bulk").get("done") == 1, TAKE_OVER_SECONDS + 5)
+        assert at.traces.counts("started") == {name: 1}
+        assert at.app.AsyncResult(name).get(timeout=5) == "kept"
+
+
+def test_a_message_that_has_become_too_old_is_ended_and_never_run(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, settings=SETTINGS) as at:
+        first = at.send("held", "first", "gate", queue="aging")
+        at.traces.next_start()
+        late = at.send("mark", "late", queue="aging")
+        pause(QUEUES["aging"]["max_age"])
+        at.traces.open("gate")
+        assert first.get(timeout=10) == "first"
+        with pytest.raises(Exception, match="expired"):
+            late.get(timeout=10)
+        assert "late" not in at.traces.counts("started")
+        at.wait_until_settled()
+        assert at.broker.ledger("aging")["expired"] == 1
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_cold_shutdown_gives_everything_back(valkey: Server, pool: str) -> None:
+    with station(valkey.fresh_url(), pool, 1, settings=SETTINGS) as at:
+        # The solo pool takes in the next message only when it has ended the one before.
+        names = hold(at, 1 if pool == "solo" else 3, queue="bulk")
+        at.worker.send(signal.SIGQUIT)
+        if pool in ("threads", "solo"):  # nothing can end a thread
+            at.traces.open(names[0].split("-")[0])
+        at.worker.wait()
+        assert at.broker.holds_nothing()
+        texts = at.broker.texts("bulk")
+        assert [*at.traces.counts(), *ids_of(texts)] == names
+        begun = [i for text, i in zip(texts, ids_of(texts), strict=True) if "redelivered" in text]
+        assert begun == (names[:1] if texts and names[0] in ids_of(texts) else [])
+        assert not at.broker.names("celeriac:deliveries"), "ending early is nobody's fault"
