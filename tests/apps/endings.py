@@ -66,6 +66,12 @@ def _add_breaking(app: Celery) -> None:
     def fatal() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    again = {"retry_on_worker_lost": True, "max_retries": 1, "default_retry_delay": 0}
+
+    @app.task(name="endings.fatal_twice", shared=False, reject_on_worker_lost=False, **again)
+    def fatal_twice() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     class Fatal(app.Task):
         def on_success(self, *_: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
