@@ -87,43 +87,9 @@ class Overflow:
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
         if pushed.accepted < len(texts) and self.config.overflow == "block" and terms != "none":
-            return self._push_the_rest(push, texts, terms, pushed, took)
+            blocked = _Blocked(overflow=self, push=push, terms=terms, took=took)
+            return blocked.push_the_rest(texts, pushed)
         return pushed
-
-    def _push_the_rest(
-        self,
-        push: Push,
-        texts: Sequence[str | bytes | Delay],
-        terms: Terms,
-        pushed: Pushed,
-        took: Took,
-    ) -> Pushed:
-        accepted, limit = pushed.accepted, self.bounds.max_length
-        # What never fits whole would wait for ever.
-        never_fits = terms == "whole" and limit and len(texts) > limit
-        patience = Patience(0 if never_fits else self.block_seconds)
-        while accepted < len(texts) and patience.wait():
-            room = self._room(push((), ""), texts[accepted:], terms)
-            if not room:
-                continue
-            pushed = push(texts[accepted : accepted + room], terms)
-            if pushed.accepted:
-                accepted += pushed.accepted
-                took(pushed.accepted)
-                patience = Patience(self.block_seconds)
-        if accepted < len(texts):
-            # Counted as refused, once.
-            pushed = push(texts[accepted:], "none")
-        # What waited before all of this, so to say: the sum is what waits now.
-        length = pushed.length + pushed.accepted - accepted
-        return replace(pushed, accepted=accepted, length=length)
-
-    def _room(self, found: Pushed, texts: Sequence[str | bytes | Delay], terms: Terms) -> int:
-        """Return how many of these are worth sending, beside what was found to wait."""
-        if not self.fits(found, texts if terms == "whole" else texts[:1]):
-            return 0
-        limit = self.bounds.max_length
-        return min(len(texts), limit - found.length) if limit else len(texts)
 
     @property
     def block_seconds(self) -> float:
@@ -171,6 +137,57 @@ class Overflow:
         return min((b for b in (config.max_message_bytes, config.max_bytes) if b), default=None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Blocked:
+    """Pushes what was refused as soon as there is room, until patience ends."""
+
+    overflow: Overflow
+    push: Push
+    terms: Terms
+    took: Took
+
+    def push_the_rest(self, texts: Sequence[str | bytes | Delay], pushed: Pushed) -> Pushed:
+        """Return what became of all of these; the first of them the queue had room for."""
+        accepted, patience = pushed.accepted, self._patience(texts)
+        while room := self._await_room(texts[accepted:], patience):
+            pushed = self.push(texts[accepted : accepted + room], self.terms)
+            if pushed.accepted:
+                accepted += pushed.accepted
+                self.took(pushed.accepted)
+                patience = self._patience(texts)
+        if accepted < len(texts):
+            # Counted as refused, once.
+            pushed = self.push(texts[accepted:], "none")
+        # What waited before all of this, so to say: the sum is what waits now.
+        length = pushed.length + pushed.accepted - accepted
+        return replace(pushed, accepted=accepted, length=length)
+
+    def _patience(self, texts: Sequence[str | bytes | Delay]) -> Patience:
+        limit = self.overflow.bounds.max_length
+        # What never fits whole would wait for ever.
+        never_fits = self.terms == "whole" and limit and len(texts) > limit
+        return Patience(0 if never_fits else self.overflow.block_seconds)
+
+    def _await_room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
+        """Return how many of these the queue has room for; 0 when patience ends, or none is left.
+
+        Many are sent in pieces of a tenth of the queue, so that it never runs dry, and the broker
+        is not asked for each.
+        """
+        room, piece = 0, min(len(texts), max(1, self.overflow.bounds.max_length // 10))
+        while texts and patience.wait():
+            room = self._room(texts)
+            if room >= piece or (room and patience.is_long):
+                break
+        return room
+
+    def _room(self, texts: Sequence[str | bytes | Delay]) -> int:
+        found, limit = self.push((), ""), self.overflow.bounds.max_length
+        if not self.overflow.fits(found, texts if self.terms == "whole" else texts[:1]):
+            return 0
+        return min(len(texts), limit - found.length) if limit else len(texts)
+
+
 class Patience:
     """How long a blocked producer waits, and how often it looks.
 
@@ -181,6 +198,11 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
         self._wait = FIRST_WAIT_SECONDS
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the waits do not grow any more."""
+        return self._wait >= LONGEST_WAIT_SECONDS
 
     def wait(self) -> bool:
         """Wait a little longer than the last time; False when the time is over."""
