@@ -134,6 +134,7 @@ def add_tasks(app: Celery, traces: Traces) -> None:
     """Register the tasks, with this app only: a test process has several."""
     _add_plain(app)
     _add_traced(app, traces)
+    _add_paced(app, traces)
     _add_routed(app)
 
 
@@ -214,6 +215,8 @@ def _add_traced(app: Celery, traces: Traces) -> None:
         traces.started(name)
         os.kill(os.getpid(), signal.SIGKILL)
 
+
+def _add_paced(app: Celery, traces: Traces) -> None:
     @app.task(name="basic.limited", shared=False, rate_limit="1/h")
     def limited(name: str) -> None:
         traces.ran(name)
