@@ -40,6 +40,10 @@ not at all.
 `apply_many` takes ``(args, kwargs)`` pairs, and `enqueue_many` a task's name. Each item has a
 `Receipt`, and a call the `Receipts` of its items, in order.
 
+**Dead letters**: what will not be tried again is kept in the queue ``<queue>.dead`` with the
+reason. A task that no retry can help says so by ``raise DeadLetter("why")``. ``celery deadletter``
+lists, groups, replays and purges them; `routing.deadletter` has them as values.
+
 **Workers** on Redis or Valkey run on the engine in `routing.redis`: prefetch is per queue and
 exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
 queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
