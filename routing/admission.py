@@ -9,7 +9,7 @@ is made. The values are the task's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import Any, TypeAlias
 
@@ -45,11 +45,15 @@ _EMBEDDED: dict[str, Types] = {
     "chord": (dict,),
 }
 
-_HEADERS = tuple((_TYPES | _EMBEDDED).items())
-_EMBED = tuple(_EMBEDDED.items())
+_HEADERS = _TYPES | _EMBEDDED
+_NESTING = frozenset((list, tuple, dict))
 
 #: Seconds. More overflows the clock of some pool.
 LONGEST_TIME_LIMIT = 10**9
+
+#: Levels of lists and objects in a header. Python gives up at about a thousand when it pickles, and
+#: then all items of a batch, which travel together, would pay for one.
+DEEPEST = 100
 
 
 def check_message(headers: Mapping[str, Any], content: Any, content_encoding: Any) -> None:
@@ -65,6 +69,7 @@ def check_message(headers: Mapping[str, Any], content: Any, content_encoding: An
     """
     _check_required(headers)
     _check_fields(headers, _HEADERS)
+    _check_depth(headers)
     _check_content(content)
     if content_encoding is not None and type(content_encoding) is not str:
         raise _unfit("content-encoding", "a text", content_encoding)
@@ -77,17 +82,30 @@ def _check_required(headers: Mapping[str, Any]) -> None:
             raise _unfit(name, "a text", value)
 
 
-def _check_fields(fields: Mapping[str, Any], known: Sequence[tuple[str, Types]]) -> None:
-    get = fields.get
-    for name, types in known:
-        value = get(name)
-        if value is None:
+def _check_fields(fields: Mapping[str, Any], known: Mapping[str, Types]) -> None:
+    for name, value in fields.items():
+        if value is None or (types := known.get(name)) is None:
             continue
         # The very type, as true is a whole number too; then subclasses, which other codecs make.
         if type(value) not in types and (isinstance(value, bool) or not isinstance(value, types)):
             raise _unfit(name, _WORDS.get(types[0], "a list"), value)
-        if value and name in _CHECKS:
+        if name in _CHECKS and value:
             _CHECKS[name](name, value)
+
+
+def _check_depth(headers: Mapping[str, Any]) -> None:
+    if _nests_deeper(headers.values(), DEEPEST):
+        raise InvalidTaskError(f"headers must not be nested deeper than {DEEPEST} levels")
+
+
+def _nests_deeper(values: Iterable[Any], levels: int) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind in _NESTING and value:
+            inner = value.values() if kind is dict else value
+            if not levels or _nests_deeper(inner, levels - 1):
+                return True
+    return False
 
 
 def _check_content(content: Any) -> None:
@@ -101,7 +119,7 @@ def _check_content(content: Any) -> None:
     if not isinstance(embed, (Mapping, NoneType)):
         raise _unfit("embed", "an object or null", embed)
     if embed:
-        _check_fields(embed, _EMBED)
+        _check_fields(embed, _EMBEDDED)
 
 
 def _check_time_limits(name: str, limits: Any) -> None:

@@ -70,3 +70,11 @@ def test_what_celery_itself_sends_is_admitted(options: dict[str, Any]) -> None:
 def test_the_refusal_names_the_field(field: str, value: Any, problem: str) -> None:
     with pytest.raises(InvalidTaskError, match=problem.replace("+", r"\+")):
         check_message(HEADERS | {field: value}, BODY, "utf-8")
+
+
+def test_headers_that_are_nested_too_deep_to_travel_are_refused() -> None:
+    nested: Any = []
+    for _ in range(50):
+        nested = [{"a": nested}]
+    assert admitted(HEADERS | {"own": nested[0]["a"]})
+    assert not admitted(HEADERS | {"own": [nested]})
