@@ -101,11 +101,11 @@ class Group:
     last_at_ms: int = field(default=0)
 
     def add(self, letter: Letter) -> None:
-        """Count one more."""
-        self.count += 1
-        self.first_at_ms = min(self.first_at_ms or letter.at_ms, letter.at_ms)
-        if letter.at_ms >= self.last_at_ms:
+        """Count one more; of letters of one moment the first one counts as the newest."""
+        if not self.count or letter.at_ms > self.last_at_ms:
             self.last_at_ms, self.message, self.id = letter.at_ms, letter.message, letter.id
+        self.first_at_ms = min(self.first_at_ms or letter.at_ms, letter.at_ms)
+        self.count += 1
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields under their names."""

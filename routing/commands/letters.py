@@ -36,7 +36,6 @@ def full_text(letter: Letter, *, now_ms: int) -> str:
     times = [f"{_clock(letter.at_ms)} ({_ago(letter.at_ms, now_ms)})"]
     if letter.first_ms:
         times.append(f"sent {_clock(letter.first_ms)}")
-    counts = f"{letter.attempts} attempts, {letter.deliveries} deliveries"
     rows = {
         "id": letter.id or "none",
         "task": letter.task or "none",
@@ -45,7 +44,9 @@ def full_text(letter: Letter, *, now_ms: int) -> str:
         "died": ", ".join(times),
         "reason": letter.reason or "no evidence",
         "error": f"{letter.exception}: {letter.message}".strip(": "),
-        "after": f"{counts}, replayed {letter.replayed}x",
+        "attempts": str(letter.attempts or "unknown"),
+        "deliveries": str(letter.deliveries or "unknown"),
+        "replayed": f"{letter.replayed}x" if letter.replayed else "",
         "worker": letter.worker,
         "fingerprint": letter.fingerprint,
     }

@@ -19,7 +19,7 @@ from batching import (
     ResultCountError,
     ResultTypeError,
 )
-from batching.batch import Done, Failed, Outcome, Retried
+from batching.batch import Dead, Done, Failed, Outcome, Retried
 from batching.call import call
 
 Function = Callable[[Batch[int]], Any]
@@ -120,6 +120,16 @@ def test_only_an_exception_instance_can_be_a_failure(wrong: Any) -> None:
 def test_a_countdown_is_a_number_of_seconds(wrong: Any) -> None:
     with pytest.raises(InvalidOutcome, match="countdown must be seconds"):
         Item("1", 1).retry(countdown=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, ValueError("no"), 5])
+def test_a_reason_to_be_dead_is_in_words(wrong: Any) -> None:
+    item = Item("1", 1)
+    with pytest.raises(InvalidOutcome, match="expected a reason in words"):
+        item.dead(wrong)
+    assert item.outcome is None
+    item.dead("no hope")
+    assert item.outcome == Dead("no hope")
 
 
 def test_the_function_is_not_called_without_items() -> None:

@@ -21,6 +21,7 @@ from batching import (
     ResultCountError,
     ResultTypeError,
 )
+from routing import DeadLetter
 
 
 class Flight(BaseModel):
@@ -186,6 +187,19 @@ def test_an_item_whose_retries_are_spent_fails_with_its_own_error(app: Celery) -
         batch[0].retry(exc=TimeoutError("slow"))
 
     assert isinstance(define(app, again, max_retries=0).apply((1,)).result, TimeoutError)
+
+
+def test_a_dead_item_fails_at_once_whatever_is_retried_automatically(app: Celery) -> None:
+    attempts = []
+
+    def hopeless(batch: Batch[int]) -> None:
+        attempts.append(batch[0].attempt)
+        batch[0].dead("no hope")
+
+    result = define(app, hopeless, autoretry_for=(Exception,), max_retries=5).apply((1,))
+    assert isinstance(result.result, DeadLetter)
+    assert str(result.result) == "no hope"
+    assert attempts == [1]
 
 
 def test_retrying_the_task_retries_each_item(app: Celery) -> None:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from routing.config import Topology
+from routing.evidence import Evidence
 from routing.redis.holdings import Holdings
-from routing.redis.records import Fetch, Mark, State
+from routing.redis.records import Burial, Fetch, Mark, State
 
 TABLE = Topology.load({"queues": {"a": {"prefetch": 5}, "b": {"prefetch": 2}}})
 
@@ -149,6 +150,30 @@ def test_returns_keep_the_order_of_their_fetch() -> None:
     for tag in ("3", "1", "2"):
         holdings.give_back(tag)
     assert [tag for tag, _ in marks_of_returns(holdings)] == ["1", "2", "3"]
+
+
+def test_a_buried_message_frees_its_credit_and_waits_to_be_carried() -> None:
+    holdings = Holdings(TABLE)
+    fetched(holdings, "1", "2")
+    holdings.identify("1", "id-1")
+    assert holdings.bury("1", Evidence(reason="failed"))
+    assert not holdings.bury("1", Evidence(reason="failed"))
+    assert (holdings.held("a"), len(holdings.outbox)) == (1, 1)
+    burials = holdings.outbox.take_burials()
+    assert burials == {"a": [Burial("1", "id-1", '"reason":"failed","queue":"a"}')]}
+    assert len(holdings.outbox) == 0
+    holdings.outbox.restore_burials(burials)
+    assert holdings.outbox.take_burials() == burials
+
+
+def test_a_queue_that_keeps_no_dead_letters_only_counts_them() -> None:
+    holdings = Holdings(Topology.load({"queues": {"a": {"max_dead": 0}}}))
+    fetched(holdings, "1", "2")
+    holdings.bury("1", Evidence(reason="dead"))
+    holdings.bury("2", Evidence(reason="undecodable"))
+    groups = holdings.outbox.take_settlement().groups()
+    assert groups == {("a", "failed"): ["1"], ("a", "rejected"): ["2"]}
+    assert holdings.outbox.take_burials() == {}
 
 
 def test_a_prefetch_is_changed_for_this_process() -> None:
