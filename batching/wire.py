@@ -17,6 +17,8 @@ from routing.payload import loads
 # has it.
 _CELERY_KEYS = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
 
+_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
+
 # Bytes, or for protocol 1 what they decode to.
 Body: TypeAlias = Any
 
@@ -76,7 +78,8 @@ def unpack(parcel: Parcel, *, hostname: str, accept: Collection[str] | None) -> 
     request["hostname"] = hostname
     request["is_eager"] = False
     if embed:
-        request.update(embed)
+        # No more than Celery puts there: anything else would take the place of what is known here.
+        request.update((key, embed[key]) for key in _EMBEDDED if key in embed)
     # Given here, Context does not search for them in every request.
     request["headers"] = own
     return Opened(request, args, kwargs, own)
