@@ -15,7 +15,7 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 
 from routing.commands.letters import count_of, full_text, groups_text, letter_lines
-from routing.commands.session import engine_channel, table_of
+from routing.commands.session import Unavailable, engine_channel, table_of
 from routing.commands.table import terminal_width
 from routing.commands.values import Moment, json_list, json_object, when
 from routing.deadletter import Filter, Letter, NotEditable, grouped
@@ -301,11 +301,17 @@ def _tell(
 def _forgetting(app: Any) -> Callable[[str], None]:
     """Return what makes a task's result unknown again, so that whoever asks for it waits."""
 
+    backend = app.backend
+
     def forget(task_id: str) -> None:
         try:
-            app.backend.forget(task_id)
+            backend.forget(task_id)
         except NotImplementedError:
             pass  # the app keeps no results
+        except getattr(backend, "connection_errors", ()) as error:
+            raise Unavailable(
+                f"the result backend does not answer, so no more is replayed: {error}"
+            ) from error
 
     return forget
 
