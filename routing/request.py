@@ -13,6 +13,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker import request as stock
 from celery.worker.state import task_ready
+from kombu.exceptions import EncodeError
 
 from routing.admission import check_message
 from routing.errors import DeadLetter, TooManyDeliveries
@@ -86,9 +87,13 @@ class Request(stock.Request):
     def fail_early(self, error: Exception) -> None:
         """End it as failed without running it."""
         task_ready(self)
-        self.task.backend.mark_as_failure(
-            self.id, error, request=self._context, store_result=self.store_errors
-        )
+        try:
+            self.task.backend.mark_as_failure(
+                self.id, error, request=self._context, store_result=self.store_errors
+            )
+        except (EncodeError, TypeError, ValueError, RecursionError):
+            # Its own arguments cannot be stored with it; a backend that is away raises others.
+            logger.exception("the failure of %s cannot be stored", self)
         self._message.ending = "failed"
         self.note_death(error)
         self.reject(requeue=False)
