@@ -16,6 +16,9 @@ from routing.redis.verbs import Verbs
 AT_MOST = 200
 BYTES_AT_MOST = 8 * 1024 * 1024
 
+#: Letters of the first read, as nobody knows how big they are.
+FIRST_LOT = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -71,6 +74,7 @@ class Graves:
         # redis-py's types allow for asynchronous and decoded replies, which this one never gives.
         self._client: Any = client
         self._verbs = verbs
+        self._lot = FIRST_LOT
 
     def count(self, queue: str) -> int:
         """Return how many dead letters a queue has."""
@@ -85,7 +89,7 @@ class Graves:
     def newest(self, queue: str) -> Iterator[Letter]:
         """Yield the dead letters of a queue, the newest first."""
         start = 0
-        while letters := self._read(queue, start, start + AT_MOST - 1):
+        while letters := self._read(queue, start, start + self._lot - 1):
             yield from letters
             start += len(letters)
 
@@ -93,12 +97,15 @@ class Graves:
         """Return a way through the letters of a queue that are wanted, the oldest first."""
 
         def read(skip: int) -> list[Letter]:
-            return self._read(queue, -skip - AT_MOST, -skip - 1)[::-1]
+            return self._read(queue, -skip - self._lot, -skip - 1)[::-1]
 
         return Walk(read, wanted)
 
     def _read(self, queue: str, first: int, last: int) -> list[Letter]:
         texts = self._client.lrange(self._verbs.keys.dead(queue), first, last)
+        # No more next time than fits when all are as big as the biggest.
+        biggest = max(map(len, texts), default=0) or 1
+        self._lot = max(1, min(AT_MOST, 4 * self._lot, BYTES_AT_MOST // biggest))
         return [parse(queue, text) for text in texts]
 
     def move(self, moves: Sequence[Move], *, to: str) -> list[Letter]:
