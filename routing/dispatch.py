@@ -23,7 +23,7 @@ from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
 from routing.redis.delivery import LOST
 from routing.redis.holdings import Holdings
-from routing.redis.leases import Renewer
+from routing.redis.leases import keep_leases
 from routing.redis.records import Mark, State
 from routing.request import holdings_of
 from routing.running import Rule, Running
@@ -57,7 +57,6 @@ class Dispatcher(bootsteps.StartStopStep):
         self._shares = Shares({})
         self._inflight: Running | None = None
         self._held_back = False
-        self._renewer: Renewer | None = None
         self._looks_again = False
         self._handing = ""
         consumer.on_task_request = self.submit_request
@@ -78,8 +77,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self._thread = threading.get_ident()
         holdings = channel.runtime.holdings
         holdings.durable = True
-        if self._renewer is None:
-            self._renewer = Renewer(channel, consumer.hostname)
+        keep_leases(channel, hostname=consumer.hostname)
         self._share_out(holdings)
         if self._slots is None:
             self._slots = self._make_slots(consumer)
@@ -143,9 +141,7 @@ class Dispatcher(bootsteps.StartStopStep):
         holdings.durable = False
         if not self._channel.closed:
             self._settle_last(self._channel)
-        if self._renewer is not None:
-            self._renewer.stop()
-            self._renewer = None
+        holdings.dismiss()
 
     def _settle_last(self, channel: EngineMixin) -> None:
         try:

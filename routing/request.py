@@ -69,18 +69,20 @@ class Request(stock.Request):
         too often, and is ended now."""
         if (holdings := holdings_of(self._message)) is None:
             return False
-        tag = self._message.delivery_tag
-        if holdings.state(tag) is None:
+        if (held := holdings.get(self._message.delivery_tag)) is None:
             task_ready(self)
             return True
-        if (charges := holdings.poison(tag)) is not None:
-            error = TooManyDeliveries(charges.count, charges.evidence)
+        limits = holdings.topology.queue(held.queue)
+        if held.charges.count >= limits.max_deliveries:
+            error = TooManyDeliveries(held.charges.count, held.charges.evidence)
             logger.error("%s is not run again: %s", self, error, extra={"event": "poison"})
             self.fail_early(error)
             return True
-        if not holdings.is_too_old(tag):
+        if not held.at_ms or limits.max_age is None:
             return False
-        logger.info("%s waited for longer than its queue's max_age", self)
+        if holdings.clock.now_ms() - held.at_ms <= limits.max_age * 1000:
+            return False
+        logger.info("%s has waited for longer than max_age", self, extra={"event": "too_old"})
         self._announce_revoked("expired", False, None, True)
         return True
 

@@ -17,6 +17,7 @@ from kombu.transport import redis as stock
 from routing.evidence import Evidence
 from routing.redis.aliases import stock_url
 from routing.redis.courier import Courier
+from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.publishing import Publishing
 from routing.redis.records import Mark
@@ -87,6 +88,7 @@ class EngineMixin(Publishing):
         if not no_ack and queue not in this._fanout_queues:
             self._engine_consumers[kwargs["consumer_tag"]] = queue
             self.runtime.holdings.attach(self.courier.name, self.courier)
+            keep_leases(self)
             self.courier.wake_for_room()
         return consumed
 

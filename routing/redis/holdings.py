@@ -12,7 +12,7 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from routing.config import Topology
@@ -27,6 +27,7 @@ from routing.redis.records import (
     Ending,
     Fetch,
     Held,
+    Keeper,
     Mark,
     Return,
     State,
@@ -65,10 +66,8 @@ class Holdings:
         self.outbox = Outbox()
         self.clock = ServerClock()
         self.fence = Fence()
-        #: Called with the tag of every message that starts, from any thread.
-        self.on_start: Callable[[str], None] | None = None
-        #: Called when what is held may be others' already.
-        self.on_doubt: Callable[[], None] | None = None
+        #: Who renews the leases, while messages are held.
+        self.keeper: Keeper | None = None
 
     # -- credit
 
@@ -154,21 +153,9 @@ class Holdings:
         if self.durable and (held := self._held.get(tag)):
             held.watch = Watch(message, self._forsaken, tag)
 
-    def poison(self, tag: str) -> Charges | None:
-        """Return the charges of a message that must not be tried again, None for any other."""
-        held = self._held.get(tag)
-        if held is None or not held.charges.count:
-            return None
-        limit = self.topology.queue(held.queue).max_deliveries
-        return held.charges if held.charges.count >= limit else None
-
-    def is_too_old(self, tag: str) -> bool:
-        """Return whether a message has waited longer than its queue's max_age."""
-        held = self._held.get(tag)
-        if held is None or not held.at_ms:
-            return False
-        max_age = self.topology.queue(held.queue).max_age
-        return max_age is not None and self.clock.now_ms() - held.at_ms > max_age * 1000
+    def get(self, tag: str) -> Held | None:
+        """Return what is known about a message, None when it is not held."""
+        return self._held.get(tag)
 
     def state(self, tag: str) -> State | None:
         """Return how far a message has come, None when it is not held."""
@@ -186,8 +173,8 @@ class Holdings:
             elif held.state is State.SCHEDULED:
                 self._count[held.queue] += 1
             held.state = state
-        if state is State.STARTED and self.on_start is not None:
-            self.on_start(tag)
+        if state is State.STARTED and self.keeper is not None:
+            self.keeper.started(tag)
 
     def mark_all(self, tags: Iterable[str], state: State) -> None:
         """Note how far the messages of a batch have come."""
@@ -330,8 +317,8 @@ class Holdings:
 
     def doubt(self) -> None:
         """Start nothing until the leases were renewed."""
-        if self.on_doubt is not None:
-            self.on_doubt()
+        if self.keeper is not None:
+            self.keeper.check_now()
 
     def forget(self, tags: Iterable[str]) -> int:
         """Note that these messages are another worker's now; returns how many were held here.
@@ -350,6 +337,14 @@ class Holdings:
     def detach(self, name: str) -> None:
         """Note that a channel carries no more; detaching twice is safe."""
         self._carriers.pop(name, None)
+        if not self._carriers and not self.durable:
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        """Let nobody renew leases any more; dismissing twice is safe."""
+        keeper, self.keeper = self.keeper, None
+        if keeper is not None:
+            keeper.stop()
 
     def carrier(self, tag: str) -> Carrier | None:
         """Return the channel that fetched this tag or, when it has gone, another."""

@@ -11,6 +11,7 @@ killed is charged a delivery only then. Short tasks are over by then, and never 
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +38,32 @@ SETTLE_AFTER_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 
 
-class Renewer:
-    """Renews until it is stopped; it outlives the channel that it takes its parameters from.
+def keep_leases(channel: EngineMixin, *, hostname: str = "") -> None:
+    """Have the leases of what this process holds renewed; asking again only tells the name.
 
     Arguments:
         channel: a channel of the broker.
         hostname: the worker's name, for whoever finds its leases run out.
     """
+    holdings = channel.runtime.holdings
+    if holdings.keeper is None:
+        holdings.keeper = Renewer(channel, hostname or socket.gethostname())
+    elif hostname:
+        holdings.keeper.hostname = hostname
+
+
+class Renewer:
+    """Renews until it is stopped; it outlives the channel that it takes its parameters from.
+
+    Arguments:
+        channel: a channel of the broker.
+        hostname: see `keep_leases`.
+    """
 
     def __init__(self, channel: EngineMixin, hostname: str) -> None:
         self._holdings = channel.runtime.holdings
         self._verbs = channel.verbs
-        self._hostname = hostname
+        self.hostname = hostname
         self._lease_seconds = channel.runtime.topology.lease_seconds
         self._client = _own_client(channel, self._lease_seconds / 3)
         self._starts: deque[tuple[float, str]] = deque()
@@ -59,8 +74,6 @@ class Renewer:
         self._next_pass = 0.0
         self._doubts = self._doubts_settled = 0
         self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
-        self._holdings.on_start = self.started
-        self._holdings.on_doubt = self.check_now
         start_thread(self._run)
 
     def stop(self) -> None:
@@ -103,7 +116,7 @@ class Renewer:
         sent, doubts = boot_seconds(), self._doubts
         held = self._holdings.leases()
         try:
-            gone = self._verbs.renew(self._client, self._hostname, held)
+            gone = self._verbs.renew(self._client, self.hostname, held)
             self._settle_for_a_blocked_loop()
         except (*LOST, exceptions.RedisError) as error:
             self._next_pass = boot_seconds() + RETRY_SECONDS
@@ -158,7 +171,7 @@ class Renewer:
             tags.append(self._starts.popleft()[1])
         if running := self._holdings.started(tags):
             try:
-                self._verbs.renew(self._client, self._hostname, running)
+                self._verbs.renew(self._client, self.hostname, running)
             except (*LOST, exceptions.RedisError) as error:
                 logger.debug("starts are reported with the next renewal: %s", error)
         if not self._starts:

@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Protocol
 
 #: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
 #: of 1 MB messages from stalling the server, the wire and the worker's loop.
@@ -146,3 +147,19 @@ class Fetch:
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""
         return [f"{self.prefix}{position + 1}:{n + 1}" for n in range(self.asked[position][1])]
+
+
+class Keeper(Protocol):
+    """What renews the leases of held messages."""
+
+    #: The worker's name.
+    hostname: str
+
+    def started(self, tag: str) -> None:
+        """Note that a message's run begins; called from any thread, and often."""
+
+    def check_now(self) -> None:
+        """Find out at once what is still held; nothing may start before that is known."""
+
+    def stop(self) -> None:
+        """End soon."""

@@ -118,3 +118,13 @@ def test_thousands_are_renewed_in_slices(rig: Rig) -> None:
     arrivals = rig.fetch(2500)
     rig.settle(arrivals[::100])
     assert rig.renew(arrivals) == [arrival.tag for arrival in arrivals[::100]]
+
+
+def test_names_of_workers_that_have_gone_do_not_gather(rig: Rig) -> None:
+    rig.push(numbered(1))
+    rig.renew(rig.fetch())
+    rig.reclaim()
+    assert rig.broker.client.hgetall(rig.keys.workers()) == {b"w": b"w@test"}
+    rig.broker.client.hset(rig.keys.reclaiming(), "swept", 1)
+    rig.verbs.reclaim(rig.client)
+    assert not rig.broker.client.exists(rig.keys.workers())

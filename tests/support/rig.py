@@ -101,7 +101,8 @@ class Rig:
 
     def reclaim(self) -> int:
         """Take what has run out, as a worker does that has looked at leases all the time."""
-        beat = {"beat": int(self.broker.client.time()[0] * 1000), "not_before": 0}
+        now = int(self.broker.client.time()[0] * 1000)
+        beat = {"beat": now, "not_before": 0, "swept": now}
         self.broker.client.hset(self.keys.reclaiming(), mapping=beat)
         return self.verbs.reclaim(self.client)
 

@@ -89,6 +89,7 @@ class Worker:
     def __exit__(self, *exc_info: object) -> None:
         if exc_info[0] is not None:
             print(f"--- log of {self.name} ---\n{self.log[-20_000:]}")
+            self.kill()  # what it runs may wait for the rest of the test
         self.terminate()
 
     def start(self) -> None:

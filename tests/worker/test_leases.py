@@ -17,7 +17,7 @@ from tests.apps.basic import TABLE
 from tests.support.messages import ids_of
 from tests.support.servers import Server, valkey_binary
 from tests.support.station import Station, station
-from tests.support.wait import eventually, pause
+from tests.support.wait import eventually, pause, throughout
 from tests.worker.conftest import POOLS
 
 LEASE_SECONDS = 3.0
@@ -111,6 +111,10 @@ def test_a_broker_that_is_away_for_three_leases_repeats_nothing(
             if how == "paused":
                 os.kill(elsewhere.pid, signal.SIGSTOP)
                 pause(3 * LEASE_SECONDS)
+                # The slot is free, but nobody knows whose the next message is.
+                at.traces.open(names[0].split("-")[0])
+                at.wait_until_ran(1)
+                throughout(lambda: at.traces.total("started") == 1, 0.5)
                 os.kill(elsewhere.pid, signal.SIGCONT)
             else:
                 elsewhere.stop(signal.SIGKILL)

@@ -17,9 +17,14 @@ local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
-local state = redis.call('HMGET', RECLAIM, 'beat', 'not_before')
+local state = redis.call('HMGET', RECLAIM, 'beat', 'not_before', 'swept')
 local beat, not_before = tonumber(state[1] or 0), tonumber(state[2] or 0)
 redis.call('HDEL', RECLAIM, 'beat')
+-- Names of workers that have gone would gather; those that live tell theirs with each renewal.
+if now - tonumber(state[3] or 0) > 3600000 then
+  if state[3] then redis.call('DEL', WORKERS) end
+  redis.call('HSET', RECLAIM, 'swept', string.format('%.0f', now))
+end
 redis.call('HSET', RECLAIM, 'beat', string.format('%.0f', now))
 if now - beat > lease / 3 then
   redis.call('HSET', RECLAIM, 'not_before', string.format('%.0f', now + lease))
