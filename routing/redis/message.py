@@ -13,6 +13,7 @@ from kombu.transport import virtual
 
 from routing.evidence import Evidence
 from routing.payload import loads
+from routing.redis.inflate import check_inflated
 from routing.redis.records import Mark
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class EngineMessage(virtual.Message):
         return self.evidence if self.ending in ("failed", "rejected") else None
 
     def __init__(self, payload: Any, channel: EngineMixin, **kwargs: Any) -> None:
+        if compression := (payload.get("headers") or {}).get("compression"):
+            kombu_channel: Any = channel
+            encoding = payload["properties"].get("body_encoding")
+            check_inflated(kombu_channel.decode_body(payload["body"], encoding), compression)
         super().__init__(payload, channel=channel, **kwargs)
         channel.runtime.holdings.watch(self.delivery_tag, self)
 

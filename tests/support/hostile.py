@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -107,6 +109,11 @@ def _body(text: Text) -> str:
     return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
+@functools.cache
+def _bomb() -> str:
+    return _body(zlib.compress(b"\0" * 300_000_000, 1))
+
+
 def headers() -> Named:
     """Yield messages with one header that is wrong or missing."""
     for field in HEADERS:
@@ -185,6 +192,7 @@ def sizes() -> Named:
         yield f"10 MB {name}", json.dumps(value)
     yield "10 MB id", json.dumps(valid(id="x" * BIG))
     yield "10 MB body", json.dumps(valid() | {"body": _body(f'[["{"x" * BIG}","y"],{{}},null]')})
+    yield "300 MB of zeros", json.dumps(valid(compression="gzip") | {"body": _bomb()})
     yield "many headers", json.dumps(valid(**{f"h{n}": n for n in range(100_000)}))
     for depth in (900, 1_020, DEEP):
         nest = "[" * depth + "]" * depth
