@@ -293,7 +293,7 @@ def _children(pid: int) -> list[int]:
 
 STUDY = Study(
     name="crash",
-    summary="100,000 items into a database while workers, pools and the broker are killed",
-    size=100_000,
+    summary="20,000 items into a database while workers, pools and the broker are killed",
+    size=20_000,
     run=run,
 )
