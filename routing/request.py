@@ -52,7 +52,7 @@ class Request(stock.Request):
 
     def note_death(self, error: BaseException, *, traceback: str = "") -> None:
         """Note why the message is a dead letter if it ends by this error, early acks apart."""
-        if not self.task.acks_late or isinstance(error, (Ignore, Retry)):
+        if self.acknowledged or isinstance(error, (Ignore, Retry)):
             return
         self._message.evidence = of_error(
             _reason(error),
