@@ -6,12 +6,15 @@ count nothing, so calls are counted on their way in and out.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from billiard.einfo import ExceptionInfo
+
+logger = logging.getLogger(__name__)
 
 #: Called when a unit enters the pool; returns what to call when it has left.
 OnEnter: TypeAlias = Callable[[], Callable[[], None]]
@@ -64,7 +67,11 @@ class SemaphoreSlots:
         left = self._on_enter()
         for name in ("callback", "error_callback"):
             kwargs[name] = _after(left, kwargs.get(name))
-        result = self._enter(*args, **kwargs)
+        try:
+            result = self._enter(*args, **kwargs)
+        except Exception:  # such as a message that cannot be pickled
+            left()
+            raise
         if result is None:  # the pool is closing
             left()
         return result
@@ -141,8 +148,11 @@ class CountedSlots:
         self, target: Callable[..., Any], args: Any = None, *rest: Any, **kwargs: Any
     ) -> Any:
         left = self._on_enter()
+        began = False
 
         def run(*target_args: Any, **target_kwargs: Any) -> Any:
+            nonlocal began
+            began = True
             try:
                 return target(*target_args, **target_kwargs)
             except Exception:
@@ -153,10 +163,16 @@ class CountedSlots:
                 self._leave(left)
 
         kwargs["callback"] = _by_kind(kwargs.get("callback"), kwargs.get("error_callback"))
+        kwargs["accept_callback"] = _guarded(kwargs.get("accept_callback"))
         self._busy += 1
         outer, self._inline = self._inline, threading.get_ident()
         try:
             return self._enter(run, args, *rest, **kwargs)
+        except Exception:
+            if not began:  # the pool did not take it
+                self._busy -= 1
+                left()
+            raise
         finally:
             self._inline = outer
 
@@ -191,6 +207,19 @@ def _after(left: Callable[[], None], callback: Callback | None) -> Callback:
     def call(*args: Any, **kwargs: Any) -> Any:
         left()
         return callback(*args, **kwargs) if callback is not None else None
+
+    return call
+
+
+def _guarded(callback: Callback | None) -> Callback:
+    """Return a callback whose errors are logged, so that the call goes on, as in prefork."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            if callback is not None:
+                callback(*args, **kwargs)
+        except Exception:
+            logger.exception("a start could not be reported", extra={"event": "start_unreported"})
 
     return call
 

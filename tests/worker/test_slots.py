@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.messages import task_message
 from tests.support.servers import Server
 from tests.support.station import Station, station
 from tests.support.wait import eventually
@@ -78,3 +79,11 @@ def test_acks_arrive_after_the_last_queue_was_cancelled(valkey: Server) -> None:
         at.traces.open("cancelled", times=2)
         at.wait_until_ran(2)
         at.wait_until_settled()
+
+
+def test_what_cannot_be_handed_over_keeps_no_slot(at: Station) -> None:
+    nested = "[" * 900 + "]" * 900  # a pool process cannot be sent that
+    body = f"[[{nested},1],{{}},null]"
+    at.broker.client.lpush("slow", task_message("basic.add", body=body, queue="slow"))
+    assert at.send("add", 1, 2, queue="slow").get(timeout=10) == 3
+    at.wait_until_settled()
