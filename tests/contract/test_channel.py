@@ -11,7 +11,7 @@ from celery.schedules import schedule
 from kombu import Connection, Consumer, Message, Producer, Queue
 
 from routing import BrokerUnreachable, QueueFull
-from tests.apps.basic import close, create
+from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, numbered
 from tests.support.servers import Server, free_port
@@ -209,3 +209,24 @@ def test_deleting_a_queue_counts_what_it_held_of_all_priorities(
         queue.declare()
     app.send_task("basic.add", (1, 1), queue="low", priority=9)
     assert broker.length("low") == 1
+
+
+def test_a_consumer_outside_of_a_worker_keeps_its_leases_too(broker: Broker) -> None:
+    options = {"global_keyprefix": broker.prefix} if broker.prefix else {}
+    app = create(broker.url, options=options, table={**TABLE, "lease_seconds": 3})
+    app.send_task("basic.add", (1, 1), queue="default")
+    taken: list[Message] = []
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        queue = Queue("default", routing_key="default")
+        with Consumer(channel, [queue], on_message=taken.append, accept=["json"]):
+            connection.drain_events(timeout=5)
+        leases = channel.verbs.keys.records()[2]
+        tag = taken[0].delivery_tag
+        expiry = broker.client.zscore(leases, tag)
+        eventually(lambda: broker.client.zscore(leases, tag) > expiry)
+        taken[0].ack()
+        holdings = channel.runtime.holdings
+    assert holdings.keeper is None
+    assert broker.holds_nothing()
+    close(app)

@@ -15,9 +15,11 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
+from routing.redis.records import Mark
 from tests.apps.basic import Traces
 from tests.apps.batches import create
 from tests.support.broker import Broker
+from tests.support.rig import Rig
 from tests.support.servers import Server, valkey_binary
 from tests.support.wait import eventually, throughout
 from tests.support.worker import Worker
@@ -286,3 +288,21 @@ def test_batches_work_on_a_broker_that_is_not_ours(valkey: Server) -> None:
         eventually(scene.settled)
         scene.worker.send(signal.SIGTERM)
         assert scene.worker.wait() == 0
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")
+def test_an_item_that_succeeded_before_its_worker_was_lost_is_not_run_again(
+    valkey: Server,
+) -> None:
+    url = valkey.fresh_url()
+    scene = Scene(url)
+    results = [scene.task("load").delay({"number": number}) for number in range(1, 4)]
+    scene.app.backend.store_result(results[1].id, "kept", "SUCCESS")
+    rig = Rig(url)
+    rig.mark(rig.fetch(queue="default"), Mark.REDELIVERED)  # as reclaim does
+    with scene:
+        assert [result.get(timeout=20) for result in results] == [2, "kept", 6]
+        eventually(scene.settled)
+        assert scene.traces.counts() == {"1": 1, "3": 1}
+        assert scene.broker.ledger("default")["done"] == 3
+    rig.client.close()

@@ -10,7 +10,7 @@ import pytest
 from tests.apps.basic import TABLE
 from tests.support.servers import Server
 from tests.support.station import Station, station
-from tests.support.wait import eventually
+from tests.support.wait import eventually, throughout
 
 PREFETCH = TABLE["queues"]["slow"]["prefetch"]
 FAST = 250
@@ -101,3 +101,17 @@ def test_remote_control_changes_a_prefetch(at: Station) -> None:
     eventually(lambda: at.broker.unacked("slow") == 7)
     at.traces.open("gate", times=28)
     at.wait_until_settled(timeout=20)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_worker_stops_fetching_at_its_bytes(valkey: Server, pool: str) -> None:
+    table = {**TABLE, "max_inflight_bytes": 1_000_000}
+    with station(valkey.fresh_url(), pool, 2, settings={"table": table}) as at:
+        headers = {"padding": "x" * 300_000}
+        names = at.send_many("held", 12, "gate", queue="bulk", headers=headers)
+        eventually(lambda: at.broker.unacked("bulk") == 4)  # the last one may exceed the bound
+        throughout(lambda: at.broker.unacked("bulk") == 4, 0.5)
+        at.traces.open("gate", times=12)
+        at.wait_until_ran(12)
+        at.wait_until_settled()
+        assert at.traces.counts() == dict.fromkeys(names, 1)
