@@ -125,7 +125,7 @@ def test_endings_are_counted_by_their_kind(at: Station) -> None:
     assert {name: n for name, n in grown.items() if n} == {
         "accepted": 4,
         "done": 2,
-        "failed": 1,
+        "dead": 1,
         "retried": 1,
     }
 
