@@ -79,6 +79,15 @@ def test_a_fetch_stops_near_its_byte_bound_and_loses_nothing(rig: Rig) -> None:
     assert rig.broker.unacked("q") == len(arrivals)
 
 
+def test_big_messages_behind_small_ones_do_not_pass_the_byte_bound_by_far(rig: Rig) -> None:
+    rig.push(numbered(100))
+    megabyte = "x" * (1024 * 1024)
+    for n in range(60):
+        rig.push([task_message(message_id=f"big-{n}", body=megabyte)])
+    size = sum(len(arrival.text) for arrival in rig.fetch())
+    assert FETCH_BYTES <= size <= 3 * FETCH_BYTES
+
+
 def test_a_message_above_the_byte_bound_is_fetched_alone(rig: Rig) -> None:
     rig.push([task_message(body="x" * (FETCH_BYTES + 1)), task_message(message_id="next")])
     assert len(rig.fetch()) == 1

@@ -111,10 +111,12 @@ for q = 1, queues do
   for l = 1, lists do
     local list, empty = KEYS[key + 3 + l], false
     while credit > 0 and bytes < budget and not empty do
-      -- One first, to learn the size; then as many as the mean size lets into the budget.
+      -- One first, to learn the size; then as many as the mean size lets into the budget, in steps
+      -- that stay short: the next ones may be a thousand times as big.
       local want = 1
       if fetched > 0 then
-        want = math.max(1, math.min(credit, math.floor((budget - bytes) * fetched / math.max(bytes, 1)), 1000))
+        local fitting = math.floor((budget - bytes) * fetched / math.max(bytes, 1))
+        want = math.max(1, math.min(credit, fitting, fetched, 16))
       end
       local messages = redis.call('RPOP', list, want)
       if not messages then break end
