@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import crash
 from tests.support.worker import ROOT
 
 
@@ -19,3 +21,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed() -> None:
     figures = json.loads(done.stdout)["cases"]["crash"]
     assert (figures["rows"], figures["dead_letters"], figures["difference"]) == (990, 10, 0)
     assert figures["killed_brokers"] == 2
+
+
+def test_its_verdict_names_what_is_missing_or_doubled() -> None:
+    assert doctest.testmod(crash).failed == 0
