@@ -8,7 +8,7 @@ message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -48,6 +48,11 @@ class Buffer(Generic[G, E]):
 
     def __bool__(self) -> bool:
         return bool(self._windows)
+
+    def sizes(self) -> Iterator[tuple[G, int]]:
+        """Yield each group that waits, with the number of its entries."""
+        for group, window in self._windows.items():
+            yield group, len(window.entries)
 
     def add(self, entry: E, group: G, *, size_bytes: int, now: float) -> list[Packed[G, E]]:
         """Take an entry; the result is what must go now because a bound was reached."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, NamedTuple
@@ -97,6 +98,14 @@ class Intake:
     def slot_idle(self) -> None:
         """Send what may go now that a slot is free."""
         self._flush_due()
+
+    def waiting(self) -> Counter[str]:
+        """Return how many items of each queue wait for their batch."""
+        count: Counter[str] = Counter()
+        with self._lock:
+            for group, size in self._buffer.sizes():
+                count[group.queue] += size
+        return count
 
     def clear(self) -> None:
         """Forget what waits: its messages are given back by whoever delivered them."""

@@ -31,9 +31,11 @@ def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
 
 @inspect_command()
 def queue_credits(state: Any) -> dict[str, dict[str, int]]:
-    """Show what each worker holds of each queue, and may hold."""
+    """Show what each worker holds of each queue, may hold, and has gathered for batches."""
     snapshot: dict[str, dict[str, int]] = _holdings(state).snapshot()
-    return snapshot
+    dispatcher = getattr(getattr(state, "consumer", None), "dispatcher", None)
+    buffered = dispatcher.buffered() if dispatcher is not None else {}
+    return {q: {**shown, "buffered": buffered.get(q, 0)} for q, shown in snapshot.items()}
 
 
 @inspect_command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -185,6 +185,13 @@ class Dispatcher(bootsteps.StartStopStep):
     def add_buffer(self, buffer: Buffer) -> None:
         """Ask a buffer for work whenever a slot has nothing to do, until the next stop."""
         self._buffers.append(buffer)
+
+    def buffered(self) -> Counter[str]:
+        """Return how many messages of each queue wait in a buffer for the rest of their batch."""
+        total: Counter[str] = Counter()
+        for buffer in tuple(self._buffers):
+            total.update(buffer.waiting())
+        return total
 
     def idle_slots(self, queue: str | None = None) -> int:
         """Return how many slots are free and not spoken for, for a queue or for any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from celery.exceptions import TaskRevokedError
@@ -28,6 +28,9 @@ class Buffer(Protocol):
 
     def slot_idle(self) -> None:
         """Submit what has been gathered, if that is wanted: a slot has nothing to do."""
+
+    def waiting(self) -> Mapping[str, int]:
+        """Return how much has been gathered of each queue, and is not submitted yet."""
 
     def clear(self) -> None:
         """Forget everything; the messages are being given back."""

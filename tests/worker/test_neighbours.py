@@ -179,7 +179,7 @@ def test_inspect_shows_what_runs_and_what_is_held(at: Station) -> None:
 def test_inspect_shows_what_each_queue_holds_and_may_hold(at: Station) -> None:
     inspect = at.app.control.inspect(timeout=5, destination=[at.worker.name])
     (held,) = inspect._request("queue_credits").values()
-    assert held["slow"] == {"held": 0, "prefetch": 2}
+    assert held["slow"] == {"held": 0, "prefetch": 2, "buffered": 0}
 
 
 # -- bounds -----------------------------------------------------------------------------------

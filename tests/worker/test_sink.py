@@ -1,0 +1,173 @@
+"""A database behind a batch task that breaks in every way: each item has one row or one grave."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from celery import Celery
+
+from routing import deadletter
+from routing.redis import books
+from tests.apps.basic import Traces, close
+from tests.apps.sink import LEASE_SECONDS, Sink, create
+from tests.support.broker import Broker
+from tests.support.servers import Server
+from tests.support.wait import eventually, pause, throughout
+from tests.support.worker import Worker
+
+MEGABYTE = 1024 * 1024
+
+
+class Scene:
+    """A worker with a database, and what a test looks at."""
+
+    def __init__(self, url: str, directory: Path, **options: Any) -> None:
+        self.sink = Sink(directory / "rows.db")
+        self.sink.create()
+        self.app: Celery = create(url, self.sink)
+        self.traces = Traces(url)
+        self.broker = Broker(url)
+        self.env = {"CELERIAC_TEST_BROKER": url, "CELERIAC_TEST_SINK": str(self.sink.path)}
+        self.worker = Worker("tests.apps.sink", env=self.env, **options)
+
+    def __enter__(self) -> Scene:
+        self.worker.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.worker.__exit__(*exc_info)
+        self.traces.client.close()
+        self.broker.client.close()
+        close(self.app)
+
+    def send(self, task: str, *args: Any, queue: str = "default") -> str:
+        """Send a task; returns the id of its message."""
+        name = task if "." in task else f"sink.{task}"
+        result = self.app.tasks[name].apply_async(args, queue=queue, ignore_result=True)
+        return str(result.id)
+
+    def send_many(self, task: str, *numbers: int) -> dict[str, int]:
+        """Send an item for each number; returns the numbers by the ids of their messages."""
+        return {self.send(task, number): number for number in numbers}
+
+    def ledger(self, queue: str = "default") -> Any:
+        """Return the ledger of a queue, counted again."""
+        with self.app.connection_for_write() as connection:
+            channel = connection.default_channel
+            return books.read(channel.plain_client, channel.verbs, [queue], recount=True)[queue]
+
+    def wait_until_all_ended(self, queue: str = "default", *, timeout: float = 60) -> Any:
+        """Wait until nothing waits or runs; returns the ledger, which balances."""
+
+        def ended() -> Any:
+            book = self.ledger(queue)
+            assert (book.difference, book.misheld) == (0, 0)
+            return book if not (book.waiting or book.delayed or book.unacked) else None
+
+        def found() -> str:
+            return f"{self.ledger(queue)}\n{self.worker.log[-5000:]}"
+
+        return eventually(ended, timeout, message=found)
+
+
+@contextmanager
+def scene(valkey: Server, directory: Path, **options: Any) -> Iterator[Scene]:
+    with Scene(valkey.fresh_url(), directory, **options) as running:
+        yield running
+
+
+def test_a_sink_that_fails_and_is_away_loses_nothing(valkey: Server, tmp_path: Path) -> None:
+    with scene(valkey, tmp_path) as at:
+        sent = at.send_many("load", *range(300))
+        bad = at.send_many("load", *range(-9, 0))
+        sent |= at.send_many("load", *range(300, 400))
+        eventually(at.sink.rows, 30)
+        at.sink.away.touch()
+        pause(3)
+        assert at.ledger().difference == 0
+        assert len(at.sink.rows()) < len(sent)
+        at.sink.away.unlink()
+        book = at.wait_until_all_ended()
+        assert at.sink.rows() == sent
+        assert (book["done"], book["dead"]) == (len(sent), len(bad))
+        letters = [
+            deadletter.parse("default", text.encode()) for text in at.broker.texts("default.dead")
+        ]
+    assert {letter.id for letter in letters} == set(bad)
+    now_ms = time.time() * 1000
+    for letter in letters:
+        assert (letter.reason, letter.exception) == ("failed", "sqlite3.IntegrityError")
+        assert letter.attempts >= 1
+        assert now_ms - 120_000 < letter.first_ms <= letter.at_ms
+
+
+def test_a_process_that_is_killed_between_the_write_and_its_ack_leaves_one_row(
+    valkey: Server, tmp_path: Path
+) -> None:
+    with scene(valkey, tmp_path, concurrency=1) as at:
+        sent = at.send_many("insert_and_die", *range(10))
+        book = at.wait_until_all_ended()
+        assert at.traces.client.exists("died")
+        assert at.sink.rows() == sent
+        assert max(Counter(at.sink.writes()).values()) == 2
+        assert book["done"] == len(sent)
+
+
+@pytest.mark.parametrize("task", ["insert", "insert_batch"])
+def test_a_worker_that_is_killed_between_the_write_and_its_ack_leaves_one_row(
+    valkey: Server, tmp_path: Path, task: str
+) -> None:
+    with scene(valkey, tmp_path, concurrency=1) as at:
+        message = at.send(task, 7)
+        eventually(lambda: at.traces.counts("started") == {message: 1}, 30)
+        at.worker.kill()
+        at.worker.start()
+        book = at.wait_until_all_ended(timeout=60)
+        assert at.sink.rows() == {message: 7}
+        assert at.sink.writes() == [message, message]
+        assert (book["done"], book["reclaimed"]) == (1, 1)
+
+
+def test_a_write_of_several_leases_is_not_repeated(valkey: Server, tmp_path: Path) -> None:
+    with scene(valkey, tmp_path) as at:
+        receipts = at.app.tasks["sink.insert_slowly"].delay_many(range(20))
+        book = at.wait_until_all_ended(timeout=30 + 8 * LEASE_SECONDS)
+        sent = {receipt.id: number for number, receipt in enumerate(receipts)}
+        assert at.sink.rows() == sent
+        assert sorted(at.sink.writes()) == sorted(sent)
+        assert (book["done"], book["reclaimed"], book["given_back"]) == (len(sent), 0, 0)
+
+
+def test_big_messages_take_a_bounded_part_of_the_memory(valkey: Server, tmp_path: Path) -> None:
+    payload = secrets.token_hex(MEGABYTE // 2)
+    with scene(valkey, tmp_path, concurrency=1) as at:
+        at.send("weigh", "first", queue="heavy")
+        at.send("basic.held", "blocker", "gate", queue="few")
+        assert at.traces.next_start() == "blocker"
+        before = memory(at)
+        at.app.tasks["sink.weigh"].delay_many([payload] * 80, queue="heavy")
+        eventually(lambda: at.broker.unacked("heavy"))
+        throughout(lambda: at.broker.unacked("heavy") <= 4, 1)
+        assert at.broker.length("heavy") >= 76
+        peak = memory(at)
+        at.traces.open("gate")
+        while at.traces.total() < 81:
+            peak = max(peak, memory(at))
+            assert at.broker.unacked("heavy") <= 4, "4 MiB, and one message more; each has 1.4 MB"
+        book = at.wait_until_all_ended("heavy")
+    assert book["done"] == 81
+    assert peak - before < 50 * MEGABYTE, "without a bound it is 290 MB"
+
+
+def memory(at: Scene) -> int:
+    """Return the memory of the process that holds the messages."""
+    size: int = psutil.Process(at.worker.pid).memory_info().rss
+    return size
