@@ -88,7 +88,8 @@ class EngineMixin(Publishing):
         if not no_ack and queue not in this._fanout_queues:
             self._engine_consumers[kwargs["consumer_tag"]] = queue
             self.runtime.holdings.attach(self.courier.name, self.courier)
-            keep_leases(self)
+            if self.runtime.holdings.keeper is None:
+                keep_leases(self)
             self.courier.wake_for_room()
         return consumed
 

@@ -39,17 +39,17 @@ RETRY_SECONDS = 0.5
 
 
 def keep_leases(channel: EngineMixin, *, hostname: str = "") -> None:
-    """Have the leases of what this process holds renewed; asking again only tells the name.
+    """Have the leases of what this process holds renewed, on the broker of this channel.
 
     Arguments:
-        channel: a channel of the broker.
-        hostname: the worker's name, for whoever finds its leases run out.
+        channel: a channel of the broker, which may be another one than before.
+        hostname: the worker's name, for whoever finds its leases run out; this machine's by
+            default.
     """
     holdings = channel.runtime.holdings
-    if holdings.keeper is None:
-        holdings.keeper = Renewer(channel, hostname or socket.gethostname())
-    elif hostname:
-        holdings.keeper.hostname = hostname
+    if holdings.keeper is not None:
+        holdings.keeper.stop()
+    holdings.keeper = Renewer(channel, hostname or socket.gethostname())
 
 
 class Renewer:
@@ -73,7 +73,8 @@ class Renewer:
         self._has_failed = False
         self._next_pass = 0.0
         self._doubts = self._doubts_settled = 0
-        self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
+        if not self._holdings.leases():
+            self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
         start_thread(self._run)
 
     def stop(self) -> None:

@@ -193,9 +193,14 @@ def test_a_message_that_has_become_too_old_is_ended_and_never_run(valkey: Server
         assert at.broker.ledger("aging")["expired"] == 1
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_cold_shutdown_gives_everything_back(valkey: Server, pool: str) -> None:
-    with station(valkey.fresh_url(), pool, 1, settings=SETTINGS) as at:
+@pytest.mark.parametrize(
+    ("pool", "patience_seconds"), [*((pool, 0.0) for pool in POOLS), ("prefork", 0.5)]
+)
+def test_a_cold_shutdown_gives_everything_back(
+    valkey: Server, pool: str, patience_seconds: float
+) -> None:
+    settings = {**SETTINGS, "worker_soft_shutdown_timeout": patience_seconds}
+    with station(valkey.fresh_url(), pool, 1, settings=settings) as at:
         # The solo pool takes in the next message only when it has ended the one before.
         names = hold(at, 1 if pool == "solo" else 3, queue="bulk")
         at.worker.send(signal.SIGQUIT)

@@ -12,12 +12,15 @@ import pytest
 from kombu import Connection
 
 from routing.redis.aliases import engine_url, register_aliases
+from tests.apps.basic import TABLE
 from tests.support.broker import Broker
 from tests.support.sentinel import Watched
 from tests.support.servers import Server, free_port, valkey_binary
 from tests.support.station import Station, station
 from tests.support.tls import Terminator
-from tests.support.wait import eventually
+from tests.support.wait import eventually, pause
+
+SHORT_LEASES = {"table": {**TABLE, "lease_seconds": 3.0}}
 
 
 @dataclass
@@ -144,6 +147,10 @@ def test_work_is_sent_run_bounded_and_settled(at: Station, address: Address) -> 
     at.wait_until_ran(100)
     at.wait_until_settled()
     assert at.broker.ledger("fast")["done"] == 100
+    at.send("held", "held", "gate", ignore_result=True)
+    eventually(lambda: at.broker.names("celeriac:started"))  # by the connection for renewals
+    at.traces.open("gate")
+    at.wait_until_settled()
     assert at.worker.terminate() == 0
     if address.prefix:
         keys = {key.decode() for key in at.broker.client.keys("*")}
@@ -160,7 +167,7 @@ def test_a_worker_moves_to_the_next_url_when_its_broker_goes(
     second = valkey.fresh_url()
     with (
         closing(first),
-        station(f"{first.url};{second}", "prefork", store=second) as at,
+        station(f"{first.url};{second}", "prefork", store=second, settings=SHORT_LEASES) as at,
     ):
         at.send("mark", "on the first", ignore_result=True)
         at.wait_until_ran(1)
@@ -168,6 +175,9 @@ def test_a_worker_moves_to_the_next_url_when_its_broker_goes(
         at.app.send_task("basic.mark", ["on the second"], queue="default", ignore_result=True)
         at.wait_until_ran(2, timeout=60)
         eventually(at.broker.holds_nothing)
+        pause(3.0)
+        # The leases are renewed there too: else nothing could start by now.
+        assert at.send("add", 1, 1).get(timeout=10) == 2
 
 
 def test_a_worker_follows_the_master_that_sentinel_names(watched: Watched, valkey: Server) -> None:
