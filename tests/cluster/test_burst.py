@@ -6,10 +6,10 @@ import os
 import signal
 from pathlib import Path
 
+from tests.support.scene import Scene
 from tests.support.servers import Server
 from tests.support.wait import eventually
 from tests.support.worker import Worker
-from tests.worker.test_sink import Scene
 
 BURST = 10_000
 

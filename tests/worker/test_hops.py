@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scene import Scene
 from tests.support.servers import Server
 from tests.support.wait import eventually, throughout
-from tests.worker.test_sink import Scene
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scene import Scene
 from tests.support.servers import Server
 from tests.support.wait import eventually
-from tests.worker.test_sink import Scene
 
 SERVICE_SECONDS = 0.1
 PRODUCED_EACH_SECONDS = 0.001
