@@ -39,17 +39,19 @@ RETRY_SECONDS = 0.5
 
 
 def keep_leases(channel: EngineMixin, *, hostname: str = "") -> None:
-    """Have the leases of what this process holds renewed, on the broker of this channel.
+    """Have the leases of what this process holds renewed.
+
+    A worker asks again, with its name, whenever it has connected: that may be another broker.
 
     Arguments:
-        channel: a channel of the broker, which may be another one than before.
-        hostname: the worker's name, for whoever finds its leases run out; this machine's by
-            default.
+        channel: a channel of the broker.
+        hostname: the worker's name, for whoever finds its leases run out.
     """
     holdings = channel.runtime.holdings
-    if holdings.keeper is not None:
-        holdings.keeper.stop()
-    holdings.keeper = Renewer(channel, hostname or socket.gethostname())
+    if holdings.keeper is None:
+        holdings.keeper = Renewer(channel, hostname or socket.gethostname())
+    elif hostname:
+        holdings.keeper.follow(channel, hostname)
 
 
 class Renewer:
@@ -62,10 +64,8 @@ class Renewer:
 
     def __init__(self, channel: EngineMixin, hostname: str) -> None:
         self._holdings = channel.runtime.holdings
-        self._verbs = channel.verbs
-        self.hostname = hostname
         self._lease_seconds = channel.runtime.topology.lease_seconds
-        self._client = _own_client(channel, self._lease_seconds / 3)
+        self._use(channel, hostname)
         self._starts: deque[tuple[float, str]] = deque()
         self._signal = Signal()
         self._stopped = False
@@ -73,9 +73,18 @@ class Renewer:
         self._has_failed = False
         self._next_pass = 0.0
         self._doubts = self._doubts_settled = 0
-        if not self._holdings.leases():
-            self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
+        self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
         start_thread(self._run)
+
+    def _use(self, channel: EngineMixin, hostname: str) -> None:
+        self._hostname, self._verbs = hostname, channel.verbs
+        self._client = _own_client(channel, self._lease_seconds / 3)
+
+    def follow(self, channel: EngineMixin, hostname: str) -> None:
+        """Go on, at once, at the broker of this channel."""
+        self._use(channel, hostname)
+        self._next_pass = 0.0
+        self._signal.set()
 
     def stop(self) -> None:
         """End soon; stopping twice is safe."""
@@ -117,7 +126,7 @@ class Renewer:
         sent, doubts = boot_seconds(), self._doubts
         held = self._holdings.leases()
         try:
-            gone = self._verbs.renew(self._client, self.hostname, held)
+            gone = self._verbs.renew(self._client, self._hostname, held)
             self._settle_for_a_blocked_loop()
         except (*LOST, exceptions.RedisError) as error:
             self._next_pass = boot_seconds() + RETRY_SECONDS
@@ -172,7 +181,7 @@ class Renewer:
             tags.append(self._starts.popleft()[1])
         if running := self._holdings.started(tags):
             try:
-                self._verbs.renew(self._client, self.hostname, running)
+                self._verbs.renew(self._client, self._hostname, running)
             except (*LOST, exceptions.RedisError) as error:
                 logger.debug("starts are reported with the next renewal: %s", error)
         if not self._starts:

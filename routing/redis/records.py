@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 #: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
 #: of 1 MB messages from stalling the server, the wire and the worker's loop.
@@ -152,8 +152,8 @@ class Fetch:
 class Keeper(Protocol):
     """What renews the leases of held messages."""
 
-    #: The worker's name.
-    hostname: str
+    def follow(self, channel: Any, hostname: str) -> None:
+        """Renew at the broker of this channel, in the name of this worker."""
 
     def started(self, tag: str) -> None:
         """Note that a message's run begins; called from any thread, and often."""

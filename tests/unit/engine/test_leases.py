@@ -21,10 +21,11 @@ class Message:
 class Names:
     """A keeper of leases that notes what it is told."""
 
-    hostname = "w@test"
-
     def __init__(self) -> None:
         self.heard: list[str] = []
+
+    def follow(self, channel: object, hostname: str) -> None:
+        self.heard.append(hostname)
 
     def started(self, tag: str) -> None:
         self.heard.append(tag)
