@@ -379,7 +379,8 @@ class Courier:
         pipeline.pexpire(self._own_bell, 60_000)
         try:
             pipeline.execute()
-        except LOST as error:
+        except (*LOST, exceptions.RedisError) as error:
+            # Lost, or full: then the wait for a bell ends by its timeout.
             logger.debug("could not ring: %s", error)
 
     def _notify_flusher(self) -> None:

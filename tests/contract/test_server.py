@@ -13,6 +13,7 @@ from redis import exceptions
 
 from routing.redis.delays import Delay
 from routing.redis.scripts import SCRIPTS
+from tests.apps.basic import close, create
 from tests.support.messages import ids_of, numbered
 from tests.support.rig import Rig
 from tests.support.servers import Server, redis_binary, valkey_binary
@@ -120,6 +121,13 @@ def test_a_full_server_makes_ready_what_is_due(own: Rig) -> None:
         own.settle(own.fetch(2))
     assert own.delayed() == 0
     assert own.broker.ledger("q") == {"accepted": 3, "unacked": 0, "done": 3}
+
+
+def test_a_consumer_of_a_full_server_need_not_be_woken(own: Rig) -> None:
+    app = create(own.broker.url)
+    with full(own), app.connection_for_read() as connection:
+        connection.channel().courier._ring()
+    close(app)
 
 
 def test_a_full_server_can_be_purged(own: Rig) -> None:
