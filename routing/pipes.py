@@ -30,6 +30,17 @@ class Pipes:
         self._receive: Callable[..., Coroutine] = pool._result_handler._recv_message
         # The loop holds the only other reference to the reader of an answer.
         pool._result_handler._recv_message = self._remember
+        self._watch_process = pool._track_child_process
+        pool._track_child_process = self._watch_if_alive
+
+    def _watch_if_alive(self, process: Any, hub: Any) -> None:
+        """Watch a pool process for its end, unless that was noticed before the loop was reset.
+
+        Stock Celery then watches None and the worker ends (as in celery/celery#9250). The pool puts
+        a new process in its place by itself, within seconds.
+        """
+        if getattr(process, "_sentinel_poll", True) is not None:
+            self._watch_process(process, hub)
 
     def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
         reader = self._answers[fd] = self._receive(add_reader, fd, callback)

@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
 from tests.support.servers import Server
 from tests.support.station import Station, station
-from tests.support.wait import eventually
+from tests.support.wait import eventually, pause
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,18 @@ def test_a_cold_shutdown_loses_nothing(valkey: Server) -> None:
         at.worker.start()
         at.wait_until_ran(len(names))
         assert set(at.traces.counts()) == set(names)
+
+
+def test_a_pool_process_that_dies_with_the_connection_ends_no_worker(valkey: Server) -> None:
+    url = valkey.fresh_url()
+    with station(url) as at:
+        for milliseconds in range(4):
+            connected = at.worker.log.count("Connected to")
+            os.kill(at.worker.children[0], signal.SIGKILL)
+            pause(milliseconds / 1000)
+            valkey.kill_clients(int(url.rpartition("/")[2]))
+            eventually(
+                lambda n=connected: at.worker.log.count("Connected to") > n or not at.worker.running
+            )
+            assert at.worker.running
+            assert at.send("add", 1, 2).get(timeout=20) == 3
