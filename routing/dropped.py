@@ -20,8 +20,10 @@ from celery import states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
+from kombu.exceptions import OperationalError
 from kombu.serialization import prepare_accept_content
 
+from routing.admission import check_message
 from routing.amqp import topology_of
 from routing.errors import Dropped
 from routing.redis.channel import EngineMixin
@@ -118,16 +120,19 @@ class FinishDropped:
             payload = orjson.loads(arrival.text)
             policy = str((payload.get("celeriac") or {}).get("dropped", ""))
             request = self._request(EngineMessage(payload, channel=channel))
+            finish(self._app, request, Dropped(queue, policy))
+        except OperationalError:
+            raise
         except NO_MESSAGE as error:
-            # Nobody can wait for what is no message.
+            # Nobody can wait for what is no message, and it must not hold up what is.
             logger.debug("queue %r dropped what is no task message: %s", queue, error)
-            return
-        finish(self._app, request, Dropped(queue, policy))
 
     def _request(self, message: EngineMessage) -> Context:
         message.accept = self._accept
         headers, properties = message.headers, message.properties
+        check_message(headers, message.payload, message.content_encoding)
         args, kwargs, embed = message.payload
+        embed = embed or {}
         return Context(
             {key: value for key, value in headers.items() if value is not None},
             id=headers["id"],

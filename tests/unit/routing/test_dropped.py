@@ -61,6 +61,21 @@ def test_what_cannot_be_stored_now_is_kept_in_order(
     assert results[3].state == states.FAILURE
 
 
+@pytest.mark.parametrize("embed", [{"chord": 5}, {"errbacks": [7]}, {"chord": {"task": "x"}}, None])
+def test_a_hostile_message_does_not_hold_up_the_others(
+    app: Celery, broker: Broker, embed: Any
+) -> None:
+    app.tasks["noop"].delay()
+    with app.producer_pool.acquire(block=True) as producer:
+        headers = {"id": "hostile", "task": "noop"}
+        producer.publish([[], {}, embed], routing_key="first", exchange="", headers=headers)
+    result = app.tasks["noop"].delay()
+    run(app, FinishDropped(SimpleNamespace(app=app)))
+    assert result.state == states.FAILURE
+    assert broker.length("first.dropped") == 0
+    assert broker.holds_nothing()
+
+
 def test_another_worker_finishes_what_a_dead_one_took(app: Celery, broker: Broker) -> None:
     results = [app.tasks["noop"].delay() for _ in range(2)]
     with app.connection_for_write() as connection:
