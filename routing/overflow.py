@@ -163,9 +163,9 @@ class _Blocked:
         return replace(pushed, accepted=accepted, length=length)
 
     def _patience(self, texts: Sequence[str | bytes | Delay]) -> Patience:
-        limit = self.overflow.bounds.max_length
+        empty = Pushed(0, 0, self.overflow.bounds.max_length)
         # What never fits whole would wait for ever.
-        never_fits = self.terms == "whole" and limit and len(texts) > limit
+        never_fits = self.terms == "whole" and not self.overflow.fits(empty, texts)
         return Patience(0 if never_fits else self.overflow.block_seconds)
 
     def _await_room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:

@@ -28,6 +28,7 @@ TABLE: dict[str, Any] = {
         "quiet": {"max_length": 1, "overflow": "drop_newest", "log_drops": False},
         "waits": {"max_length": 3, "overflow": "block", "block_timeout": 0.05},
         "patient": {"max_length": 3, "overflow": "block"},
+        "heavy": {"max_bytes": 3_000, "overflow": "block"},
     },
 }
 
@@ -205,6 +206,15 @@ def test_a_group_over_several_queues_is_published_whole_or_not_at_all(
     group(members(app, main=2, small=3)).apply_async()
     assert (broker.length("main"), broker.length("small")) == (2, 3)
     assert broker.ledger("small") == {"accepted": 3, "refused": 4}
+
+
+def test_a_group_that_never_fits_is_not_waited_for(app: Celery, broker: Broker) -> None:
+    heavy = [app.tasks["noop"].si("x" * 500).set(queue="heavy") for _ in range(5)]
+    with pytest.raises(QueueFull, match="bytes wait"):
+        group(heavy).apply_async()
+    with pytest.raises(QueueFull, match="'patient'"):
+        group(members(app, patient=4)).apply_async()
+    assert (broker.length("heavy"), broker.length("patient")) == (0, 0)
 
 
 def test_priorities_of_one_queue_share_its_room(app: Celery, broker: Broker) -> None:
