@@ -131,13 +131,13 @@ def test_a_payload_that_was_half_written_to_its_process_is_completed(
 def test_an_answer_that_was_half_read_from_its_process_is_completed(
     at: Station, valkey: Server
 ) -> None:
-    before = at.broker.ledger("bulk").get("failed", 0)
+    before = at.broker.ledger("bulk").get("dead", 0)
     for _ in range(80):
         at.send("fail", "x" * 500_000, queue="bulk", ignore_result=True)
     for done in range(10, 70, 10):
         eventually(  # the connection breaks while answers pass through the pipes
-            lambda n=before + done: at.broker.ledger("bulk").get("failed", 0) >= n,  # type: ignore[misc]
+            lambda n=before + done: at.broker.ledger("bulk").get("dead", 0) >= n,  # type: ignore[misc]
             30,
         )
         valkey.kill_clients()
-    eventually(lambda: at.broker.ledger("bulk")["failed"] == before + 80, 30)
+    eventually(lambda: at.broker.ledger("bulk")["dead"] == before + 80, 30)

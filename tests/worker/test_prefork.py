@@ -70,12 +70,12 @@ def test_work_behind_a_killed_process_goes_on(at: Station) -> None:
 
 
 def test_a_task_over_its_time_limit_fails_and_is_settled(at: Station) -> None:
-    failed = at.broker.ledger("bulk").get("failed", 0)
+    dead = at.broker.ledger("bulk").get("dead", 0)
     _, result = start(at, time_limit=1)
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=20)
     at.wait_until_settled()
-    assert at.broker.ledger("bulk")["failed"] == failed + 1
+    assert at.broker.ledger("bulk")["dead"] == dead + 1
 
 
 def test_a_revoked_task_that_runs_is_terminated_and_settled(at: Station) -> None:
