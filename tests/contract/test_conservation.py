@@ -42,6 +42,9 @@ if_held = precondition(lambda self: self.tags)
 if_dead = precondition(lambda self: any(self.should.queues[q].dead for q in self.names))
 if_delayed = precondition(lambda self: any(self.should.queues[q].delayed for q in self.names))
 if_expired = precondition(lambda self: any(one.expired for one in self.should.held.values()))
+if_charged = precondition(
+    lambda self: any(one.message in self.should.deliveries for one in self.should.held.values())
+)
 if_waiting = precondition(
     lambda self: sum(len(self.should.queues[q].waiting) for q in self.names) > 4
 )
@@ -194,6 +197,13 @@ class Conservation(Play):
     def fetch(self, queue: int, credit: int) -> None:
         self.exchange("w", {queue: credit}, [], "", "")
 
+    @if_charged
+    @rule(ending=st.sampled_from(ENDINGS))
+    def end_what_was_charged(self, ending: str) -> None:
+        held = enumerate(self.should.held.values())
+        charged = [n for n, one in held if one.message in self.should.deliveries]
+        self.exchange("w", {}, charged, ending, "")
+
     @if_held
     @rule(picks=picks, mark=st.sampled_from(Mark), twice=st.booleans())
     def give_back(self, picks: list[int], mark: Mark, twice: bool) -> None:
@@ -243,14 +253,16 @@ class Conservation(Play):
             record.expired = False
 
     @if_held
-    @rule(picks=picks, looks=st.sampled_from([True, True, False]))
-    def leases_run_out(self, picks: list[int], looks: bool) -> None:
+    @rule(picks=picks, then=st.sampled_from(["reclaim", "reclaim", "renew", ""]))
+    def leases_run_out(self, picks: list[int], then: str) -> None:
         for tag in self.some(picks):
             if record := self.should.held.get(tag):
                 record.expired = True
                 self.client.zadd(self.keys.records()[2], {tag: self.past_ms}, xx=True)
-        if looks:
+        if then == "reclaim":
             self.reclaim()
+        elif then == "renew":
+            self.renew(picks, started=False)
 
     @if_expired
     @rule()

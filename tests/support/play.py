@@ -151,7 +151,11 @@ class Play(RuleBasedStateMachine):
         tags = {tag.encode() for tag in self.should.held}
         assert set(self.client.hkeys(unacked)) == set(self.client.hkeys(origins)) == tags
         assert set(self.client.zrange(index, 0, -1)) == tags
-        assert set(self.client.zrange(leases, 0, -1)) == tags
+        expiries = dict(self.client.zrange(leases, 0, -1, withscores=True))
+        now_ms = self.now_ms()
+        assert {tag.decode(): expiry < now_ms for tag, expiry in expiries.items()} == {
+            tag: record.expired for tag, record in self.should.held.items()
+        }
         begun = {tag.encode() for tag, record in self.should.held.items() if record.started}
         assert set(self.client.hkeys(started)) == begun
         charged = {
