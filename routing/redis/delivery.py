@@ -86,12 +86,21 @@ class Delivery:
             self._set_aside(arrival, error)
         else:
             logger.error(
-                "queue %r: a message could not be taken in, giving it back",
+                "queue %r: a message could not be taken in",
                 arrival.queue,
                 exc_info=error,
                 extra={"event": "intake_failed"},
             )
+            self._try_again(arrival, error)
+
+    def _try_again(self, arrival: Arrival, error: Exception) -> None:
+        """Give a message back, unless that was done often enough, or nobody could count it."""
+        held = self._holdings.get(arrival.tag)
+        limit = self._holdings.topology.queue(arrival.queue).max_deliveries
+        if held is not None and held.message_id and held.charges.count + 1 < limit:
             self._holdings.give_back(arrival.tag, Mark.CHARGED, "it could not be taken in")
+        else:
+            self._bury(arrival, of_error("poison", error, queue=arrival.queue))
 
     def payload(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message for kombu, under the tag that it is held by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from celery import Celery
@@ -57,6 +58,27 @@ def test_a_message_got_and_left_goes_back_when_the_channel_closes(
         assert broker.unacked() == 1
     assert ids_of(broker.texts("default")) == ["an-id"]
     assert broker.holds_nothing()
+
+
+def test_a_message_that_nobody_can_take_in_is_not_tried_for_ever(
+    app: Celery, broker: Broker
+) -> None:
+    tries: list[Message] = []
+
+    def take(body: object, message: Message) -> None:
+        tries.append(message)
+        raise RuntimeError("a defect of the consumer")
+
+    app.send_task("basic.add", (1, 1), queue="default")
+    with app.connection_for_read() as connection:
+        queues, callbacks = [Queue("default")], [take]
+        with Consumer(connection.channel(), queues, callbacks=callbacks, accept=["json"]):
+            while not broker.length("default.dead"):
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+    assert len(tries) == 5
+    eventually(broker.holds_nothing)
+    assert broker.client.hlen(f"{broker.prefix}celeriac:deliveries") == 0
 
 
 def test_a_simple_queue_gives_and_takes(app: Celery, broker: Broker) -> None:
