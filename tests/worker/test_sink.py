@@ -53,6 +53,25 @@ def test_a_sink_that_fails_and_is_away_loses_nothing(valkey: Server, tmp_path: P
         assert now_ms - 120_000 < letter.first_ms <= letter.at_ms
 
 
+def test_connections_that_are_cut_again_and_again_bury_nothing_twice(
+    valkey: Server, tmp_path: Path
+) -> None:
+    with scene(valkey, tmp_path) as at:
+        database = int(at.broker.url.rpartition("/")[2])
+        sent: dict[str, int] = {}
+        bad: dict[str, int] = {}
+        for start in range(0, 400, 20):
+            sent |= at.send_many("load", *range(start, start + 20))
+            bad |= at.send_many("load", -start - 1, -start - 2)
+            valkey.kill_clients(database)
+            pause(0.1)
+        book = at.wait_until_all_ended()
+        assert at.sink.rows() == sent
+        assert (book["done"], book["dead"]) == (len(sent), len(bad))
+        letters = [letter["headers"]["id"] for letter in at.broker.dead("default")]
+    assert sorted(letters) == sorted(bad)
+
+
 def test_a_process_that_is_killed_between_the_write_and_its_ack_leaves_one_row(
     valkey: Server, tmp_path: Path
 ) -> None:
