@@ -74,6 +74,7 @@ class Courier:
         self._timer_set = False
         self._stopped = False
         self._flusher: Flusher | None = None
+        self._settling = threading.RLock()
         self._alarm = Alarm(self._ring_for_due)
 
     @property
@@ -285,11 +286,14 @@ class Courier:
 
     def settle_now(self) -> None:
         """Carry all endings and returns to the broker over a pooled connection, and wait for it."""
-        while len(self._holdings.outbox):
-            self._bury_now()
-            if (settlement := self._holdings.outbox.take_settlement()).endings:
-                self._settle(settlement)
-        self._give_back_now()
+        # One thread at a time: what another one carries is there, too, when this returns, and the
+        # pool has not a connection for each.
+        with self._settling:
+            while len(self._holdings.outbox):
+                self._bury_now()
+                if (settlement := self._holdings.outbox.take_settlement()).endings:
+                    self._settle(settlement)
+            self._give_back_now()
 
     def _settle(self, settlement: Settlement) -> None:
         nothing_asked = Fetch(self._next_prefix(), ())

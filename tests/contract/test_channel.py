@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -12,11 +14,12 @@ from celery.schedules import schedule
 from kombu import Connection, Consumer, Message, Producer, Queue
 
 from routing import BrokerUnreachable, QueueFull
+from routing.redis.verbs import Verbs
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, numbered
 from tests.support.servers import Server, free_port
-from tests.support.wait import eventually
+from tests.support.wait import eventually, pause
 
 
 @pytest.fixture(params=["", "shop:"], ids=["plain", "key prefix"])
@@ -79,6 +82,36 @@ def test_a_message_that_nobody_can_take_in_is_not_tried_for_ever(
     assert len(tries) == 5
     eventually(broker.holds_nothing)
     assert broker.client.hlen(f"{broker.prefix}celeriac:deliveries") == 0
+
+
+def test_an_early_ack_that_another_thread_carries_is_waited_for(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carries, order = threading.Event(), []
+
+    def slow(verbs: Verbs, *args: Any) -> Any:
+        carries.set()
+        pause(0.2)
+        reply = exchange(verbs, *args)
+        order.append("carried")
+        return reply
+
+    for _ in range(2):
+        app.send_task("basic.add", (1, 1), queue="default")
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        tags = [channel.basic_get("default").delivery_tag for _ in range(2)]
+        exchange = Verbs.exchange
+        monkeypatch.setattr(Verbs, "exchange", slow)
+        channel.runtime.holdings.end(tags[0], "started")
+        carrying = threading.Thread(target=channel.courier.flush)
+        carrying.start()
+        assert carries.wait(10)
+        channel.courier.flush()
+        order.append("went on")
+        carrying.join()
+        monkeypatch.undo()
+    assert order == ["carried", "went on"]
 
 
 def test_a_simple_queue_gives_and_takes(app: Celery, broker: Broker) -> None:
