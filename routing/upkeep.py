@@ -76,12 +76,14 @@ class _Runner:
     def _run(self) -> None:
         while not self._wait_for_next():
             try:
-                with self._app.connection_for_write() as connection:
+                # The broker that the worker consumes from; others may be written to.
+                with self._app.connection_for_read() as connection:
                     self._work(connection.default_channel)
             except (*LOST, OperationalError) as error:
                 logger.debug("upkeep waits for the broker: %s", error)
-                if self._stopping.wait(1):
-                    return
+            except Exception:
+                logger.exception("upkeep cannot connect", extra={"event": "upkeep_failed"})
+            self._stopping.wait(1)
 
     def _wait_for_next(self) -> bool:
         return self._stopping.wait(max(0.0, min(self._due.values()) - time.monotonic()))
