@@ -13,7 +13,6 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker import request as stock
 from celery.worker.state import task_ready
-from kombu.exceptions import EncodeError
 
 from routing.admission import check_message
 from routing.errors import DeadLetter, TooManyDeliveries
@@ -93,8 +92,9 @@ class Request(stock.Request):
             self.task.backend.mark_as_failure(
                 self.id, error, request=self._context, store_result=self.store_errors
             )
-        except (EncodeError, TypeError, ValueError, RecursionError):
-            # Its own arguments cannot be stored with it; a backend that is away raises others.
+        except Exception:
+            # Its own arguments cannot be stored with it, or the backend is away. It must not come
+            # back all the same, again and again; its dead letter says what became of it.
             logger.exception("the failure of %s cannot be stored", self)
         self._message.ending = "failed"
         self.note_death(error)

@@ -15,7 +15,7 @@ import pytest
 from routing import TooManyDeliveries
 from tests.apps.basic import TABLE
 from tests.support.messages import ids_of
-from tests.support.servers import Server, valkey_binary
+from tests.support.servers import Server, free_port, valkey_binary
 from tests.support.station import Station, station
 from tests.support.wait import eventually, pause, throughout
 from tests.worker.conftest import POOLS
@@ -164,6 +164,19 @@ def test_a_message_that_keeps_killing_its_process_becomes_a_dead_letter(valkey: 
         at.wait_until_settled()
         assert at.broker.ledger("poison")["dead"] == 1
         assert not at.broker.names("celeriac:deliveries")
+
+
+def test_a_message_that_is_stopped_does_not_come_back_when_no_result_can_be_stored(
+    valkey: Server,
+) -> None:
+    settings = {**SETTINGS, "result_backend": f"redis://127.0.0.1:{free_port()}/0"}
+    with station(valkey.fresh_url(), "threads", 1, settings=settings) as at:
+        at.broker.client.hset("celeriac:deliveries", "an-id", "5 it died")
+        at.send("mark", "poison", task_id="an-id")
+        eventually(lambda: at.broker.ledger("default").get("dead") == 1)
+        at.wait_until_settled()
+        assert "given_back" not in at.broker.ledger("default")
+        assert at.traces.total("started") == 0
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")
