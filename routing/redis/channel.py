@@ -136,6 +136,7 @@ class EngineMixin(Publishing):
                     continue
 
     def _get(self, queue: str) -> dict[str, Any]:
+        keep_leases(self)
         return self.courier.fetch_one(queue)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> EngineMessage | None:

@@ -52,6 +52,17 @@ def test_basic_get_records_what_it_takes(app: Celery, broker: Broker) -> None:
         assert channel.basic_get("default") is None
 
 
+def test_a_message_got_is_kept_for_longer_than_a_lease(broker: Broker) -> None:
+    options = {"global_keyprefix": broker.prefix} if broker.prefix else {}
+    app = create(broker.url, options=options, table={**TABLE, "lease_seconds": 3})
+    app.send_task("basic.add", (1, 1), queue="default")
+    with app.connection_for_read() as connection:
+        tag = connection.channel().basic_get("default").delivery_tag
+        lease = broker.client.zscore(f"{broker.prefix}celeriac:leases", tag)
+        eventually(lambda: broker.client.zscore(f"{broker.prefix}celeriac:leases", tag) > lease)
+    close(app)
+
+
 def test_a_message_got_and_left_goes_back_when_the_channel_closes(
     app: Celery, broker: Broker
 ) -> None:
