@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-import time
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -143,8 +145,8 @@ def _watch(
 ) -> None:
     clears = sys.stdout.isatty() and not as_json
     before: Ledger | None = None
-    try:
-        while True:
+    with _until_interrupted() as interrupted:
+        while not interrupted.is_set():
             try:
                 ledger = _read(ctx.obj.app, names, recount=recount)
             except Unavailable as error:
@@ -158,9 +160,26 @@ def _watch(
                 before = ledger
                 if not as_json:
                     click.echo(f"\nevery {seconds:g} s, Ctrl-C ends")
-            time.sleep(seconds)
-    except KeyboardInterrupt:
-        return
+            interrupted.wait(seconds)
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Set the event at Ctrl-C; a second one interrupts.
+
+    An exception out of nowhere would be lost when it comes while a connection is being collected.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show(
