@@ -34,7 +34,7 @@ PAYLOADS = {"0B": 0, "4KB": 4_096, "400KB": 409_600}
 
 #: Most seconds that a producer sends; a cell then takes as long as its queue takes to drain.
 SEND_SECONDS = 2.0
-DRAIN_SECONDS = 120.0
+DRAIN_SECONDS = 60.0
 
 
 def cells() -> Iterator[tuple[str, str, int]]:
@@ -73,8 +73,9 @@ def _cell(
         path.write_bytes(b"")
     before = server.ledger(queue)
     add_consumer(settings.broker, queue)
+    arguments = (queue, str(size_bytes), str(size), str(SEND_SECONDS))
     answer = run_module(
-        "benchmarks.apps.sampled", settings, queue, str(size_bytes), str(size), str(SEND_SECONDS)
+        "benchmarks.apps.sampled", settings, *arguments, within_seconds=DRAIN_SECONDS
     )
     sent = int(answer["count"])
 
@@ -89,7 +90,8 @@ def _cell(
     if not wait_for(is_over, seconds=DRAIN_SECONDS):
         raise BenchmarkError(
             f"queue {queue!r}: sent {sent}, started {len(_ages_ns(settings.directory))}, "
-            f"dropped {dropped()}\n{logs(settings.directory)}"
+            f"dropped {dropped()}, at the broker {server.unfinished(queue)}, "
+            f"ledger {server.ledger(queue)}\n{logs(settings.directory)}"
         )
     # The clock is the machine's: the same in all its processes.
     seconds = time.monotonic() - answer["began"]
