@@ -21,6 +21,7 @@ from redis import exceptions
 
 from routing.credit import SETTLE_SECONDS, Room, should_call
 from routing.redis.alarm import Alarm
+from routing.redis.clocks import boot_seconds
 from routing.redis.delivery import LOST, Delivery
 from routing.redis.flusher import Flusher
 from routing.redis.inbox import Inbox
@@ -153,7 +154,8 @@ class Courier:
     def _send(self, args: Sequence[Any]) -> None:
         connection = self.channel.client.connection
         self.channel._in_poll = connection
-        self.channel._brpop_sent_at = self._sent_at = time.monotonic()
+        self.channel._brpop_sent_at = time.monotonic()
+        self._sent_at = boot_seconds()
         try:
             connection.send_command(*args)
         except LOST:
@@ -210,7 +212,7 @@ class Courier:
         assert fetch is not None
         self._holdings.answered(fetch, reply.sizes())
         self._holdings.clock.learn(reply.server_ms)
-        if time.monotonic() - self._sent_at > self._verbs.topology.lease_seconds / 3:
+        if boot_seconds() - self._sent_at > self._verbs.topology.lease_seconds / 3:
             self._holdings.doubt()
         self._left = reply.left
         self._empty = {queue for queue, left in reply.left.items() if left == 0}
