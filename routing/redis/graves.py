@@ -44,18 +44,18 @@ class Walk:
         self._passed = 0
 
     def next(self, at_most: int) -> list[Letter]:
-        """Return the next letters that are wanted; none at the end."""
-        while lot := self._read(self._passed):
-            chosen: list[Letter] = []
+        """Return the next letters that are wanted, fewer when they are big; none at the end."""
+        chosen: list[Letter] = []
+        size = 0
+        while size < BYTES_AT_MOST and (lot := self._read(self._passed)):
             for letter in lot:
                 self._passed += 1
                 if self._wanted(letter):
                     chosen.append(letter)
+                    size += len(letter.text)
                 if len(chosen) == at_most:
-                    break
-            if chosen:
-                return chosen
-        return []
+                    return chosen
+        return chosen
 
     def taken(self, count: int) -> None:
         """Note that so many of those passed are gone; new ones come at the other end."""
