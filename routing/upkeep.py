@@ -1,8 +1,9 @@
-"""What a worker does now and then for everybody: one thread, one connection, a list of jobs.
+"""What a worker does now and then for everybody: a list of jobs.
 
-A job is a small object with an interval. What it raises is logged and never ends the others; a lost
-connection is opened again at the next round. Under gevent the thread is a greenlet. Nothing that a
-worker's own tasks depend on is done here: a job may come late.
+A job is a small object with an interval. It has a thread (under gevent a greenlet) and a connection
+of its own: one that waits for a result backend must not hold up the one that looks for leases. What
+it raises is logged; a lost connection is opened again at the next round. Nothing that a worker's
+own tasks depend on is done here: a job may come late.
 """
 
 from __future__ import annotations
@@ -45,19 +46,18 @@ class Upkeep(bootsteps.StartStopStep):
     factories: tuple[JobFactory, ...] = ()
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
-        self._runner: _Runner | None = None
+        self._runners: list[_Runner] = []
         super().__init__(parent, **kwargs)
 
     def start(self, parent: Any) -> None:
         """Begin, on a broker of the engine; called again after each reconnect."""
         if isinstance(parent.task_consumer.channel, EngineMixin):
-            self._runner = _Runner(parent.app, [make(parent) for make in self.factories])
+            self._runners = [_Runner(parent.app, [make(parent)]) for make in self.factories]
 
     def stop(self, parent: Any) -> None:
         """End soon; stopping twice is safe."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.stop()
+        while self._runners:
+            self._runners.pop().stop()
 
     terminate = stop
 
