@@ -103,7 +103,9 @@ def test_reconnects_leave_neither_connections_nor_work_behind(at: Station, valke
         reconnects = at.worker.log.count("Connected to")
         valkey.kill_clients()
         eventually(lambda n=reconnects: at.worker.log.count("Connected to") > n)  # type: ignore[misc]
-        assert at.send("add", 1, 2).get(timeout=10) == 3
+        result = at.send("add", 1, 2)
+        eventually(result.ready, 20, message=lambda: at.worker.log[-5_000:])
+        assert result.get(timeout=1) == 3
     at.wait_until_settled()
     # The consumer's, remote control's, and a few in each of the pools of both processes.
     assert len(at.broker.client.client_list()) <= 14
