@@ -20,6 +20,7 @@ from batching.errors import NotSettled
 from batching.request import ItemRequest
 from batching.run import run_batch
 from batching.wire import pack
+from routing.request import tell_repeated_starts
 
 if TYPE_CHECKING:
     from batching.slots import Slots
@@ -78,6 +79,7 @@ class BatchUnit:
             return
         started_at = time.time() - (time.monotonic() - time_accepted)
         self._each(lambda request: request.start(pid, started_at))
+        tell_repeated_starts(self.requests)
         # What celery.worker.state.task_accepted counts for each.
         state.total_count[self._task.name] += len(self.requests)
         state.all_total_count[0] += len(self.requests)

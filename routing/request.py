@@ -7,6 +7,7 @@ message just before Celery's own code acknowledges or rejects it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -103,6 +104,7 @@ class Request(stock.Request):
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
         self.mark(State.STARTED)
+        tell_repeated_starts([self])
         if not self.task.acks_late and isinstance(self._message, EngineMessage):
             self._message.ending = "started"
             self._message.ends_at_start = True
@@ -175,6 +177,20 @@ class Request(stock.Request):
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
             self._already_revoked = True
+
+
+def tell_repeated_starts(requests: Sequence[Request]) -> None:
+    """Tell the broker now which of these that begin to run were delivered before.
+
+    Such a message may have ended its last worker at once; it must be charged before it can again.
+    """
+    repeated = [
+        request.message
+        for request in requests
+        if request.delivery_info.get("redelivered") and isinstance(request.message, EngineMessage)
+    ]
+    if repeated:
+        repeated[0].channel.tell_starts([message.delivery_tag for message in repeated])
 
 
 def _check(

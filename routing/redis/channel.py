@@ -21,6 +21,7 @@ from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.publishing import Publishing
 from routing.redis.records import Mark
+from routing.redis.scripts import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,16 @@ class EngineMixin(Publishing):
         holdings = self.runtime.holdings
         if holdings.end(tag, ending) and (at_once or holdings.carrier(tag) is None):
             self._settle_now(tag)
+
+    def tell_starts(self, tags: Sequence[str]) -> None:
+        """Tell the broker now that messages begin to run; it learns of others a moment later."""
+        holdings = self.runtime.holdings
+        if holdings.keeper is None:
+            return
+        try:
+            self.verbs.renew(self.plain_client, holdings.keeper.hostname, holdings.started(tags))
+        except REFUSED as error:
+            logger.debug("starts are reported with the next renewal: %s", error)
 
     def end_all(self, endings: Sequence[tuple[str, str]]) -> None:
         """Note how the messages of a batch ended, as (tag, ending)."""

@@ -7,7 +7,7 @@ worker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -65,11 +65,23 @@ class Delivery:
             return
         try:
             payload = self.payload(arrival)
-            if not self._postpone(arrival, payload):
-                callback(payload)
+            is_early = self._postpone(arrival, payload)
         except LOST:
             raise
         except Exception as error:
+            self._refused(arrival, error)
+        else:
+            if not is_early:
+                self._hand_on(arrival, callback, payload)
+
+    def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], payload: Any) -> None:
+        try:
+            callback(payload)
+        except LOST:
+            raise
+        except Exception as error:
+            if not self._holdings.durable:
+                raise  # outside of a worker that is the application's own business
             self._refused(arrival, error)
 
     def _refused(self, arrival: Arrival, error: Exception) -> None:

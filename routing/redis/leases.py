@@ -77,7 +77,7 @@ class Renewer:
         start_thread(self._run)
 
     def _use(self, channel: EngineMixin, hostname: str) -> None:
-        self._hostname, self._verbs = hostname, channel.verbs
+        self.hostname, self._verbs = hostname, channel.verbs
         self._client = _own_client(channel, self._lease_seconds / 3)
 
     def follow(self, channel: EngineMixin, hostname: str) -> None:
@@ -126,7 +126,7 @@ class Renewer:
         sent, doubts = boot_seconds(), self._doubts
         held = self._holdings.leases()
         try:
-            gone = self._verbs.renew(self._client, self._hostname, held)
+            gone = self._verbs.renew(self._client, self.hostname, held)
             self._settle_for_a_blocked_loop()
         except (*LOST, exceptions.RedisError) as error:
             self._next_pass = boot_seconds() + RETRY_SECONDS
@@ -181,7 +181,7 @@ class Renewer:
             tags.append(self._starts.popleft()[1])
         if running := self._holdings.started(tags):
             try:
-                self._verbs.renew(self._client, self._hostname, running)
+                self._verbs.renew(self._client, self.hostname, running)
             except (*LOST, exceptions.RedisError) as error:
                 logger.debug("starts are reported with the next renewal: %s", error)
         if not self._starts:

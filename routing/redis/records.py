@@ -152,6 +152,9 @@ class Fetch:
 class Keeper(Protocol):
     """What renews the leases of held messages."""
 
+    #: Name of the worker, or of the process.
+    hostname: str
+
     def follow(self, channel: Any, hostname: str) -> None:
         """Renew at the broker of this channel, in the name of this worker."""
 

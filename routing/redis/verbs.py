@@ -243,9 +243,7 @@ class Verbs:
         the broker was away.
         """
         keys = [*self.keys.records(), self.keys.workers(), self.keys.reclaiming()]
-        for queue in self.topology.queues:
-            keys += [self.keys.ledger(queue), self.keys.bell(queue)]
-        names = [json.dumps(queue) for queue in self.topology.queues]
+        names = [self.keys.prefix, self.keys.separator, self.keys.ledger(""), self.keys.bell("")]
         return int(call(client, "reclaim", keys, [self._lease_ms, RECLAIM_AT_MOST, *names]))
 
     def bury(self, client: redis.Redis, queue: str, burials: Sequence[Burial]) -> Buried:

@@ -125,7 +125,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     "renew": (lambda client: verbs().renew(client, "host", [("t", ""), ("u", "an-id")]), [], 0, 4),
     # ledger and bell of the table's one queue; its name
-    "reclaim": (lambda client: verbs().reclaim(client), 0, 2, 1),
+    "reclaim": (lambda client: verbs().reclaim(client), 0, 0, 0),
     "purge": (lambda client: verbs().purge(client, "q"), 0, 4, 0),
 }
 

@@ -86,13 +86,31 @@ def test_a_message_that_nobody_can_take_in_is_not_tried_for_ever(
     app.send_task("basic.add", (1, 1), queue="default")
     with app.connection_for_read() as connection:
         queues, callbacks = [Queue("default")], [take]
-        with Consumer(connection.channel(), queues, callbacks=callbacks, accept=["json"]):
+        channel = connection.channel()
+        channel.runtime.holdings.durable = True  # as in a worker
+        with Consumer(channel, queues, callbacks=callbacks, accept=["json"]):
             while not broker.length("default.dead"):
                 with suppress(TimeoutError):
                     connection.drain_events(timeout=0.1)
+        channel.runtime.holdings.durable = False
     assert len(tries) == 5
     eventually(broker.holds_nothing)
     assert broker.client.hlen(f"{broker.prefix}celeriac:deliveries") == 0
+
+
+def test_what_a_plain_consumer_raises_reaches_its_caller(app: Celery, broker: Broker) -> None:
+    def take(body: object, message: Message) -> None:
+        raise KeyError("a defect of the application")
+
+    app.send_task("basic.add", (1, 1), queue="default")
+    with (
+        app.connection_for_read() as connection,
+        Consumer(connection.channel(), [Queue("default")], callbacks=[take], accept=["json"]),
+        pytest.raises(KeyError, match="a defect of the application"),
+    ):
+        connection.drain_events(timeout=5)
+    assert broker.length("default") == 1
+    assert broker.length("default.dead") == 0
 
 
 def test_an_early_ack_that_another_thread_carries_is_waited_for(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from routing.config import Topology
 from routing.redis.records import Charges
-from routing.redis.verbs import RECLAIM_AT_MOST
+from routing.redis.verbs import RECLAIM_AT_MOST, Verbs
 from tests.support.messages import id_of, ids_of, numbered
 from tests.support.rig import LEASE_SECONDS, Rig
 
@@ -19,6 +20,20 @@ def test_a_lease_that_ran_out_returns_its_message_to_the_front(rig: Rig) -> None
     assert rig.bells() == 1
     ledger = rig.broker.ledger("q")
     assert (ledger["accepted"], ledger["unacked"], ledger["reclaimed"]) == (5, 0, 3)
+
+
+def test_a_worker_that_does_not_know_the_queue_returns_its_messages_and_counts_them(
+    rig: Rig,
+) -> None:
+    rig.push(numbered(3))
+    rig.let_leases_run_out(rig.fetch(2))
+    rig.take_bell()
+    stranger = Verbs(keys=rig.keys, topology=Topology.load({"queues": {"elsewhere": {}}}))
+    assert rig.reclaim(stranger) == 2
+    assert rig.ready_ids() == ["1", "2", "3"]
+    assert rig.bells() == 1
+    ledger = rig.broker.ledger("q")
+    assert (ledger["unacked"], ledger["reclaimed"]) == (0, 2)
 
 
 def test_a_lease_that_runs_is_left_alone(rig: Rig) -> None:

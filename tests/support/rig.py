@@ -99,12 +99,12 @@ class Rig:
         leases = self.keys.records()[2]
         self.broker.client.zadd(leases, {arrival.tag: expiry for arrival in arrivals})
 
-    def reclaim(self) -> int:
+    def reclaim(self, verbs: Verbs | None = None) -> int:
         """Take what has run out, as a worker does that has looked at leases all the time."""
         now = int(self.broker.client.time()[0] * 1000)
         beat = {"beat": now, "not_before": 0, "swept": now}
         self.broker.client.hset(self.keys.reclaiming(), mapping=beat)
-        return self.verbs.reclaim(self.client)
+        return (verbs or self.verbs).reclaim(self.client)
 
     def purge(self, queue: str = "q") -> int:
         return self.verbs.purge(self.client, queue)

@@ -166,6 +166,19 @@ def test_a_message_that_keeps_killing_its_process_becomes_a_dead_letter(valkey: 
         assert not at.broker.names("celeriac:deliveries")
 
 
+def test_a_message_that_was_delivered_before_is_known_to_run_before_it_can_kill(
+    valkey: Server,
+) -> None:
+    with station(valkey.fresh_url(), "solo", 1, settings=SETTINGS) as at:
+        at.stop_consuming("poison")
+        killer = at.send("dies", "at once", queue="poison").id
+        text = at.broker.client.rpop("poison")
+        at.broker.client.lpush("poison", text[:-2] + b',"redelivered":true}}')
+        at.app.control.add_consumer("poison", destination=[at.worker.name])
+        at.worker.wait()
+        assert at.broker.client.hvals("celeriac:started") == [killer.encode()]
+
+
 def test_a_message_that_is_stopped_does_not_come_back_when_no_result_can_be_stored(
     valkey: Server,
 ) -> None:

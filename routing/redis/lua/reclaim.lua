@@ -6,9 +6,9 @@
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
 --        4 origins hash            5 deliveries hash            6 started hash
 --        7 workers hash            8 reclaim hash
---        then per queue of the table: ledger, bell
 -- ARGV:  1 lease in milliseconds   2 most messages to take
---        then per queue of the table: its name as JSON text
+--        3 prefix of all keys      4 what parts a queue's name from its priority step
+--        5 how ledgers are named, before the queue's name      6 how bells are
 -- Reply: number of messages that went back, or -1 while everybody has time to renew
 
 local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
@@ -73,7 +73,7 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
   local tag = expired[i].tag
   local record = redis.call('HGET', UNACKED, tag)
   local origin = redis.call('HGET', ORIGINS, tag)
-  local message, name = string.match(record or '', '^%[(.*),"",(".-")%]$')
+  local message = string.match(record or '', '^%[(.*),"",".-"%]$')
   redis.call('ZREM', LEASES, tag)
   if message and origin then
     redis.call('HDEL', UNACKED, tag)
@@ -83,23 +83,25 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
     if string.sub(message, -1) == '}' then message = redelivered(message) end
     redis.call('RPUSH', origin, message)
     returned = returned + 1
+    local name = string.sub(origin, #ARGV[3] + 1)
+    name = string.sub(name, 1, (string.find(name, ARGV[4], 1, true) or 0) - 1)
     reclaimed[name] = (reclaimed[name] or 0) + 1
     bytes[name] = (bytes[name] or 0) + #message
   end
   redis.call('HDEL', STARTED, tag)
 end
 
-for q = 3, #ARGV do
-  local ledger, bell = KEYS[9 + (q - 3) * 2], KEYS[10 + (q - 3) * 2]
-  local count = reclaimed[ARGV[q]]
-  if count then
+-- A worker of another app, or of another version, may not know the queue.
+for name, count in pairs(reclaimed) do
+  local ledger, bell = ARGV[5] .. name, ARGV[6] .. name
+  if redis.call('EXISTS', ledger) == 1 then
     redis.call('HINCRBY', ledger, 'unacked', -count)
     redis.call('HINCRBY', ledger, 'reclaimed', count)
-    redis.call('HINCRBY', ledger, 'bytes', bytes[ARGV[q]])
-    if redis.call('EXISTS', bell) == 0 then
-      redis.call('LPUSH', bell, '1')
-      redis.call('PEXPIRE', bell, 3600000)
-    end
+    redis.call('HINCRBY', ledger, 'bytes', bytes[name])
+  end
+  if redis.call('EXISTS', bell) == 0 then
+    redis.call('LPUSH', bell, '1')
+    redis.call('PEXPIRE', bell, 3600000)
   end
 end
 return returned
