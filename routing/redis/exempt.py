@@ -1,7 +1,7 @@
 """Which publishes are work that was accepted once, and so never refused by a bound.
 
-A retry that is refused would drop its task; a refused link, chain step or chord body would turn a
-task that succeeded into a failure. They are let in and counted as overshoot.
+A retry or a replacement that is refused would drop its task; a refused link, chain step or chord
+body would turn a task that succeeded into a failure. They are let in and counted as overshoot.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def accepted_before() -> Iterator[None]:
 def is_exempt(headers: Mapping[str, Any]) -> bool:
     """Return whether a task message with these headers was accepted before.
 
-    True for a retry, for a callback or chain step that a worker sends for a task which ran, for the
-    body of the chord that the current task belongs to, and within `accepted_before`.
+    True for a retry, for what takes the place of a task (``self.replace``), for a callback or chain
+    step that a worker sends for a task which ran, for the body of the chord that the current task
+    belongs to, and within `accepted_before`.
     """
-    if headers.get("retries") or _ACCEPTED_BEFORE.get():
+    if headers.get("retries") or headers.get("replaced_task_nesting") or _ACCEPTED_BEFORE.get():
         return True
     if amqp._callback_publish_retry.get():
         return True

@@ -11,7 +11,8 @@
 --          the oldest of delayed messages are those that are due first
 --        3 "exempt" when the work was accepted before (retries, links, chord bodies),
 --          "whole" to let in all of the messages or none, "none" to let in none, else "";
---          with "block", what does not fit is not counted as refused until it comes as "none"
+--          with "block", what does not fit is not counted as refused until it comes as "none";
+--          "drop_oldest" makes room on any terms
 --        4 most dead letters that are kept
 --        5 evidence of a dead letter: a JSON object without its first brace
 --        then per message: milliseconds from now until it is due, its id, its JSON text;

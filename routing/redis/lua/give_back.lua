@@ -36,6 +36,8 @@ for i = #ARGV - 3, 1, -4 do
     if mark == 'charged' and id ~= '' then
       local count = string.match(redis.call('HGET', DELIVERIES, id) or '0', '^%d+')
       redis.call('HSET', DELIVERIES, id, (count + 1) .. ' ' .. ARGV[i + 3])
+      -- A week without a charge: what is noted belongs to messages that were purged or dropped.
+      redis.call('PEXPIRE', DELIVERIES, 604800000)
     end
     returned, bytes = returned + 1, bytes + #message
   end

@@ -11,7 +11,8 @@
 --        3 "reject", "block", "drop_oldest", "drop_newest" or "dead_letter": what a bound does
 --        4 "exempt" when the work was accepted before (retries, links, chord bodies),
 --          "whole" to let in all of the messages or none, "none" to let in none, else "";
---          with "block", what does not fit is not counted as refused until it comes as "none"
+--          with "block", what does not fit is not counted as refused until it comes as "none";
+--          "drop_oldest" makes room on any terms
 --        5 most dead letters that are kept
 --        6 evidence of a dead letter as JSON without the opening brace
 --        7... the messages, oldest first, as JSON texts; without any, nothing is changed

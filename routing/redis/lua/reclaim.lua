@@ -47,6 +47,8 @@ local function charge(tag)
   local worker = redis.call('HGET', WORKERS, string.match(tag, '^[^:]*')) or 'a worker'
   local count = string.match(redis.call('HGET', DELIVERIES, id) or '0', '^%d+')
   redis.call('HSET', DELIVERIES, id, (count + 1) .. ' the lease of ' .. worker .. ' ran out')
+  -- A week without a charge: what is noted belongs to messages that were purged or dropped.
+  redis.call('PEXPIRE', DELIVERIES, 604800000)
 end
 
 local expired = {}
