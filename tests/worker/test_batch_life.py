@@ -263,7 +263,7 @@ def test_a_lost_connection_repeats_nothing_that_runs(
         results = [scene.task("held").delay(name, gate) for name in names]
         eventually(lambda: scene.traces.total("started") >= 2)
         valkey.kill_clients()
-        eventually(lambda: scene.worker.log.count("Connected to") > 1)
+        eventually(lambda: scene.worker.log.count("] Connected to") > 1)
         scene.traces.open(gate, times=60)
         assert outcomes(results) == [None] * 60
         eventually(scene.settled, 20)

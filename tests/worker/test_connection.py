@@ -76,9 +76,9 @@ def test_connections_killed_again_and_again_lose_nothing(at: Station, valkey: Se
 def test_a_broker_restart_loses_and_repeats_nothing(at: Station, valkey: Server) -> None:
     names = at.send_many("mark", 150, 0.01, queue="bulk")
     eventually(lambda: at.traces.total() >= 30, 30)
-    before = at.worker.log.count("Connected to")
+    before = at.worker.log.count("] Connected to")
     valkey.restart()
-    eventually(lambda: at.worker.log.count("Connected to") > before, 30)
+    eventually(lambda: at.worker.log.count("] Connected to") > before, 30)
     at.wait_until_ran(len(names), timeout=40)
 
 
@@ -100,9 +100,9 @@ def test_a_worker_that_idles_while_the_scripts_are_forgotten_goes_on(at: Station
 def test_reconnects_leave_neither_connections_nor_work_behind(at: Station, valkey: Server) -> None:
     at.wait_until_settled()
     for _ in range(3):
-        reconnects = at.worker.log.count("Connected to")
+        reconnects = at.worker.log.count("] Connected to")
         valkey.kill_clients()
-        eventually(lambda n=reconnects: at.worker.log.count("Connected to") > n)  # type: ignore[misc]
+        eventually(lambda n=reconnects: at.worker.log.count("] Connected to") > n)  # type: ignore[misc]
         result = at.send("add", 1, 2)
         eventually(result.ready, 20, message=lambda: at.worker.log[-5_000:])
         assert result.get(timeout=1) == 3

@@ -49,7 +49,7 @@ def is_empty(at: Station) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_message_stops_a_worker_or_stays_with_it(at: Station, kind: str) -> None:
-    pid, connections = at.worker.pid, at.worker.log.count("Connected to")
+    pid, connections = at.worker.pid, at.worker.log.count("] Connected to")
     good = {}
     for name, text in KINDS[kind]():
         push(at, text)
@@ -61,7 +61,7 @@ def test_no_message_stops_a_worker_or_stays_with_it(at: Station, kind: str) -> N
     eventually(lambda: is_empty(at), message=lambda: f"{ledger(at)}\n{at.worker.log[-9000:]}")
     assert (ledger(at).difference, ledger(at).misheld) == (0, 0)
     assert at.worker.pid == pid
-    assert at.worker.log.count("Connected to") == connections, "taken for a lost connection"
+    assert at.worker.log.count("] Connected to") == connections, "taken for a lost connection"
 
 
 def test_what_cannot_be_a_task_is_a_dead_letter_with_its_reason(at: Station) -> None:

@@ -66,13 +66,13 @@ def _nothing_stays_unacknowledged(request: pytest.FixtureRequest) -> Iterator[No
 @pytest.mark.parametrize("text", POISON.values(), ids=POISON)
 def test_what_is_no_message_does_not_end_the_worker(at: Station, text: str | bytes) -> None:
     pid = at.worker.pid
-    connections = at.worker.log.count("Connected to")
+    connections = at.worker.log.count("] Connected to")
     at.broker.client.lpush("default", text)
     assert at.send("add", 1, 2).get(timeout=10) == 3
     at.wait_until_settled()
     assert at.worker.running
     assert at.worker.pid == pid
-    assert at.worker.log.count("Connected to") == connections, "it was taken for a lost connection"
+    assert at.worker.log.count("] Connected to") == connections, "it was taken for a lost connection"
 
 
 def test_what_is_no_message_is_kept_and_named_in_the_log(at: Station) -> None:

@@ -148,12 +148,12 @@ def test_a_pool_process_that_dies_with_the_connection_ends_no_worker(valkey: Ser
     url = valkey.fresh_url()
     with station(url) as at:
         for milliseconds in range(4):
-            connected = at.worker.log.count("Connected to")
+            connected = at.worker.log.count("] Connected to")
             os.kill(at.worker.children[0], signal.SIGKILL)
             pause(milliseconds / 1000)
             valkey.kill_clients(int(url.rpartition("/")[2]))
             eventually(
-                lambda n=connected: at.worker.log.count("Connected to") > n or not at.worker.running
+                lambda n=connected: at.worker.log.count("] Connected to") > n or not at.worker.running
             )
             assert at.worker.running
             assert at.send("add", 1, 2).get(timeout=20) == 3
