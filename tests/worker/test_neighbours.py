@@ -72,7 +72,9 @@ def test_what_is_no_message_does_not_end_the_worker(at: Station, text: str | byt
     at.wait_until_settled()
     assert at.worker.running
     assert at.worker.pid == pid
-    assert at.worker.log.count("] Connected to") == connections, "it was taken for a lost connection"
+    assert at.worker.log.count("] Connected to") == connections, (
+        "it was taken for a lost connection"
+    )
 
 
 def test_what_is_no_message_is_kept_and_named_in_the_log(at: Station) -> None:

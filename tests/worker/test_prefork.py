@@ -153,7 +153,9 @@ def test_a_pool_process_that_dies_with_the_connection_ends_no_worker(valkey: Ser
             pause(milliseconds / 1000)
             valkey.kill_clients(int(url.rpartition("/")[2]))
             eventually(
-                lambda n=connected: at.worker.log.count("] Connected to") > n or not at.worker.running
+                lambda n=connected: (
+                    at.worker.log.count("] Connected to") > n or not at.worker.running
+                )
             )
             assert at.worker.running
             assert at.send("add", 1, 2).get(timeout=20) == 3
