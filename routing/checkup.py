@@ -10,6 +10,7 @@ import hashlib
 import platform
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -200,13 +201,17 @@ def _still_unleased(client: Any, records: str, leases: str, tags: list[bytes]) -
 
 def _holders(
     channel: EngineMixin, expiries: Mapping[bytes, float], late_ms: float
-) -> frozenset[str]:
-    """Return the host names of the workers that renew leases."""
-    couriers = {tag.split(b":")[0] for tag, expiry in expiries.items() if expiry >= late_ms}
+) -> dict[str, int]:
+    """Return how many messages each worker holds under leases, by the workers' host names."""
+    couriers = Counter(tag.split(b":")[0] for tag, expiry in expiries.items() if expiry >= late_ms)
     if not couriers:
-        return frozenset()
+        return {}
     names: Any = channel.plain_client.hmget(channel.verbs.keys.workers(), list(couriers))
-    return frozenset(name.decode() for name in names if name)
+    held: Counter[str] = Counter()
+    for name, count in zip(names, couriers.values(), strict=True):
+        if name:
+            held[name.decode()] += count
+    return dict(held)
 
 
 def _overdue(channel: EngineMixin) -> dict[str, int]:

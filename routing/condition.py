@@ -57,7 +57,8 @@ class Unacked:
         unleased: fetched by an engine, without a lease.
         stock: fetched by stock workers.
         stock_overdue: of those, how many are older than their visibility timeout.
-        holders: host names of workers that hold messages.
+        holders: host name of a worker -> messages that it holds under leases; a worker that has
+            just begun may be missing.
     """
 
     leased: int = 0
@@ -65,7 +66,7 @@ class Unacked:
     unleased: int = 0
     stock: int = 0
     stock_overdue: int = 0
-    holders: frozenset[str] = frozenset()
+    holders: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,19 @@ class Snapshot:
     server: Server
     ledger: Ledger
     workers: Sequence[WorkerReport] = ()
-    unacked: Unacked = Unacked()
+    unacked: Unacked = field(default_factory=Unacked)
     here_ahead_seconds: float = 0.0
     overdue: Mapping[str, int] = field(default_factory=dict)
     stranded: Mapping[str, int] = field(default_factory=dict)
     visibility_seconds: float = 3600.0
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether any worker of the engine answered."""
+        return any(not worker.is_stock for worker in self.workers)
+
+    @property
+    def silent(self) -> dict[str, int]:
+        """Host name of a worker that did not answer -> messages that it holds."""
+        answered = {worker.name for worker in self.workers}
+        return {name: n for name, n in self.unacked.holders.items() if name not in answered}

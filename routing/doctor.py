@@ -25,10 +25,13 @@ CLOCK_WARN_SECONDS, CLOCK_ERROR_SECONDS = 1.0, 60.0
 #: Share of the memory in use; what is left is for results and for the copy that a snapshot takes.
 MEMORY_WARN, MEMORY_ERROR = 0.75, 0.90
 
+#: Why a worker that holds messages may be silent and well.
+SOLO = "a solo worker answers only between its tasks"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at: what was found and, unless it is fine, what to do."""
+    """One thing that was looked at: what was found and, unless there is nothing, what to do."""
 
     check: str
     level: Level
@@ -133,10 +136,10 @@ def _clocks(snapshot: Snapshot) -> Iterator[Judgement]:
 
 def _workers(snapshot: Snapshot) -> Iterator[Judgement]:
     ours = [worker for worker in snapshot.workers if not worker.is_stock]
-    silent = snapshot.unacked.holders - {worker.name for worker in snapshot.workers}
-    for name in sorted(silent):
-        what = f"{name} holds messages and does not answer"
-        yield "warn", what, "a solo worker answers between its tasks; else look at its log"
+    silent = snapshot.silent
+    for name, held in sorted(silent.items()):
+        what = f"{name} holds {_count(held, 'message')} and does not answer"
+        yield "warn", what, f"{SOLO}; else look at its log"
     for worker in snapshot.workers:
         shared = sorted(set(worker.queues) & set(snapshot.table.queues))
         if worker.is_stock and shared:
@@ -144,23 +147,25 @@ def _workers(snapshot: Snapshot) -> Iterator[Judgement]:
             yield "warn", what, "let it call routing.install: it keeps no bounds and no ledger"
     if ours:
         yield "ok", f"{_count(len(ours), 'worker')} answered", ""
-    elif not silent:
-        yield "error", "no worker of the engine answers", "start one: celery -A <app> worker"
+    else:
+        advice = "start one: celery -A <app> worker"
+        what = "no worker of the engine answers"
+        yield "error", what, f"{SOLO}; else {advice}" if silent else advice
 
 
 def _queues(snapshot: Snapshot) -> Iterator[Judgement]:
     consumed = {queue for worker in snapshot.workers for queue in worker.queues}
-    # A worker that holds messages and does not answer may consume any of them.
-    answered = {worker.name for worker in snapshot.workers}
-    is_sure = snapshot.unacked.holders <= answered
+    # A worker that is busy and does not answer may consume any of them, if there is one.
+    is_sure = not snapshot.silent
     missing = [queue for queue in snapshot.table.queues if queue not in consumed]
-    for queue in missing if is_sure else ():
+    for queue in missing:
         advice = f"start a worker with -Q {queue}, or without -Q"
         if waiting := snapshot.ledger[queue].waiting:
-            what = f"{_count(waiting, 'message')} in queue {queue!r}, which no live worker consumes"
-            yield "error", what, advice
-        elif snapshot.workers:
-            yield "warn", f"no live worker consumes queue {queue!r}", advice
+            what = f"{_count(waiting, 'message')} in queue {queue!r}, which no worker that answers"
+            level: Level = "error" if is_sure or not snapshot.has_engine else "warn"
+            yield level, f"{what} consumes", advice
+        elif snapshot.workers and is_sure:
+            yield "warn", f"no worker that answers consumes queue {queue!r}", advice
     for queue, waiting in snapshot.stranded.items():
         what = f"{_count(waiting, 'message')} in queue {queue!r}, which is not in the table"
         yield "error", what, f"add [queues.{queue}] to the table, at least until it is empty"
@@ -173,15 +178,27 @@ def _queues(snapshot: Snapshot) -> Iterator[Judgement]:
 
 def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
     unacked = snapshot.unacked
-    alive = any(not worker.is_stock for worker in snapshot.workers)
+    lease = snapshot.table.lease_seconds
+    level: Level = "warn" if snapshot.has_engine else "error"
     if unacked.expired:
         what = f"{_count(unacked.expired, 'message')} held under leases that ran out"
         advice = (
-            "a worker takes them over within seconds; if this stays, look at the workers' logs"
-            if alive
-            else "start a worker: it takes them over"
+            f"a worker takes them over within a lease ({lease:g} s); if this stays, look at the "
+            "workers' logs"
+            if snapshot.has_engine
+            else f"start a worker: it takes them over within a lease ({lease:g} s)"
         )
-        yield "warn" if alive else "error", what, advice
+        yield level, what, advice
+    # Workers that have just begun are not known by name.
+    silent = sum(snapshot.silent.values()) if snapshot.has_engine else unacked.leased
+    if silent:
+        what = f"{_count(silent, 'message')} in the hands of workers that do not answer"
+        advice = (
+            "if those are dead, the others take them over when the leases run out"
+            if snapshot.has_engine
+            else "if those are dead, start one: it takes them over when the leases run out"
+        )
+        yield level, what, advice
     if unacked.unleased:
         what = f"{_count(unacked.unleased, 'message')} unacknowledged without a lease"
         yield "error", what, "somebody deleted keys: stock workers restore them within the hour"
@@ -189,7 +206,7 @@ def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
         what = f"{_count(unacked.stock_overdue, 'message')} held by stock workers for too long"
         yield "error", what, "only stock workers restore them: start one, or see to those that run"
     held = unacked.leased + unacked.stock - unacked.stock_overdue
-    if not (unacked.expired or unacked.unleased or unacked.stock_overdue):
+    if not (silent or unacked.expired or unacked.unleased or unacked.stock_overdue):
         yield "ok", f"{_count(held, 'message')} in the hands of workers", ""
 
 
@@ -220,9 +237,11 @@ def _dead_letters(snapshot: Snapshot) -> Iterator[Judgement]:
             continue
         found = True
         what = f"{_count(queue.dead_letters, 'dead letter')} of queue {queue.queue!r}"
+        level: Level = "ok"
         if queue.dead_letters >= limit:
             what += ", as many as are kept: the oldest make room"
-        yield "warn", what, f"look at them: celery deadletter groups --queue {queue.queue}"
+            level = "warn"
+        yield level, what, f"look at them: celery deadletter groups --queue {queue.queue}"
     if not found:
         yield "ok", "no dead letters", ""
 
@@ -242,7 +261,7 @@ def _leases(snapshot: Snapshot) -> Iterator[Judgement]:
             what = f"{name} works with leases of {seconds:g} s, the table says {lease:g} s"
             yield "warn", what, "restart it, so that it reads the table"
     if snapshot.visibility_seconds >= 2 * lease and all(s == lease for s in others.values()):
-        yield "ok", f"a worker that dies is replaced after {lease:g} s", ""
+        yield "ok", f"the messages of a worker that dies are taken over after {lease:g} s", ""
 
 
 def _versions(snapshot: Snapshot) -> Iterator[Judgement]:

@@ -12,7 +12,7 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 
 from routing.checkup import look
-from routing.commands.session import engine_channel
+from routing.commands.session import Unavailable, engine_channel
 from routing.doctor import Finding, Level, examine
 
 #: Seconds to wait for answers: a worker between two tasks of the solo pool needs a while.
@@ -61,18 +61,30 @@ def doctor(
     --strict 1 when there are only warnings; 69 when the broker does not answer.
     """
     app = ctx.obj.app
-    with engine_channel(app) as channel:
-        findings = examine(look(app, channel, timeout_seconds=timeout_seconds))
+    try:
+        with engine_channel(app) as channel:
+            findings = examine(look(app, channel, timeout_seconds=timeout_seconds))
+    except Unavailable as error:
+        if not as_json:
+            raise
+        advice = "start it, or correct broker_url"
+        _print([Finding(check="server", level="error", what=error.message, advice=advice)])
+        ctx.exit(error.exit_code)
     levels = Counter(finding.level for finding in findings)
     if as_json:
-        counts = {level: levels[level] for level in COLOURS}
-        click.echo(json.dumps({**counts, "findings": [asdict(one) for one in findings]}))
+        _print(findings)
     else:
         _show(ctx.obj, findings, levels)
     if levels["error"]:
         ctx.exit(FAILED)
     if strict and levels["warn"]:
         ctx.exit(WARNED)
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    levels = Counter(finding.level for finding in findings)
+    counts = {level: levels[level] for level in COLOURS}
+    click.echo(json.dumps({**counts, "findings": [asdict(one) for one in findings]}))
 
 
 def _show(obj: Any, findings: Sequence[Finding], levels: Counter[Level]) -> None:

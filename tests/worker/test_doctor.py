@@ -17,6 +17,7 @@ from tests.support.broker import Broker
 from tests.support.messages import task_message
 from tests.support.servers import Server
 from tests.support.station import Station, station
+from tests.support.wait import eventually
 from tests.support.worker import ROOT, Worker
 
 
@@ -27,8 +28,6 @@ def doctor(url: str, *options: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
         [*command, *options], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    if not done.stdout:
-        return done.returncode, {"stderr": done.stderr}
     findings: dict[str, Any] = {}
     for finding in json.loads(done.stdout)["findings"]:
         findings.setdefault(finding["check"], []).append((finding["level"], finding["what"]))
@@ -80,7 +79,36 @@ def test_a_platform_without_workers_is_an_error(broker: Broker) -> None:
     assert "1 message left uncounted" in findings["ledger"][0][1]
 
 
+def test_a_killed_worker_is_an_error_while_its_leases_run(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, queues=["slow"]) as at:
+        for n in range(3):  # one runs, one is prefetched, one waits
+            at.send("held", f"{n}", "never", ignore_result=True)
+        at.traces.next_start()
+        eventually(lambda: at.broker.unacked() == 2 and at.broker.names("celeriac:workers"))
+        at.worker.kill()
+        status, findings = doctor(at.broker.url)
+        assert status == 2
+        assert findings["workers"] == [
+            ("warn", f"{at.worker.name} holds 2 messages and does not answer"),
+            ("error", "no worker of the engine answers"),
+        ]
+        assert findings["unacked"] == [
+            ("error", "2 messages in the hands of workers that do not answer")
+        ]
+        what = "1 message in queue 'slow', which no worker that answers consumes"
+        assert findings["queues"] == [("error", what)]
+
+
+def test_a_dead_letter_alone_is_no_warning(at: Station) -> None:
+    at.send("needs", "nothing", ignore_result=True)
+    eventually(lambda: len(at.broker.dead("default")) == 1)
+    _, findings = doctor(at.broker.url, "--strict")
+    assert findings["dead letters"] == [("ok", "1 dead letter of queue 'default'")]
+
+
 def test_a_broker_that_is_away_has_a_status_of_its_own() -> None:
-    status, output = doctor("redis://127.0.0.1:1/0")
+    status, findings = doctor("redis://127.0.0.1:1/0")
     assert status == 69
-    assert "does not answer" in output["stderr"]
+    ((level, what),) = findings["server"]
+    assert level == "error"
+    assert "does not answer" in what

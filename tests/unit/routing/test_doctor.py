@@ -20,6 +20,9 @@ WORKER = WorkerReport(
     versions={"celery": "5.7.0"},
 )
 
+#: Three more are held by workers that answer, or have just begun.
+SILENT = Unacked(leased=7, holders={"a@host": 2, "c@host": 4})
+
 
 def snapshot(*queues: QueueLedger, **changes: Any) -> Snapshot:
     """Return a platform in good health, but for the changes."""
@@ -64,7 +67,11 @@ def test_a_healthy_platform_has_nothing_to_complain_about() -> None:
         ({"workers": [worker(ahead_seconds=-3.0)]}, "clocks", "warn", "3.0 s behind"),
         ({"here_ahead_seconds": 90.0}, "clocks", "error", "90.0 s ahead of"),
         ({"workers": []}, "workers", "error", "no worker of the engine answers"),
-        ({"unacked": Unacked(holders=frozenset({"c@host"}))}, "workers", "warn", "c@host holds"),
+        ({"unacked": SILENT}, "workers", "warn", "c@host holds 4 messages and does not answer"),
+        ({"unacked": SILENT}, "unacked", "warn", "4 messages in the hands of workers that do not"),
+        ({"unacked": SILENT, "workers": []}, "workers", "error", "no worker of the engine answers"),
+        ({"unacked": SILENT, "workers": []}, "unacked", "error", "7 messages in the hands of"),
+        ({"unacked": Unacked(leased=1), "workers": []}, "unacked", "error", "1 message in the"),
         (
             {"workers": [WORKER, WorkerReport(name="s@host", is_stock=True, queues=["mail"])]},
             "workers",
@@ -114,14 +121,49 @@ def test_a_ledger_that_does_not_add_up_is_named(ledger: QueueLedger, check: str,
     assert says in trouble.what
 
 
-def test_messages_that_nobody_consumes_are_an_error() -> None:
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({"workers": [worker(queues=["mail"])]}, "error"),
+        ({"workers": []}, "error"),
+        ({"workers": [], "unacked": SILENT}, "error"),
+        # The silent one may be a solo worker that consumes it.
+        ({"workers": [worker(queues=["mail"])], "unacked": SILENT}, "warn"),
+    ],
+)
+def test_messages_that_nobody_consumes_are_reported(changes: dict[str, Any], level: str) -> None:
     waiting = QueueLedger(queue="orders", waiting=5, counters={"accepted": 5})
-    (trouble,) = [
-        one
-        for one in examine(snapshot(waiting, workers=[worker(queues=["mail"])]))
-        if one.level != "ok"
-    ]
+    (trouble,) = [one for one in examine(snapshot(waiting, **changes)) if one.check == "queues"]
     assert (trouble.level, trouble.what) == (
-        "error",
-        "5 messages in queue 'orders', which no live worker consumes",
+        level,
+        "5 messages in queue 'orders', which no worker that answers consumes",
     )
+
+
+def test_what_workers_that_answer_hold_is_fine() -> None:
+    findings = examine(snapshot(unacked=Unacked(leased=3, holders={"a@host": 3})))
+    (unacked,) = [one for one in findings if one.check == "unacked"]
+    assert (unacked.level, unacked.what) == ("ok", "3 messages in the hands of workers")
+
+
+def test_silent_workers_come_with_what_solo_workers_do() -> None:
+    findings = examine(snapshot(unacked=SILENT, workers=[]))
+    (error,) = [one for one in findings if one.check == "workers" and one.level == "error"]
+    assert "a solo worker answers only between its tasks" in error.advice
+    assert "start one" in error.advice
+
+
+def test_what_is_taken_over_is_promised_within_a_lease() -> None:
+    findings = examine(snapshot(unacked=Unacked(expired=2)))
+    (expired,) = [one for one in findings if one.check == "unacked"]
+    assert "within a lease (60 s)" in expired.advice
+    (leases,) = [one for one in findings if one.check == "leases"]
+    assert leases.what == "the messages of a worker that dies are taken over after 60 s"
+
+
+def test_dead_letters_are_no_trouble_but_are_shown() -> None:
+    findings = examine(snapshot(QueueLedger(queue="orders", dead_letters=1)))
+    assert [one for one in findings if one.level != "ok"] == []
+    (letters,) = [one for one in findings if one.check == "dead letters"]
+    assert letters.what == "1 dead letter of queue 'orders'"
+    assert letters.advice == "look at them: celery deadletter groups --queue orders"
