@@ -13,7 +13,7 @@ Other backends are left alone: each result is stored by itself, as Celery does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -183,12 +183,17 @@ def _flush(backend: Any, view: Any, task: Any) -> None:
             chunk.append(result)
             size += len(result.payload)
             if size >= PIPELINE_BYTES:
-                backend.ensure(_write, (backend, chunk))
+                _patiently(backend, _write, (backend, chunk))
                 chunk, size = [], 0
         if chunk:
-            backend.ensure(_write, (backend, chunk))
+            _patiently(backend, _write, (backend, chunk))
     for part in view.parts:
         _return_part(backend, task, part)
+
+
+def _patiently(backend: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Call with the backend's retries, for as long as it is configured to wait when it is away."""
+    return backend._ensure_retryable(backend.ensure, call, args)
 
 
 def _write(backend: Any, results: list[Result]) -> None:
@@ -205,7 +210,7 @@ def _write(backend: Any, results: list[Result]) -> None:
 
 def _successes(backend: Any, ids: list[str]) -> dict[str, Any]:
     keys = [backend.get_key_for_task(task_id) for task_id in ids]
-    payloads = backend.ensure(backend.client.mget, (keys,))
+    payloads = _patiently(backend, backend.client.mget, (keys,))
     metas = {k: backend.decode_result(raw) for k, raw in zip(ids, payloads, strict=True) if raw}
     return {k: meta for k, meta in metas.items() if meta["status"] == states.SUCCESS}
 

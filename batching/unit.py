@@ -20,6 +20,7 @@ from batching.errors import NotSettled
 from batching.request import ItemRequest
 from batching.run import run_batch
 from batching.wire import pack
+from routing.outcomes import at_once
 from routing.request import tell_repeated_starts
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class BatchUnit:
         if not ids:
             return {}
         try:
-            return results.stored_successes(self._task.backend, ids)
+            with at_once():
+                return results.stored_successes(self._task.backend, ids)
         except Exception:
             # No backend, or out of reach: then every item is handled as lost.
             logger.warning("Results of a lost batch could not be read", exc_info=True)

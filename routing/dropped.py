@@ -26,6 +26,7 @@ from kombu.serialization import prepare_accept_content
 from routing.admission import check_message
 from routing.amqp import topology_of
 from routing.errors import Dropped
+from routing.outcomes import at_once
 from routing.redis.channel import EngineMixin
 from routing.redis.delivery import NO_MESSAGE
 from routing.redis.exempt import accepted_before
@@ -158,9 +159,9 @@ def finish(app: Any, request: Context, error: Exception) -> None:
     depends = request.chord or request.errbacks or request.chain
     if not stores and not depends:
         return
-    if _has_succeeded(backend, request.id):
-        return
-    with accepted_before():
+    with accepted_before(), at_once():
+        if _has_succeeded(backend, request.id):
+            return
         backend.mark_as_failure(request.id, error, request=request, store_result=stores)
 
 

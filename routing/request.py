@@ -18,6 +18,7 @@ from celery.worker.state import task_ready
 from routing.admission import check_message
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
+from routing.outcomes import at_once
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
@@ -90,9 +91,10 @@ class Request(stock.Request):
         """End it as failed without running it."""
         task_ready(self)
         try:
-            self.task.backend.mark_as_failure(
-                self.id, error, request=self._context, store_result=self.store_errors
-            )
+            with at_once():
+                self.task.backend.mark_as_failure(
+                    self.id, error, request=self._context, store_result=self.store_errors
+                )
         except Exception:
             # Its own arguments cannot be stored with it, or the backend is away. It must not come
             # back all the same, again and again; its dead letter says what became of it.
@@ -171,7 +173,8 @@ class Request(stock.Request):
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self._message.ending = "expired" if expired else "revoked"
         try:
-            super()._announce_revoked(reason, terminated, signum, expired)
+            with at_once():
+                super()._announce_revoked(reason, terminated, signum, expired)
         except Exception:
             # The result backend is away. The task must not run all the same, nor end its worker.
             logger.exception("%s was %s, but that could not be stored", self, reason)

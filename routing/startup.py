@@ -11,6 +11,7 @@ from celery import bootsteps
 from routing.amqp import is_engine_connection, topology_of
 from routing.config import Topology
 from routing.errors import EngineError, TopologyError
+from routing.outcomes import wait_for_results
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class CheckTable(bootsteps.Step):
         if (table := topology_of(parent.app)) is None:
             return
         queues = list(parent.app.amqp.queues.consume_from)
+        wait_for_results(parent.app)
         slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
         try:
             table.check_worker(slots, batch_sizes(parent.app), queues=queues)
