@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tasks.settings import Settings
+from tasks.up import RESTARTS_PER_MINUTE
 from tests.support.wait import eventually
 from tests.tasks.conftest import free_port
 from tests.tasks.processes import Process
@@ -82,6 +85,49 @@ def test_a_process_that_ends_by_itself_ends_the_others_and_is_an_error(up: Proce
     flower.kill()
     assert up.wait() == 1
     eventually(lambda: not up.family(), 30, message=lambda: str(up.family()))
+
+
+def test_a_killed_worker_is_started_again_and_leaves_no_pool_behind(
+    up: Process, flower_port: int
+) -> None:
+    assert "Inspect method" not in up.output  # Flower came after the workers
+    pid = re.search(r"worker\.1 started \(pid=(\d+)\)", up.output)
+    assert pid is not None
+    killed = psutil.Process(int(pid[1]))
+    pool = killed.children()
+    assert len(pool) == 2
+    for process in pool:
+        process.suspend()  # as one that is busy, it does not see that its parent is gone
+    killed.kill()
+    eventually(lambda: not any(p.is_running() for p in pool), 30)
+    started = "worker.1 ended (rc=-9), starts again"
+    eventually(lambda: started in up.output, 30, message=lambda: up.output[-5_000:])
+    ready = lambda: up.output.count(" worker.1@") == 2  # noqa: E731
+    eventually(ready, 60, message=lambda: up.output[-5_000:])
+    flower = Flower(flower_port)
+    eventually(lambda: flower.workers() == {"worker.1", "worker.2"}, 60)
+    assert up.running
+
+
+@pytest.fixture
+def broken(environment: dict[str, str], tmp_path: Path) -> Iterator[Process]:
+    """`make up` with a worker that cannot run."""
+    procfile = tmp_path / "Procfile"
+    procfile.write_text("broker: exec sleep 600\nworker: exit 3\n")
+    arguments = ["tasks.up", "--workers", "1", "--procfile", str(procfile)]
+    with Process(arguments, environment=environment, log=tmp_path / "log") as process:
+        yield process
+
+
+def test_a_worker_that_cannot_run_is_given_up_after_some_starts(broken: Process) -> None:
+    assert broken.wait() == 1
+    assert broken.output.count("worker.1 started") == 1 + RESTARTS_PER_MINUTE
+    assert "giving up" in broken.output
+
+
+def test_ctrl_c_is_heard_while_a_worker_waits_for_its_next_start(broken: Process) -> None:
+    eventually(lambda: "starts again" in broken.output, 30)
+    assert broken.stop(signal.SIGINT) == 0
 
 
 def test_flower_shows_workers_every_item_and_queue_lengths(
