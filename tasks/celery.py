@@ -45,6 +45,8 @@ def create_app(settings: Settings) -> celery.Celery:
         broker_connection_retry_on_startup=True,  # a worker may start before its broker
         broker_connection_max_retries=None,  # and outlasts any outage of it
     )
+    if settings.broker_url is None:
+        created.conf["broker_remedy"] = "start it: make up"  # what our commands say when it is down
     install(created, settings.queues_file)
     return created
 

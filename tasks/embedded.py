@@ -162,18 +162,20 @@ class EmbeddedBroker:
         raise BrokerError(f"a server left behind still uses {self.folder}; end it by hand")
 
     def _choose_url(self) -> str:
-        """The URL of last time, or the same on a free port when another program has its port."""
+        """The URL of last time, moved to the port that is set, or to a free one when it must be."""
         current = url(self.settings)
         parts = urlsplit(current)
-        if _can_bind(parts.port or 0):
+        wanted = parts.port or 0
+        if "embedded_port" in self.settings.model_fields_set:
+            wanted = self.settings.embedded_port
+        port = next((p for p in (wanted, parts.port or 0) if _can_bind(p)), None) or _free_port()
+        if port != wanted:
+            logger.warning("port %s is taken by another program, using %s", wanted, port)
+        if port == parts.port:
             return current
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
         moved = _compose_url(parts.password or "", port)
         path = _url_file(self.settings)
         _write_private(path, moved).replace(path)
-        logger.warning("port %s is taken by another program, using %s", parts.port, port)
         return moved
 
     def _launch(self, binary: Path, url: str, *, files: IO[str]) -> subprocess.Popen[bytes]:
@@ -297,6 +299,13 @@ def _can_bind(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> bool:

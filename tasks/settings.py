@@ -1,7 +1,8 @@
 """Every setting of the platform, read from ``CELERIAC_*`` environment variables.
 
 Each field says what it means, its default and why; ``tasks.celery`` and the commands of this
-package read them once at start. What the queues do is not here but in ``queues_file``.
+package read them once at start. What the queues do is not here but in ``queues_file``. Flower reads
+variables of its own: ``FLOWER_PORT`` (5555) and ``FLOWER_`` with any other option of it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Settings(BaseSettings):
         ge=1,
         le=65535,
         description="TCP port on 127.0.0.1 that the embedded broker tries first; when it is taken, "
-        "any free one. Default 6389: near Redis's own 6379, which a server of the machine may use.",
+        "the one of last time or any free one. When set, a broker that ran elsewhere moves "
+        "there at its next start. Default 6389: near Redis's own 6379, which the machine may use.",
     )
     result_backend: str | None = Field(
         None,

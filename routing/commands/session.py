@@ -62,6 +62,8 @@ def engine_channel(app: Any) -> Iterator[EngineMixin]:
         except BrokenPipeError:
             raise  # the reader of this command's output has left, as `head` does
         except (*LOST, OperationalError) as error:
+            remedy = app.conf.get("broker_remedy")
             raise Unavailable(
                 f"the broker at {connection.as_uri()} does not answer: {error}"
+                + (f"; {remedy}" if remedy else "")
             ) from error

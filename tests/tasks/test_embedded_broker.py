@@ -10,12 +10,14 @@ from contextlib import contextmanager
 import psutil  # type: ignore[import-untyped]
 import pytest
 import redis
+from celery.platforms import EX_UNAVAILABLE
 
 from tasks import embedded
 from tasks.broker import answers, wait_until_answers
 from tasks.embedded import BrokerError, EmbeddedBroker
 from tasks.settings import Settings
 from tests.support.wait import eventually
+from tests.tasks.conftest import free_port
 
 
 @contextmanager
@@ -107,6 +109,43 @@ def test_another_program_on_the_port_moves_it_to_a_free_one(settings: Settings) 
         with EmbeddedBroker(settings):
             assert answers(settings)
             assert f":{settings.embedded_port}/" not in embedded.url(settings)
+
+
+def test_a_port_that_is_set_wins_over_the_one_of_last_time(
+    settings: Settings, broker: EmbeddedBroker
+) -> None:
+    before = embedded.url(settings)
+    broker.stop()
+    moved = Settings(data_dir=settings.data_dir, embedded_port=free_port())
+    with EmbeddedBroker(moved):
+        assert embedded.url(moved) == before.replace(
+            f":{settings.embedded_port}/", f":{moved.embedded_port}/"
+        )
+    unset = Settings(data_dir=settings.data_dir)
+    with EmbeddedBroker(unset):
+        assert f":{moved.embedded_port}/" in embedded.url(unset)
+
+
+def test_a_port_that_is_set_and_taken_leaves_it_where_it_was(
+    settings: Settings, broker: EmbeddedBroker
+) -> None:
+    before = embedded.url(settings)
+    broker.stop()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with EmbeddedBroker(Settings(data_dir=settings.data_dir, embedded_port=taken)):
+            assert embedded.url(settings) == before
+
+
+def test_commands_say_how_to_start_it(environment: dict[str, str]) -> None:
+    arguments = [sys.executable, "-m", "celery", "-A", "tasks", "queues"]
+    found = subprocess.run(
+        arguments, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == EX_UNAVAILABLE
+    assert "start it: make up" in found.stderr
 
 
 def test_a_server_whose_starter_was_killed_is_ended_before_the_next_start(
