@@ -13,6 +13,7 @@ from celery.worker.control import control_command, inspect_command
 
 from routing import checkup as platform_checkup
 from routing import runtime
+from routing.startup import batch_sizes
 
 
 def _holdings(state: Any) -> Any:
@@ -22,8 +23,19 @@ def _holdings(state: Any) -> Any:
 @control_command(args=[("queue", str), ("count", int)], signature="<queue> <count>")
 def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
     """Set the most unfinished messages that a worker may hold from a queue, until it restarts."""
+    holdings = _holdings(state)
+    known = [*holdings.topology.queues, *state.app.amqp.queues.consume_from]
+    if queue not in known:
+        names = ", ".join(map(repr, dict.fromkeys(known)))
+        return {"error": f"no queue {queue!r} here: this worker knows {names}"}
+    for task, max_size in batch_sizes(state.app).items():
+        if count < max_size and queue in holdings.topology.reachable_queues(task):
+            return {
+                "error": f"queue {queue!r}: prefetch must be at least max_size ({max_size}) of "
+                f"batch task {task!r}, got {count}"
+            }
     try:
-        _holdings(state).set_prefetch(queue, int(count))
+        holdings.set_prefetch(queue, int(count))
     except ValueError as error:
         return {"error": str(error)}
     return {"ok": f"prefetch of queue {queue!r} is now {count}"}

@@ -80,11 +80,12 @@ class Drops:
             count, burst.count = burst.count, 0
             burst.last_line = time.monotonic()
         logger.warning(
-            "queue %r is full: %d message%s dropped (overflow = %s); add workers, raise its bound, "
+            "queue %r is full: %d message%s %s (overflow = %s); add workers, raise its bound, "
             "or send less",
             queue,
             count,
             "" if count == 1 else "s",
+            "kept as dead letters" if burst.policy == "dead_letter" else "dropped",
             burst.policy,
             extra={
                 "event": "messages_dropped",

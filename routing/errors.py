@@ -67,6 +67,7 @@ class QueueFull(RoutingError):
         limit: its ``max_length`` (or ``max_bytes``, or ``max_delayed``).
         retry_after: seconds after which trying again is sensible.
         unit: what is counted, "messages", "bytes" or "delayed messages".
+        together: messages that had to be published together, whole or not at all.
     """
 
     def __init__(
@@ -76,17 +77,24 @@ class QueueFull(RoutingError):
         limit: int = 0,
         retry_after: float = 1.0,
         unit: str = "messages",
+        together: int = 1,
     ) -> None:
-        super().__init__(queue, length, limit, retry_after, unit)
+        super().__init__(queue, length, limit, retry_after, unit, together)
         self.queue = queue
         self.length = length
         self.limit = limit
         self.retry_after = retry_after
         self.unit = unit
+        self.together = together
 
     def __str__(self) -> str:
         bounds = {"bytes": "max_bytes", "delayed messages": "max_delayed"}
         bound = bounds.get(self.unit, "max_length")
+        if self.unit != "bytes" and self.together > self.limit:
+            return (
+                f"queue {self.queue!r} takes at most {self.limit} {self.unit}, got {self.together} "
+                f"that go together or not at all: send fewer at once, or raise {bound}"
+            )
         return (
             f"queue {self.queue!r} is full: {self.length} of at most {self.limit} {self.unit} "
             f"wait; try again in about {self.retry_after:.1f} s, add workers, or raise {bound}"
@@ -113,7 +121,8 @@ class MessageTooLarge(RoutingError):
     def __str__(self) -> str:
         return (
             f"queue {self.queue!r} takes messages of at most {self.limit_bytes} bytes, got one of "
-            f"{self.size_bytes}: send a reference to the data, or raise max_message_bytes"
+            f"{self.size_bytes}: send a reference to the data, or raise max_message_bytes (and "
+            "max_bytes)"
         )
 
 
@@ -133,6 +142,8 @@ class Dropped(RoutingError):
         self.policy = policy
 
     def __str__(self) -> str:
+        if self.policy == "dead_letter":
+            return f"not run: queue {self.queue!r} was full; the message is kept as a dead letter"
         return f"dropped: queue {self.queue!r} was full, and its overflow policy is {self.policy!r}"
 
 

@@ -7,6 +7,7 @@ the promises would cost more than the message.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
 from routing.evidence import Evidence, of_error
+from routing.redis.keys import dead_queue
 from routing.redis.message import EngineMessage
+
+logger = logging.getLogger(__name__)
 
 
 def task_handler(consumer: Any) -> Callable[[], Callable[[Any], Any]]:
@@ -67,9 +71,23 @@ def _with_evidence(consumer: Any, refuse: Callable[..., Any], reason: Any) -> Ca
             error = next((one for one in arguments if isinstance(one, Exception)), None)
             message.ending = "rejected"
             message.evidence = _evidence(message, reason, error, worker=consumer.hostname)
+            _say_kept(message, reason)
         return refuse(*arguments)
 
     return refuse_with_evidence
+
+
+def _say_kept(message: EngineMessage, reason: str) -> None:
+    """Say where it is, as Celery's own line says that it is gone."""
+    queue = (message.delivery_info or {}).get("routing_key") or ""
+    if message.channel.runtime.topology.queue(queue).max_dead:
+        logger.error(
+            "queue %r: a message that cannot be run (%s) is kept in queue %r",
+            queue,
+            reason,
+            dead_queue(queue),
+            extra={"event": "message_refused", "reason": reason},
+        )
 
 
 def _evidence(

@@ -107,7 +107,7 @@ class Overflow:
             not bounds.max_bytes or found.size_bytes + size <= bounds.max_bytes
         )
 
-    def full(self, pushed: Pushed, count: int) -> QueueFull:
+    def full(self, pushed: Pushed, count: int, *, together: int = 1) -> QueueFull:
         """Return the error for what was refused of so many messages."""
         refused, waiting = count - pushed.accepted, pushed.length + pushed.accepted
         retry_after = retry_after_seconds(pushed, refused)
@@ -115,7 +115,7 @@ class Overflow:
         is_long = max_length and waiting + refused > max_length
         if is_long and (waiting >= max_length or not (max_bytes and pushed.accepted)):
             unit = "delayed messages" if self.delayed else "messages"
-            return QueueFull(self.queue, waiting, max_length, retry_after, unit)
+            return QueueFull(self.queue, waiting, max_length, retry_after, unit, together)
         return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes")
 
     def check_size(self, text: str | bytes | Delay) -> None:

@@ -131,7 +131,7 @@ class _Publication:
             empty = Pushed(0, 0, found.limit)
             if not overflow.fits(empty, texts) or not patience.wait():
                 refused = channel.push(queue, texts, terms="none", delayed=delayed)
-                raise overflow.full(refused, len(texts))
+                raise overflow.full(refused, len(texts), together=len(texts))
         return "exempt"
 
     def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:
@@ -144,7 +144,7 @@ def _push_whole(channel: Any, lane: Lane, texts: list[str | Delay]) -> None:
     pushed = _push(channel, lane, texts, "whole")
     if pushed.accepted < len(texts):
         overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
-        raise overflow.full(pushed, len(texts))
+        raise overflow.full(pushed, len(texts), together=len(texts))
 
 
 def _push(channel: Any, lane: Lane, texts: list[str | Delay], terms: Terms) -> Pushed:

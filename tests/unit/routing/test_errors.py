@@ -51,3 +51,9 @@ def test_code_that_catches_celerys_and_pythons_errors_keeps_working() -> None:
 def test_the_public_names_exist_and_are_explained_in_the_tour() -> None:
     for name in routing.__all__:
         assert getattr(routing, name).__doc__, name
+
+
+def test_a_group_that_never_fits_is_told_so() -> None:
+    error = errors.QueueFull("q", 0, 3, 1.0, "messages", 5)
+    assert "got 5 that go together or not at all" in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

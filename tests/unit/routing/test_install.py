@@ -416,6 +416,7 @@ def test_prefetch_is_changed_and_shown_by_remote_control(make_app: AppFactory) -
     assert queue_credits(state)["main"] == {"held": 0, "prefetch": 4, "buffered": 0}
     assert queue_prefetch(state, "main", 9) == {"ok": "prefetch of queue 'main' is now 9"}
     assert queue_credits(state)["main"]["prefetch"] == 9
+    assert "this worker knows 'main'" in queue_prefetch(state, "mian", 9)["error"]
     assert "must be at least 1" in queue_prefetch(state, "main", 0)["error"]
     assert {"queue_prefetch", "queue_credits"} <= Panel.meta.keys()
 
