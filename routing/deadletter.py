@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import base64
 import fnmatch
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from routing.errors import RoutingError
 from routing.raw import raw_of
+
+#: Header of a replayed message: when it was first sent, which its new stamp would hide.
+FIRST = "first_sent_ms"
+
+#: What a replay sets in the headers of a message.
+_REPLAY_HEADERS = ("replayed", "retries", "eta", "expires", FIRST)
+
+#: What the engine's scripts write at the end of a text, before its last brace.
+_STAMP = re.compile(rb',"celeriac":\{[^{}]*\}')
+_STAMP_BEGINS = b',"celeriac":{'
 
 
 class NotEditable(RoutingError):
@@ -119,6 +131,7 @@ def parse(queue: str, text: bytes) -> Letter:
     """
     message = _message(text)
     headers, ours = _table(message.get("headers")), _table(message.get("celeriac"))
+    replayed = _number(headers.get("replayed"))
     why, priority = _table(ours.get("dead")), _table(message.get("properties")).get("priority")
     texts = ("reason", "exception", "message", "traceback", "fingerprint", "worker")
     return Letter(
@@ -130,10 +143,10 @@ def parse(queue: str, text: bytes) -> Letter:
         kwargs=str(headers.get("kwargsrepr") or ""),
         attempts=_number(why.get("attempts")),
         deliveries=_number(why.get("deliveries")),
-        replayed=_number(headers.get("replayed")),
+        replayed=replayed,
         priority=_number(priority),
         at_ms=_number(why.get("at")),
-        first_ms=_number(ours.get("at")),
+        first_ms=_number(headers.get(FIRST) if replayed else ours.get("at")),
         **{name: str(why.get(name) or "") for name in texts},
     )
 
@@ -157,7 +170,7 @@ def revived(
     """Return the message that runs a letter's work again in a queue.
 
     Its id stays. It has all of its retries again, and neither a time to start nor to expire, which
-    have passed; the header ``replayed`` counts.
+    have passed; the header ``replayed`` counts, and `FIRST` keeps when it was first sent.
 
     Arguments:
         letter: the letter.
@@ -178,9 +191,45 @@ def revived(
     message.pop("celeriac", None)
     headers = _table(message.get("headers"))
     headers.update(replayed=letter.replayed + 1, retries=0, eta=None, expires=None)
+    headers[FIRST] = letter.first_ms
     if queue != letter.queue:
         _table(_table(message.get("properties")).get("delivery_info"))["routing_key"] = queue
-    return json.dumps(message).encode()
+    try:
+        return json.dumps(message).encode()
+    except RecursionError:
+        if args is not None or kwargs is not None:
+            raise NotEditable("it is nested too deeply to be edited") from None
+        return letter.text  # what can be read but not written goes as it is
+
+
+def contents_of(text: bytes) -> str:
+    """Return what tells a message without an id from others, also when it dies again.
+
+    It is alike for messages that carry the same, which nothing tells apart.
+    """
+    message = _message(text)
+    if (raw := raw_of(message)) is not None:
+        return contents_of(raw)
+    for name in ("celeriac", "properties"):
+        message.pop(name, None)
+    for name in _REPLAY_HEADERS:
+        _table(message.get("headers")).pop(name, None)
+    try:
+        kept = json.dumps(message, sort_keys=True).encode() if message else b""
+    except RecursionError:
+        kept = b""
+    return hashlib.sha1(kept or _unstamped(text), usedforsecurity=False).hexdigest()
+
+
+def _unstamped(text: bytes) -> bytes:
+    """Return what is no message without the stamps of its deliveries, one for each."""
+    text = text.rstrip()
+    if not text.endswith(b"}"):
+        return text
+    end = len(text) - 1
+    while (start := text.rfind(_STAMP_BEGINS, 0, end)) >= 0 and _STAMP.fullmatch(text, start, end):
+        end = start
+    return text[:end] + b"}"
 
 
 def _edit(
@@ -191,13 +240,17 @@ def _edit(
         raise NotEditable("only arguments in plain JSON can be edited")
     try:
         old_args, old_kwargs, embed = json.loads(base64.b64decode(message["body"]))
+        args = old_args if args is None else args
+        kwargs = old_kwargs if kwargs is None else kwargs
+        body = json.dumps([args, kwargs, embed])
+        shown = {"argsrepr": repr(tuple(args)), "kwargsrepr": repr(kwargs)}
+    except RecursionError:
+        # Without its cause, which is a thousand lines about nothing.
+        raise NotEditable("its arguments are nested too deeply to be edited") from None
     except (ValueError, KeyError, TypeError) as error:
         raise NotEditable(f"its arguments cannot be read: {error}") from error
-    args = old_args if args is None else args
-    kwargs = old_kwargs if kwargs is None else kwargs
-    body = json.dumps([args, kwargs, embed])
     message["body"] = base64.b64encode(body.encode()).decode("ascii")
-    headers.update(argsrepr=repr(tuple(args)), kwargsrepr=repr(kwargs))
+    headers.update(shown)
 
 
 def _message(text: bytes) -> dict[str, Any]:
@@ -213,7 +266,10 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _fits(wanted: Sequence[str], value: str) -> bool:
-    return not wanted or any(fnmatch.fnmatchcase(value, pattern) for pattern in wanted)
+    # The same text fits too: an id may look like a glob that does not fit itself.
+    return not wanted or any(
+        value == pattern or fnmatch.fnmatchcase(value, pattern) for pattern in wanted
+    )
 
 
 def _number(value: Any) -> int:

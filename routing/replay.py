@@ -8,11 +8,12 @@ than a share of what was replayed is back, the rest stays where it is.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from routing.deadletter import Letter, revived
+from routing.deadletter import Letter, contents_of, revived
 from routing.redis.graves import Graves, Move
 
 #: Letters of the first wave: enough to tell one unlucky message from a broken world.
@@ -69,10 +70,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Replayed:
-    """What came of it: the ids that were replayed, those that died again, why it ended early."""
+    """What came of it: what was replayed, the letters that died again, why it ended early.
 
-    ids: set[str] = field(default_factory=set)
-    died: dict[str, Letter] = field(default_factory=dict)
+    `marks` counts what was replayed by id, or by its contents where there is no id; of so many
+    alike, the newest dead ones are those that died again.
+    """
+
+    marks: Counter[str] = field(default_factory=Counter)
+    died: dict[tuple[str, int], Letter] = field(default_factory=dict)
     count: int = 0
     stopped: str = ""
 
@@ -146,17 +151,21 @@ class Replay:
             gone = self._graves.move([Move(letter, text)], to=to)
             moved += len(gone)
             self._looked_at.update((letter.queue, to))
-            self._done.ids.update(one.id for one in gone if one.id)
+            if gone:
+                self._done.marks[letter.id or contents_of(text)] += 1
         self._done.count += moved
         return moved
 
     def _look(self, started_ms: int, *, at_most: int) -> None:
+        seen: Counter[str] = Counter()
         for queue in self._looked_at:
             for position, letter in enumerate(self._graves.newest(queue)):
                 if letter.at_ms < started_ms or position >= at_most:
                     break
-                if letter.id in self._done.ids:
-                    self._done.died[letter.id] = letter
+                mark = letter.id or contents_of(letter.text)
+                seen[mark] += 1
+                if seen[mark] <= self._done.marks[mark]:
+                    self._done.died[mark, seen[mark]] = letter
         died, count = len(self._done.died), self._done.count
         if count and died / count > self._plan.stop_at:
             last = next(reversed(self._done.died.values()))

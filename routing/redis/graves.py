@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +76,7 @@ class Graves:
         # redis-py's types allow for asynchronous and decoded replies, which this one never gives.
         self._client: Any = client
         self._verbs = verbs
-        self._lot = FIRST_LOT
+        self._lot: defaultdict[str, int] = defaultdict(lambda: FIRST_LOT)
 
     def count(self, queue: str) -> int:
         """Return how many dead letters a queue has."""
@@ -89,15 +91,30 @@ class Graves:
     def newest(self, queue: str) -> Iterator[Letter]:
         """Yield the dead letters of a queue, the newest first."""
         start = 0
-        while letters := self._read(queue, start, start + self._lot - 1):
+        while letters := self._read(queue, start, start + self._lot[queue] - 1):
             yield from letters
             start += len(letters)
+
+    def newest_of(self, queues: Iterable[str]) -> Iterator[Letter]:
+        """Yield the dead letters of several queues, the newest of all first."""
+        merged = heapq.merge(*map(self._dated, queues), key=lambda dated: dated[0], reverse=True)
+        return (letter for _, letter in merged)
+
+    def _dated(self, queue: str) -> Iterator[tuple[float, Letter]]:
+        """Yield the letters of a queue with times that never rise.
+
+        A letter that does not say when it died must not keep those after it back.
+        """
+        at_ms = float("inf")
+        for letter in self.newest(queue):
+            at_ms = min(at_ms, letter.at_ms or at_ms)
+            yield at_ms, letter
 
     def walk(self, queue: str, wanted: Callable[[Letter], bool]) -> Walk:
         """Return a way through the letters of a queue that are wanted, the oldest first."""
 
         def read(skip: int) -> list[Letter]:
-            return self._read(queue, -skip - self._lot, -skip - 1)[::-1]
+            return self._read(queue, -skip - self._lot[queue], -skip - 1)[::-1]
 
         return Walk(read, wanted)
 
@@ -105,7 +122,7 @@ class Graves:
         texts = self._client.lrange(self._verbs.keys.dead(queue), first, last)
         # No more next time than fits when all are as big as the biggest.
         biggest = max(map(len, texts), default=0) or 1
-        self._lot = max(1, min(AT_MOST, 4 * self._lot, BYTES_AT_MOST // biggest))
+        self._lot[queue] = max(1, min(AT_MOST, 4 * self._lot[queue], BYTES_AT_MOST // biggest))
         return [parse(queue, text) for text in texts]
 
     def move(self, moves: Sequence[Move], *, to: str) -> list[Letter]:

@@ -9,7 +9,7 @@ from routing.deadletter import Letter, revived
 from routing.evidence import Evidence
 from routing.redis.graves import Graves, Move
 from routing.redis.records import Burial
-from tests.support.messages import id_of, ids_of, numbered
+from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import Rig
 
 WHY = Evidence(reason="failed", exception="ValueError")
@@ -44,6 +44,19 @@ def test_letters_are_read_from_both_ends(rig: Rig, graves: Graves) -> None:
     assert walk.next(3) == []
 
 
+def test_the_newest_of_several_queues_come_first(rig: Rig, graves: Graves) -> None:
+    def put(queue: str, **times: int) -> None:
+        for name, at_ms in times.items():
+            why = f',"celeriac":{{"dead":{{"at":{at_ms}}}}}}}'
+            text = task_message(queue=queue, message_id=name)[:-1] + why
+            rig.client.lpush(f"{rig.verbs.keys.dead(queue)}", text)
+
+    put("q", a=10, c=30, unknown=0, e=50)
+    put("other", b=20, d=40)
+    found = [one.id for one in graves.newest_of(["q", "other"])]
+    assert found == ["e", "unknown", "d", "c", "b", "a"]
+
+
 def test_a_walk_misses_nothing_when_letters_are_taken_out_on_the_way(
     rig: Rig, graves: Graves
 ) -> None:
@@ -75,9 +88,11 @@ def test_a_replayed_message_is_the_one_that_was_sent(rig: Rig, graves: Graves) -
     replay(graves, all_letters(graves))
     after = json.loads(rig.broker.texts("q")[0])
     assert after["celeriac"].keys() == {"at"}
-    assert after["celeriac"]["at"] >= before.pop("celeriac")["at"]
+    sent_ms = before.pop("celeriac")["at"]
+    assert after["celeriac"]["at"] >= sent_ms
     del after["celeriac"]
     assert after["headers"].pop("replayed") == 1
+    assert after["headers"].pop("first_sent_ms") == sent_ms
     for spent in ("retries", "eta", "expires"):
         after["headers"].pop(spent)
     assert after == before

@@ -11,6 +11,7 @@ from routing.deadletter import Filter
 from routing.redis.channel import EngineMixin
 from routing.redis.graves import Graves
 from routing.replay import Plan, Replay, Replayed
+from tests.support.messages import task_message
 from tests.support.servers import Server
 from tests.support.station import Station, station
 from tests.support.wait import eventually
@@ -60,6 +61,17 @@ def test_as_long_as_it_is_not_the_first_wave_is_all_that_runs(at: Station) -> No
     dead = [letter["headers"] for letter in at.broker.dead("default")]
     assert {headers["id"] for headers in dead} >= set(ids)
     assert [headers.get("replayed") for headers in dead[-10:]] == [1] * 10
+
+
+@pytest.mark.parametrize("text", ["{broken}", task_message("tests.none", headers={"id": None})])
+def test_what_has_no_id_is_noticed_too_when_it_dies_again(at: Station, text: str) -> None:
+    at.broker.client.delete(at.broker.key("default.dead"))
+    with at.app.connection_for_write() as connection:
+        connection.default_channel.push("default", [text] * 3)
+    eventually(lambda: at.broker.length("default.dead") == 3)
+    done = replay(at, [""])
+    assert done.count == 3
+    assert "died again" in done.stopped
 
 
 def test_a_worker_that_goes_leaves_no_dead_letter_behind(at: Station) -> None:

@@ -3,13 +3,22 @@ from __future__ import annotations
 import json
 import pickle
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.deadletter import Filter, Letter, NotEditable, grouped, parse, revived
+from routing.deadletter import (
+    Filter,
+    Letter,
+    NotEditable,
+    contents_of,
+    grouped,
+    parse,
+    revived,
+)
 from routing.errors import DeadLetter
 from routing.evidence import MESSAGE_AT_MOST, TRACEBACK_AT_MOST, Evidence, fingerprint_of, of_error
 from routing.raw import raw_of, wrap
@@ -139,6 +148,56 @@ def test_replays_are_counted() -> None:
     letter = parse("q", dead_text(Evidence(reason="failed"), headers={"replayed": 2}))
     assert letter.replayed == 2
     assert json.loads(revived(letter, queue="q"))["headers"]["replayed"] == 3
+
+
+def test_a_replayed_message_still_says_when_it_was_first_sent() -> None:
+    text = dead_text(Evidence(reason="failed"))
+    for _ in range(2):
+        letter = parse("q", text)
+        assert letter.first_ms == 1000
+        again = revived(letter, queue="q")[:-1].decode()
+        text = f'{again},"celeriac":{{"at":1500,"dead":{{"at":1600}}}}}}'.encode()
+
+
+def test_a_replay_is_not_taken_for_the_first_time_when_that_is_unknown() -> None:
+    assert parse("q", dead_text(Evidence(reason="failed"), headers={"replayed": 1})).first_ms == 0
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"\xff no message", b"{broken}", b'{"valid": "but no message"}', b"[1]", b"", b"[" * 100_000],
+)
+def test_an_entry_that_was_no_message_is_known_again_when_it_dies_again(raw: bytes) -> None:
+    stamps = b',"celeriac":{"at":1},"celeriac":{"at":2,"redelivered":true}}'
+    stamped = raw[:-1] + stamps if raw[-1:] == b"}" else raw
+    first, second = (parse("q", wrap(entry, queue="q").encode()) for entry in (raw, stamped))
+    again = contents_of(revived(first, queue="q"))
+    assert contents_of(first.text) == contents_of(second.text) == again
+    assert again != contents_of(b"another")
+
+
+def test_a_message_without_an_id_is_known_again_by_what_it_carries() -> None:
+    letter = parse("q", dead_text(Evidence(reason="failed"), args=(1,), headers={"id": None}))
+    edited = revived(letter, queue="other", args=[2])
+    assert contents_of(revived(letter, queue="q")) == contents_of(letter.text)
+    assert contents_of(edited) != contents_of(letter.text)
+    assert contents_of(edited) == contents_of(revived(parse("other", edited), queue="q"))
+
+
+def test_an_id_that_looks_like_a_glob_fits_itself() -> None:
+    assert Filter(ids=["[x"])(Letter(queue="q", text=b"", id="[x"))
+    assert Filter(ids=["a[b]"])(Letter(queue="q", text=b"", id="a[b]"))
+
+
+@pytest.mark.parametrize("edit", [{"args": [1]}, {"kwargs": {"a": 1}}])
+def test_arguments_that_are_nested_too_deeply_are_not_edited(edit: Any) -> None:
+    for depth in (*range(900, 1_000), 100_000):
+        body = f"[[{'[' * depth}{']' * depth}], {{}}, {{}}]"
+        letter = parse("q", dead_text(Evidence(reason="failed"), body=body))
+        with suppress(NotEditable):
+            assert revived(letter, queue="q", **edit)
+    with pytest.raises(NotEditable, match="nested too deeply"):
+        revived(letter, queue="q", **edit)
 
 
 def test_an_entry_that_was_no_message_is_revived_as_it_was() -> None:
