@@ -4,75 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, get_args
+from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
+from celery.bin.base import CeleryCommand, handle_preload_options
 
-from routing.commands.letters import count_of, full_text, groups_text, letter_lines
-from routing.commands.session import Unavailable, engine_channel, table_of
+from routing.commands.chosen import (
+    ALL,
+    DRY_RUN,
+    JSON,
+    Chosen,
+    check_queue,
+    choose,
+    filtered,
+    option,
+)
+from routing.commands.letters import count_of, full_text, groups_text, handle_of, letter_lines
+from routing.commands.session import Unavailable
 from routing.commands.table import terminal_width
-from routing.commands.values import Moment, json_list, json_object, when
+from routing.commands.values import json_list, json_object
 from routing.deadletter import Filter, Letter, NotEditable, grouped
-from routing.evidence import Reason
-from routing.problems import close_to
-from routing.redis.graves import AT_MOST, Graves, Move
+from routing.redis.graves import AT_MOST, Move
 from routing.replay import Plan, Replay, Replayed
-
-_GROUP = "Dead Letter Options"
 
 #: Exit status of a replay that stopped because messages died again.
 STOPPED = 1
 
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The letters that a command's filters mean."""
-
-    graves: Graves
-    queues: list[str]
-    wanted: Filter
-    now_ms: int
-
-    def newest(self) -> Iterator[Letter]:
-        """Yield them, the newest of each queue first."""
-        for queue in self.queues:
-            yield from filter(self.wanted, self.graves.newest(queue))
-
-
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """Return a decorator for an option of these commands."""
-    return click.option(*names, cls=CeleryOption, help_group=_GROUP, **settings)
-
-
-_FILTERS = (
-    option("-Q", "--queue", "queues", multiple=True, help="Of this queue. May be repeated."),
-    option("--task", "tasks", multiple=True, help="Of this task, or glob such as 'shop.*'."),
-    option("--exception", "exceptions", multiple=True, help="With this exception, or glob."),
-    option("--fingerprint", "fingerprints", multiple=True, help="Of this group."),
-    option(
-        "--reason",
-        "reasons",
-        multiple=True,
-        type=click.Choice(get_args(Reason)),
-        help="Dead for this reason.",
-    ),
-    option("--id", "ids", multiple=True, help="With this task id."),
-    option("--since", type=when, metavar="WHEN", help="Dead since: 2h, 3d, or 2026-01-31T12:00."),
-    option("--until", type=when, metavar="WHEN", help="Dead until."),
-)
-_JSON = option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
-_ALL = option("--all", "all_of_them", is_flag=True, help="Without any filter: all dead letters.")
-_DRY_RUN = option("--dry-run", is_flag=True, help="Only say which ones it would be.")
-
-
-def _filters(command: Any) -> Any:
-    return reduce(lambda decorated, add: add(decorated), reversed(_FILTERS), command)
+#: Exit status when no letter has the ids that were given.
+NOTHING = 1
 
 
 @click.group(name="deadletter")
@@ -86,33 +47,35 @@ def deadletter(ctx: click.Context) -> None:
 
 
 @deadletter.command(name="list", cls=CeleryCommand)
-@_filters
+@filtered
 @option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="Show so many.")
-@_JSON
+@JSON
 @click.pass_context
 @handle_preload_options
 def list_(ctx: click.Context, limit: int, as_json: bool, **filters: Any) -> None:
     """Show dead letters, the newest first."""
-    with _chosen(ctx, **filters) as chosen:
-        letters = chosen.newest()
+    with choose(ctx, **filters) as chosen:
+        letters, is_empty = chosen.newest(), True
         for letter in islice(letters, limit):
+            is_empty = False
             if as_json:
                 click.echo(json.dumps(letter.as_json()))
             else:
                 lines = letter_lines(letter, now_ms=chosen.now_ms, width=terminal_width())
                 click.echo("\n".join(lines))
-        if rest := sum(1 for _ in letters):
-            click.echo(f"and {count_of(rest)} more; show more with --limit", err=True)
+        if is_empty and not as_json:
+            click.echo("no dead letters")
+        _tell_rest(ctx, letters)
 
 
 @deadletter.command(cls=CeleryCommand)
-@_filters
-@_JSON
+@filtered
+@JSON
 @click.pass_context
 @handle_preload_options
 def groups(ctx: click.Context, as_json: bool, **filters: Any) -> None:
     """Count dead letters by what probably has one cause, the most frequent first."""
-    with _chosen(ctx, **filters) as chosen:
+    with choose(ctx, **filters) as chosen:
         found = grouped(chosen.newest())
     if as_json:
         for group in found:
@@ -124,32 +87,47 @@ def groups(ctx: click.Context, as_json: bool, **filters: Any) -> None:
 
 
 @deadletter.command(cls=CeleryCommand)
-@click.argument("task_id")
-@option("-Q", "--queue", "queues", multiple=True, help="Look only in this queue.")
+@click.argument("task_id", required=False)
+@filtered
+@option("--limit", default=10, show_default=True, type=click.IntRange(min=1), help="Show so many.")
 @option("--raw", is_flag=True, help="Print the message as the broker holds it.")
-@_JSON
+@JSON
 @click.pass_context
 @handle_preload_options
 def show(
-    ctx: click.Context, task_id: str, queues: Sequence[str], raw: bool, as_json: bool, **_: Any
+    ctx: click.Context,
+    task_id: str | None,
+    limit: int,
+    raw: bool,
+    as_json: bool,
+    **filters: Any,
 ) -> None:
-    """Show everything that is known about one dead letter."""
-    with _chosen(ctx, queues=queues, ids=(task_id,)) as chosen:
-        letters = list(chosen.newest())
-    if not letters:
-        raise click.ClickException(f"no dead letter has the id {task_id}")
-    for letter in letters:
-        if raw:
-            click.echo(letter.text)
-        elif as_json:
-            click.echo(json.dumps(letter.as_json()))
-        else:
-            click.echo(full_text(letter, now_ms=chosen.now_ms))
+    """Show everything that is known about one dead letter, or about those that fit the filters.
+
+    A letter without an id is found by its --fingerprint.
+    """
+    if task_id is not None:
+        filters["ids"] = (*filters["ids"], task_id)
+    if not _has_filter(filters):
+        raise click.UsageError("say which one: its id, or a filter such as --fingerprint")
+    with choose(ctx, **filters) as chosen:
+        letters, shown = chosen.newest(), 0
+        for shown, letter in enumerate(islice(letters, limit), start=1):
+            if raw:
+                click.echo(letter.text)
+            elif as_json:
+                click.echo(json.dumps(letter.as_json()))
+            else:
+                space = "\n" if shown > 1 else ""
+                click.echo(space + full_text(letter, now_ms=chosen.now_ms))
+        _tell_rest(ctx, letters)
+    if not shown:
+        raise click.ClickException(_nothing(ctx, filters["ids"]))
 
 
 @deadletter.command(cls=CeleryCommand)
-@_filters
-@_ALL
+@filtered
+@ALL
 @option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
 @option("--max", "most", type=click.IntRange(min=1), help="At most so many.")
 @option(
@@ -166,8 +144,8 @@ def show(
 @option(
     "--kwargs", type=json_object, metavar="JSON", help="Other keyword arguments, for one message."
 )
-@_DRY_RUN
-@_JSON
+@DRY_RUN
+@JSON
 @click.pass_context
 @handle_preload_options
 def replay(
@@ -190,11 +168,11 @@ def replay(
     """
     _need_filter(filters, all_of_them)
     if to is not None:
-        _check_queue(ctx, to)
+        check_queue(ctx, to)
     plan = Plan(rate=rate, most=most, stop_at=stop_at / 100, to=to, args=args, kwargs=kwargs)
-    with _chosen(ctx, **filters) as chosen:
+    with choose(ctx, **filters) as chosen:
         if args is not None or kwargs is not None:
-            _need_one(chosen)
+            _need_one(ctx, chosen)
         if dry_run:
             _tell(ctx, chosen, "replay", as_json=as_json, most=most)
             return
@@ -204,15 +182,16 @@ def replay(
         try:
             done = run.run(chosen.queues, chosen.wanted)
         except NotEditable as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(f"{error}; the letter stays where it is") from error
     _conclude(ctx, done, as_json=as_json)
+    _check_found(ctx, done.count, filters["ids"])
 
 
 @deadletter.command(cls=CeleryCommand)
-@_filters
-@_ALL
-@_DRY_RUN
-@_JSON
+@filtered
+@ALL
+@DRY_RUN
+@JSON
 @click.pass_context
 @handle_preload_options
 def purge(
@@ -220,7 +199,7 @@ def purge(
 ) -> None:
     """Drop dead letters for good; the ledger counts them."""
     _need_filter(filters, all_of_them)
-    with _chosen(ctx, **filters) as chosen:
+    with choose(ctx, **filters) as chosen:
         if dry_run:
             _tell(ctx, chosen, "purge", as_json=as_json)
             return
@@ -232,51 +211,22 @@ def purge(
                 walk.taken(gone)
                 dropped += gone
     click.echo(json.dumps({"purged": dropped}) if as_json else f"purged {count_of(dropped)}")
-
-
-@contextmanager
-def _chosen(
-    ctx: click.Context,
-    *,
-    queues: Sequence[str] = (),
-    since: Moment | None = None,
-    until: Moment | None = None,
-    **fields: Sequence[str],
-) -> Iterator[Chosen]:
-    names = [name.removesuffix(".dead") for name in queues]
-    for name in names:
-        _check_queue(ctx, name)
-    with engine_channel(ctx.obj.app) as channel:
-        graves = Graves(channel.plain_client, channel.verbs)
-        now_ms = graves.now_ms()
-        known = {name: tuple(fields[name]) for name in fields if name in Filter.__slots__}
-        wanted = Filter(
-            since_ms=since(now_ms) if since else None,
-            until_ms=until(now_ms) if until else None,
-            **known,
-        )
-        every = list(table_of(ctx.obj.app).queues)
-        yield Chosen(graves, names or every, wanted, now_ms)
-
-
-def _check_queue(ctx: click.Context, name: str) -> None:
-    known = list(table_of(ctx.obj.app).queues)
-    if name not in known:
-        meant = close_to(name, known)
-        hint = f", did you mean {meant!r}?" if meant else f"; it has {', '.join(known)}"
-        raise click.BadParameter(f"{name!r} is no queue of the table{hint}")
+    _check_found(ctx, dropped, filters["ids"])
 
 
 def _need_filter(filters: dict[str, Any], all_of_them: bool) -> None:
-    if not all_of_them and not any(filters.get(name) for name in (*Filter.__slots__, *_MORE)):
+    if not all_of_them and not _has_filter(filters):
         raise click.UsageError("say which ones, with a filter such as --queue, or --all")
 
 
-_MORE = ("queues", "since", "until")
+def _has_filter(filters: dict[str, Any]) -> bool:
+    return any(filters.get(name) for name in (*Filter.__slots__, "queues", "since", "until"))
 
 
-def _need_one(chosen: Chosen) -> None:
+def _need_one(ctx: click.Context, chosen: Chosen) -> None:
     found = list(islice(chosen.newest(), 2))
+    if not found and chosen.wanted.ids:
+        raise click.ClickException(_nothing(ctx, chosen.wanted.ids))
     if len(found) != 1:
         number = "none" if not found else "several"
         raise click.UsageError(
@@ -285,17 +235,47 @@ def _need_one(chosen: Chosen) -> None:
 
 
 def _tell(
-    ctx: click.Context, chosen: Chosen, verb: str, *, as_json: bool, most: int | None = None
+    ctx: click.Context,
+    chosen: Chosen,
+    verb: str,
+    *,
+    as_json: bool,
+    most: int | None = None,
 ) -> None:
-    found = grouped(chosen.newest())
+    """Say which letters it would be: with a limit, those that it would come to first."""
+    found = grouped(chosen.newest() if most is None else islice(chosen.oldest(), most))
     count = sum(group.count for group in found)
-    count = count if most is None else min(count, most)
     if as_json:
         click.echo(json.dumps({f"would_{verb}": count}))
-        return
-    click.echo(f"would {verb} {count_of(count)}{':' if found else ''}")
-    if found:
-        click.echo(groups_text(found, now_ms=chosen.now_ms, width=terminal_width()))
+    else:
+        click.echo(f"would {verb} {count_of(count)}{':' if found else ''}")
+        if found:
+            click.echo(groups_text(found, now_ms=chosen.now_ms, width=terminal_width()))
+    _check_found(ctx, count, chosen.wanted.ids)
+
+
+def _tell_rest(ctx: click.Context, letters: Iterable[Letter]) -> None:
+    if rest := sum(1 for _ in letters):
+        more = f"and {count_of(rest, more=True)}; show more with --limit"
+        click.echo(f"{more}, or count them: {_command(ctx, 'groups')}", err=True)
+
+
+def _check_found(ctx: click.Context, count: int, ids: Sequence[str]) -> None:
+    if not count and ids:
+        click.echo(_nothing(ctx, ids), err=True)
+        ctx.exit(NOTHING)
+
+
+def _nothing(ctx: click.Context, ids: Sequence[str]) -> str:
+    what = f"has the id {' or '.join(ids)}" if ids else "fits"
+    return f"no dead letter {what}; look at all: {_command(ctx, 'list')}"
+
+
+def _command(ctx: click.Context, verb: str) -> str:
+    """Return the command line of another of these commands, for the app of this one."""
+    app = ctx.find_root().params.get("app")
+    of = f"-A {app} " if isinstance(app, str) else ""
+    return f"celery {of}deadletter {verb}"
 
 
 def _forgetting(app: Any) -> Callable[[str], None]:
@@ -335,4 +315,6 @@ def _conclude(ctx: click.Context, done: Replayed, *, as_json: bool) -> None:
         click.echo(f"replayed {count_of(done.count)}{again}")
     if done.stopped:
         click.echo(f"stopped: {done.stopped}", err=True)
+        last = next(reversed(done.died.values()))
+        click.echo(f"look at it: {_command(ctx, 'show')} {handle_of(last)}", err=True)
         ctx.exit(STOPPED)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from routing.commands.table import age
 from routing.deadletter import Group, Letter
+from routing.evidence import TRACEBACK_AT_MOST
 
 
 def letter_lines(letter: Letter, *, now_ms: int, width: int) -> Iterator[str]:
@@ -17,7 +19,7 @@ def letter_lines(letter: Letter, *, now_ms: int, width: int) -> Iterator[str]:
         details.append(f"{letter.attempts} attempts")
     if letter.replayed:
         details.append(f"replayed {letter.replayed}x")
-    yield f"{letter.id or 'no id':<36}  {'  '.join(details)}"
+    yield f"{handle_of(letter):<36}  {'  '.join(details)}"
     yield _cut(f"    {_why(letter)}", width)
 
 
@@ -28,7 +30,8 @@ def group_lines(group: Group, *, now_ms: int, width: int) -> Iterator[str]:
     yield f"{group.count:>8,}  {group.queue}  {group.task or 'no task'}  {when}"
     what = f"{group.reason or 'no evidence'}  {group.exception}: {group.message}".rstrip(": ")
     yield _cut(f"{'':8}  {_one_line(what)}", width)
-    yield f"{'':8}  --fingerprint {group.fingerprint or '-'}  for example {group.id or 'no id'}"
+    example = f"  for example {group.id}" if group.id else ""
+    yield f"{'':8}  {_fingerprint(group.fingerprint)}{example}"
 
 
 def full_text(letter: Letter, *, now_ms: int) -> str:
@@ -52,17 +55,22 @@ def full_text(letter: Letter, *, now_ms: int) -> str:
     }
     lines = [f"{name:<12} {value}" for name, value in rows.items() if value]
     if letter.traceback:
-        lines += ["", textwrap.indent(letter.traceback.rstrip(), "    ")]
+        lines += ["", textwrap.indent(_traceback(letter), "    ")]
     return "\n".join(lines)
 
 
-def count_of(count: int) -> str:
+def handle_of(letter: Letter) -> str:
+    """Return what ``show`` takes to find a letter: its id, or the group of one that has none."""
+    return letter.id or _fingerprint(letter.fingerprint)
+
+
+def count_of(count: int, *, more: bool = False) -> str:
     """Return a number of letters in words.
 
-    >>> count_of(1), count_of(8255)
-    ('1 dead letter', '8,255 dead letters')
+    >>> count_of(1), count_of(8255), count_of(16, more=True)
+    ('1 dead letter', '8,255 dead letters', '16 more dead letters')
     """
-    return f"{count:,} dead letter{'' if count == 1 else 's'}"
+    return f"{count:,} {'more ' if more else ''}dead letter{'' if count == 1 else 's'}"
 
 
 def groups_text(groups: Sequence[Group], *, now_ms: int, width: int) -> str:
@@ -70,6 +78,19 @@ def groups_text(groups: Sequence[Group], *, now_ms: int, width: int) -> str:
     return "\n\n".join(
         "\n".join(group_lines(group, now_ms=now_ms, width=width)) for group in groups
     )
+
+
+def _fingerprint(fingerprint: str) -> str:
+    return f"--fingerprint {shlex.quote(fingerprint)}"
+
+
+def _traceback(letter: Letter) -> str:
+    """Return the traceback; one whose beginning is cut off begins with a whole line."""
+    text = letter.traceback.rstrip()
+    if len(letter.traceback) < TRACEBACK_AT_MOST or text.startswith("Traceback ("):
+        return text
+    _, _, whole_lines = text.partition("\n")
+    return f"...\n{whole_lines or text}"
 
 
 def _why(letter: Letter) -> str:
@@ -92,4 +113,7 @@ def _ago(at_ms: int, now_ms: int) -> str:
 def _clock(at_ms: int) -> str:
     if not at_ms:
         return "at an unknown time"
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "at an unknown time"  # a message may say anything
