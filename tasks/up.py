@@ -51,7 +51,8 @@ class MainProcessOnly(ProcessManager):
 class GroupLeader(honcho.process.Popen):
     """The main process of a line; when it ends, what it has left in its group is ended too.
 
-    The pool of a killed worker may outlive it, and would hold the line's output open.
+    On Linux the pool of a killed worker ends with it, elsewhere it may not; what its tasks have
+    started outlives it everywhere. Each would hold the line's output open.
     """
 
     def __init__(self, command: str, **kwargs: Any) -> None:

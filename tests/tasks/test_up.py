@@ -96,8 +96,6 @@ def test_a_killed_worker_is_started_again_and_leaves_no_pool_behind(
     killed = psutil.Process(int(pid[1]))
     pool = killed.children()
     assert len(pool) == 2
-    for process in pool:
-        process.suspend()  # as one that is busy, it does not see that its parent is gone
     killed.kill()
     eventually(lambda: not any(p.is_running() for p in pool), 30)
     started = "worker.1 ended (rc=-9), starts again"
@@ -111,9 +109,9 @@ def test_a_killed_worker_is_started_again_and_leaves_no_pool_behind(
 
 @pytest.fixture
 def broken(environment: dict[str, str], tmp_path: Path) -> Iterator[Process]:
-    """`make up` with a worker that cannot run."""
+    """`make up` with a worker that cannot run, and leaves a process that holds its output."""
     procfile = tmp_path / "Procfile"
-    procfile.write_text("broker: exec sleep 600\nworker: exit 3\n")
+    procfile.write_text("broker: exec sleep 600\nworker: sleep 601 & exit 3\n")
     arguments = ["tasks.up", "--workers", "1", "--procfile", str(procfile)]
     with Process(arguments, environment=environment, log=tmp_path / "log") as process:
         yield process
