@@ -19,7 +19,7 @@ up: $(VENV)/run.stamp ## Run broker, two workers and Flower (http://127.0.0.1:55
 	@$(PY) -m tasks.up
 
 test: $(VENV)/dev.stamp ## Run all tests
-	@$(PY) -m pytest -q -n 2 --dist loadfile --durations 15
+	@$(PY) -m pytest -q -n 3 --dist loadfile --durations 10
 
 check: $(VENV)/dev.stamp ## Format, lint, types, import direction, script headers
 	@$(PY) -m ruff format --quiet --check .
