@@ -235,8 +235,9 @@ def test_a_cold_shutdown_gives_everything_back(
         at.worker.wait()
         assert at.broker.holds_nothing()
         texts = at.broker.texts("bulk")
-        # What is killed may go back before what waits behind it does, and is overtaken then.
-        assert sorted([*at.traces.counts(), *ids_of(texts)]) == names
+        found = [*at.traces.counts(), *ids_of(texts)]
+        # Under gevent what was killed can go back before what waits behind it, which overtakes it.
+        assert (sorted(found) if pool == "gevent" else found) == names
         begun = [i for text, i in zip(texts, ids_of(texts), strict=True) if "redelivered" in text]
         assert begun == (names[:1] if texts and names[0] in ids_of(texts) else [])
         assert not at.broker.names("celeriac:deliveries"), "ending early is nobody's fault"
