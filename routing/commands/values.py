@@ -55,5 +55,5 @@ def json_object(text: str) -> dict[str, Any]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{text[:200]!r} is not JSON: {error}") from None
