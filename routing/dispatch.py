@@ -21,7 +21,7 @@ from routing.errors import EngineError
 from routing.intake import task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
-from routing.redis.delivery import LOST
+from routing.redis.faults import LOST
 from routing.redis.holdings import Holdings
 from routing.redis.leases import keep_leases
 from routing.redis.records import Mark, State

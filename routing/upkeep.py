@@ -19,8 +19,7 @@ from kombu.exceptions import OperationalError
 
 from routing.dispatch import Dispatcher
 from routing.redis.channel import EngineMixin
-from routing.redis.delivery import LOST
-from routing.redis.scripts import REFUSED
+from routing.redis.faults import ANY_FAULT, LOST
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class _Runner:
             job.run(channel)
         except LOST:
             raise
-        except REFUSED as error:
+        except ANY_FAULT as error:
             logger.warning(
                 "%s: the broker refused: %s",
                 type(job).__name__,

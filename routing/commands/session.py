@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from routing.amqp import topology_of
 from routing.config import Topology
 from routing.redis.channel import EngineMixin
-from routing.redis.delivery import LOST
+from routing.redis.faults import LOST
 
 
 class Unavailable(click.ClickException):

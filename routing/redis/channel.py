@@ -17,11 +17,11 @@ from kombu.transport import redis as stock
 from routing.evidence import Evidence
 from routing.redis.aliases import stock_url
 from routing.redis.courier import Courier
+from routing.redis.faults import ANY_FAULT
 from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.publishing import Publishing
 from routing.redis.records import Mark
-from routing.redis.scripts import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class EngineMixin(Publishing):
             return
         try:
             self.verbs.renew(self.plain_client, holdings.keeper.hostname, holdings.started(tags))
-        except REFUSED as error:
+        except ANY_FAULT as error:
             logger.debug("starts are reported with the next renewal: %s", error)
 
     def end_all(self, endings: Sequence[tuple[str, str]]) -> None:

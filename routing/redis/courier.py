@@ -22,7 +22,8 @@ from redis import exceptions
 from routing.credit import SETTLE_SECONDS, Room, should_call
 from routing.redis.alarm import Alarm
 from routing.redis.clocks import boot_seconds
-from routing.redis.delivery import LOST, Delivery
+from routing.redis.delivery import Delivery
+from routing.redis.faults import LOST
 from routing.redis.flusher import Flusher
 from routing.redis.inbox import Inbox
 from routing.redis.records import FETCH_BYTES, Fetch, Settlement

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import KombuError
-from redis import exceptions
 
 from routing.evidence import Evidence, of_error
 from routing.raw import wrap
 from routing.redis.delays import eta_of, in_ms
+from routing.redis.faults import LOST
 from routing.redis.keys import dead_queue
 from routing.redis.records import UNCHARGED, Charges, Mark, State
 from routing.redis.verbs import Arrival
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a lost connection raises, as opposed to a message that is none.
-LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 
 #: What Celery and kombu raise on a message that is none: fields missing, or of another type.
 NO_MESSAGE = (

@@ -19,7 +19,7 @@ import redis
 from redis import exceptions
 
 from routing.redis.clocks import boot_seconds
-from routing.redis.delivery import LOST
+from routing.redis.faults import LOST
 from routing.redis.native import Signal, start_thread
 from routing.redis.records import Fetch
 

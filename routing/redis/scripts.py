@@ -19,6 +19,7 @@ import redis
 from redis import exceptions
 
 from routing.errors import ScriptError
+from routing.redis.faults import Fault, fault_of
 
 _SECTION = re.compile(r"^-- (KEYS|ARGV|Reply):\s*(.*)$")
 
@@ -101,17 +102,8 @@ def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any
         raise as_lost_connection(error) from error
 
 
-#: What the client raises when a server refuses, or does not answer.
-REFUSED = exceptions.RedisError
-
-#: Refusals by which a server says that it takes no writes now: not the master, or not enough
-#: replicas or disk to be trusted with them. They pass, as a lost connection does.
-_NO_WRITES = ("READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF")
-
-
 def as_lost_connection(error: exceptions.ResponseError) -> Exception:
     """Return what a refusal means: a lost connection when the server takes no writes now."""
-    is_known = isinstance(error, (exceptions.ReadOnlyError, exceptions.MasterDownError))
-    if is_known or str(error).startswith(_NO_WRITES):
+    if fault_of(error) is Fault.LOST:
         return exceptions.ConnectionError(f"the server takes no writes now: {error}")
     return error
