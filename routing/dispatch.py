@@ -56,7 +56,6 @@ class Dispatcher(bootsteps.StartStopStep):
         self._thread = threading.get_ident()
         self._shares = Shares({})
         self._inflight: Running | None = None
-        self._held_back = False
         self._looks_again = False
         self._handing = ""
         consumer.on_task_request = self.submit_request
@@ -199,7 +198,6 @@ class Dispatcher(bootsteps.StartStopStep):
             return 0
         free = self._slots.free()
         if queue is not None and not self._inflight.eligible([queue], free=free):
-            self._held_back = True
             return 0
         return max(0, free - sum(map(len, self._units.values())))
 
@@ -274,9 +272,7 @@ class Dispatcher(bootsteps.StartStopStep):
         assert self._inflight is not None
         if not free:
             return list(self._units)
-        eligible = self._inflight.eligible(self._units, free=free)
-        self._held_back = len(eligible) < len(self._units)
-        return eligible
+        return self._inflight.eligible(self._units, free=free)
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
         for request in unit.requests:
@@ -292,6 +288,8 @@ class Dispatcher(bootsteps.StartStopStep):
             )
             evidence = f"it could not be handed to the pool: {type(error).__name__}"
             self.failed(unit, Mark.CHARGED, evidence)
+        finally:
+            self._handing = ""
 
     def _take(self, queue: str) -> Unit:
         units = self._units[queue]
@@ -302,15 +300,7 @@ class Dispatcher(bootsteps.StartStopStep):
 
     def _unit_entered(self) -> Callable[[], None]:
         assert self._inflight is not None
-        leave = self._inflight.enter(self._handing)
-
-        def left() -> None:
-            leave()
-            if self._held_back:  # this may have made room for what waits
-                self._held_back = False
-                self.soon(self.pump)
-
-        return left
+        return self._inflight.enter(self._handing)
 
 
 def _stopping() -> bool:

@@ -1,7 +1,8 @@
 """Slots of the worker's pool: when one is free, and who learns of it.
 
-The prefork pool counts with the semaphore that billiard releases when a job ends. The other pools
-count nothing, so calls are counted on their way in and out.
+Units are counted on their way in and out, and a slot is free when nobody is counted in it. The
+prefork pool has a semaphore besides, which billiard releases when a job ends, before it calls the
+job's callback: there a slot is free when both say so.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class SemaphoreSlots:
     """Slots of the prefork pool.
 
     While no slot is free, one waiter stands in the semaphore: the slot that frees next is granted
-    to it.
+    to it. The semaphore may be released before the unit that ended is counted out, or after it (its
+    process was lost), and once too often (a process that was replaced); whichever comes last frees
+    the slot.
 
     Arguments:
         pool: the pool; its way in is wrapped.
@@ -62,11 +65,12 @@ class SemaphoreSlots:
         pool.on_apply = self._apply
         self._granted = 0
         self._waits = False
+        self._inside = 0
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        left = self._on_enter()
+        left = self._count_in()
         for name in ("callback", "error_callback"):
-            kwargs[name] = _after(left, kwargs.get(name))
+            kwargs[name] = self._after(left, kwargs.get(name))
         try:
             result = self._enter(*args, **kwargs)
         except Exception:  # such as a message that cannot be pickled
@@ -76,19 +80,44 @@ class SemaphoreSlots:
             left()
         return result
 
+    def _count_in(self) -> Callable[[], None]:
+        """Count a unit in; returns what counts it out, once or more."""
+        left = self._on_enter()
+        self._inside += 1
+        inside = [True]
+
+        def leave() -> None:
+            if inside:
+                inside.clear()
+                self._inside -= 1
+                left()
+
+        return leave
+
+    def _after(self, left: Callable[[], None], callback: Callback | None) -> Callback:
+        """Return a callback before which the unit is counted out and its slot given on."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left()
+            self._on_free()
+            return callback(*args, **kwargs) if callback is not None else None
+
+        return call
+
     def free(self) -> int:
         """Return how many units the pool can start now."""
-        return self._granted + int(self._semaphore.value)
+        counted = int(self._semaphore.initial_value) - self._inside
+        return max(0, min(self._granted + int(self._semaphore.value), counted))
 
     def acquire(self) -> bool:
         """Take a slot, or wait in the semaphore for the next."""
-        if self._granted:
-            self._granted -= 1
-        elif self._semaphore.value > 0:
-            self._semaphore.acquire(_nothing)
-        else:
+        if not self.free():
             self.await_next()
             return False
+        if self._granted:
+            self._granted -= 1
+        else:
+            self._semaphore.acquire(_nothing)
         self.await_next()
         return True
 
@@ -101,7 +130,8 @@ class SemaphoreSlots:
     def _grant(self) -> None:
         self._waits = False
         self._granted += 1
-        self._on_free()
+        if self.free():  # else the unit that ended is still counted, and frees the slot itself
+            self._on_free()
         while self._granted:
             self._granted -= 1
             self._semaphore.release()
@@ -201,14 +231,6 @@ class CountedSlots:
 
     def reset(self, running: int) -> None:
         """Do nothing: what still runs is still counted."""
-
-
-def _after(left: Callable[[], None], callback: Callback | None) -> Callback:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        left()
-        return callback(*args, **kwargs) if callback is not None else None
-
-    return call
 
 
 def _guarded(callback: Callback | None) -> Callback:
