@@ -10,10 +10,17 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 #: What is due later is looked at again before: the wait for a bell takes a second at most.
 HORIZON_SECONDS = 3.0
+
+
+class Loop(Protocol):
+    """What has timers."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back after a while."""
 
 
 class Alarm:
@@ -46,14 +53,14 @@ class Alarm:
         self._due_at = math.inf
         return True
 
-    def set(self, hub: Any) -> None:
+    def set(self, loop: Loop | None) -> None:
         """Ring in time, by a timer of this event loop (None for a thread)."""
         due_at, now = self._due_at, time.monotonic()
         if due_at > now + HORIZON_SECONDS or due_at >= self._set_for:
             return
-        if hub is not None:
+        if loop is not None:
             self._set_for = due_at
-            hub.call_later(max(0.0, due_at - now), self._fire)
+            loop.call_later(max(0.0, due_at - now), self._fire)
             return
         with self._changed:
             self._set_for = due_at

@@ -72,10 +72,10 @@ class Inbox:
 
 
 class Nudge:
-    """A file descriptor that is readable while something waits to be done.
+    """A file descriptor that is readable while the event loop has something to look at.
 
-    The event loop sleeps in its poll even when a callback of its own has just asked for more work,
-    so the inbox keeps this readable until it is empty.
+    The loop sleeps in its poll even when a callback of its own has just asked for more work, or for
+    a timer, so the inbox keeps this readable until it is empty.
     """
 
     def __init__(self) -> None:

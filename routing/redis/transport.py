@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kombu.transport import redis as stock
@@ -23,17 +25,39 @@ class TransportMixin:
     #: kombu's event loop once a worker runs on it; None for gevent and for plain clients.
     hub: Any = None
     _nudge: Nudge | None = None
-    _ticks: frozenset[Any] = frozenset()
+    _tick: Callable[[], None] | None = None
+    _is_ticking = False
     channels: list[Any]
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the event loop drive fetching and delivery."""
         before = frozenset(loop.on_tick)
         super().register_with_event_loop(connection, loop)  # type: ignore[misc]
-        self._ticks = frozenset(loop.on_tick) - before
+        ours = frozenset(loop.on_tick) - before
+        self._tick = partial(self._run_tick, ours)
+        loop.on_tick.difference_update(ours)
+        loop.on_tick.add(self._tick)
         self.hub = loop
         self._nudge = Nudge()
         loop.add_reader(self._nudge.fileno(), self._deliver_slices)
+
+    def _run_tick(self, callbacks: frozenset[Callable[[], None]]) -> None:
+        self._is_ticking = True
+        try:
+            for callback in callbacks:
+                callback()
+        finally:
+            self._is_ticking = False
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back from the event loop after a while.
+
+        The loop looks at its timers before its tick, and sleeps in its poll for as long as they
+        said then: what the tick itself asks for would be up to a second late, so it looks again.
+        """
+        self.hub.call_later(seconds, callback)
+        if self._is_ticking and self._nudge is not None:
+            self._nudge.set()
 
     def inbox_filled(self) -> None:
         """Deliver soon what was fetched."""
@@ -59,7 +83,7 @@ class TransportMixin:
         super().close_connection(connection)  # type: ignore[misc]
         if self.hub is None:
             return
-        self.hub.on_tick.difference_update(self._ticks)
+        self.hub.on_tick.discard(self._tick)
         if self._nudge is not None:
             self.hub.remove_reader(self._nudge.fileno())
             self._nudge.close()
