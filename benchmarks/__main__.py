@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, queue_size
+from benchmarks import batch, bound, crash, drain, enqueue, queue_size, urgent
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.runner import Scenario, Study, run
 from benchmarks.server import Server
@@ -26,6 +26,7 @@ SCENARIOS: dict[str, Scenario | Study] = {
         queue_size.STUDY,
         crash.STUDY,
         bound.STUDY,
+        urgent.STUDY,
     )
 }
 ALL = "all"

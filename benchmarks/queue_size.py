@@ -13,9 +13,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 
@@ -24,6 +24,8 @@ from benchmarks.measure import POLL_SECONDS, add_consumer, wait_for
 from benchmarks.runner import Study
 from benchmarks.server import Server
 from benchmarks.workers import BenchmarkError, Crew, logs, run_module, running
+
+Number = TypeVar("Number", int, float)
 
 #: As in `benchmarks.apps.sampled`, which is imported in the workers' processes only.
 LENGTHS = (1, 10, 100, 1000)
@@ -114,7 +116,7 @@ def figures(ages_ns: list[int], *, sent: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def quantile(ordered: list[int], percent: int) -> int:
+def quantile(ordered: Sequence[Number], percent: int) -> Number:
     """Return the value that so many percent do not exceed.
 
     >>> quantile([10, 20, 30, 40], 50), quantile([10, 20, 30, 40], 99)

@@ -19,8 +19,8 @@ from typing import Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 
-Side = Literal["ours", "stock", "sampled", "crashing"]
-Pool = Literal["prefork", "solo"]
+Side = Literal["ours", "stock", "sampled", "crashing", "urgent"]
+Pool = Literal["prefork", "solo", "threads"]
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]

@@ -6,7 +6,7 @@ asked for at once is decided here, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 #: Endings wait this long for company before a call carries them. Bounds the delay of an ack and
@@ -29,6 +29,8 @@ class Room:
     queue: str
     credit: int
     prefetch: int
+    #: Bytes of this queue that may still be fetched.
+    size_bytes: int = 0
 
     @property
     def ask(self) -> int:
@@ -39,6 +41,29 @@ class Room:
     def is_worth_a_call(self) -> bool:
         """Whether half of the prefetch is free: one message costs a call as much as many do."""
         return self.credit * 2 >= self.prefetch
+
+
+def byte_rooms(held: Mapping[str, int], queues: Sequence[str], *, total: int) -> dict[str, int]:
+    """Return how many bytes may be fetched from each queue before something has to end.
+
+    Half of the total is anybody's, the other half is divided among the queues: however much one of
+    them holds, the others can go on.
+
+    Arguments:
+        held: bytes of unfinished messages, by queue.
+        queues: the queues that are consumed.
+        total: most bytes that all of them may hold.
+
+    >>> byte_rooms({"bulk": 90}, ["bulk", "urgent"], total=100)
+    {'bulk': 0, 'urgent': 25}
+    >>> byte_rooms({}, ["bulk", "urgent"], total=100)
+    {'bulk': 75, 'urgent': 75}
+    """
+    floor = max(1, total // (2 * max(1, len(queues))))
+    floors = dict.fromkeys(queues, floor)
+    above = sum(max(0, size - floors.get(queue, 0)) for queue, size in held.items())
+    shared = max(0, total - floor * len(queues) - above)
+    return {queue: max(0, floor - held.get(queue, 0)) + shared for queue in queues}
 
 
 def should_call(

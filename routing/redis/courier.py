@@ -26,7 +26,7 @@ from routing.redis.delivery import Delivery
 from routing.redis.faults import LOST
 from routing.redis.flusher import Flusher
 from routing.redis.inbox import Inbox
-from routing.redis.records import FETCH_BYTES, Fetch, Settlement
+from routing.redis.records import Fetch, Settlement
 from routing.redis.scripts import SCRIPTS, as_lost_connection, command
 from routing.redis.verbs import NOTHING, Exchanged
 
@@ -97,7 +97,7 @@ class Courier:
             self._give_back_now()
         if self._alarm.is_over():
             self._empty.clear()
-        rooms = [self._room(queue) for queue in self.channel.engine_queues]
+        rooms = self._rooms()
         open_rooms = [room for room in rooms if room.credit > 0]
         unseen = [room for room in open_rooms if room.queue not in self._empty]
         waiting = len(self._holdings.outbox)
@@ -109,11 +109,22 @@ class Courier:
         self._send_listen(open_rooms)
         return True
 
-    def _room(self, queue: str) -> Room:
+    def _rooms(self) -> list[Room]:
+        """Return what may be fetched of each queue, those that hold the least first.
+
+        A reply has one bound of bytes for all: who comes first finds room in it.
+        """
+        queues = self.channel.engine_queues
+        size_bytes = self._holdings.byte_rooms(queues)
+        rooms = [self._room(queue, size_bytes[queue]) for queue in queues]
+        rooms.sort(key=lambda room: self._holdings.held_bytes(room.queue))
+        return rooms
+
+    def _room(self, queue: str, size_bytes: int) -> Room:
         prefetch = self._holdings.prefetch(queue)
-        if self.inbox.waiting(queue) > INBOX_HIGH or not self._holdings.room_bytes:
+        if self.inbox.waiting(queue) > INBOX_HIGH or not size_bytes:
             return Room(queue, 0, prefetch)
-        return Room(queue, self._holdings.credit(queue), prefetch)
+        return Room(queue, self._holdings.credit(queue), prefetch, size_bytes)
 
     def _can_wait(
         self, rooms: Sequence[Room], open_rooms: Sequence[Room], unseen: Sequence[Room]
@@ -137,9 +148,8 @@ class Courier:
     def _send_exchange(self, rooms: Sequence[Room]) -> None:
         # Before the fetch, which uses the credit that they have freed.
         self._bury_now()
-        max_bytes = min(FETCH_BYTES, self._holdings.room_bytes)
         asked = tuple((room.queue, room.ask) for room in rooms)
-        fetch = Fetch(self._next_prefix(), asked, max_bytes)
+        fetch = Fetch(self._next_prefix(), asked, tuple(room.size_bytes for room in rooms))
         self._settlement = self._holdings.outbox.take_settlement()
         self._fetch = fetch
         self._holdings.asking(fetch)
@@ -150,7 +160,7 @@ class Courier:
         self._rung = False
         bells = [self._verbs.keys.bell(room.queue) for room in rooms]
         self._send(["BRPOP", self._own_bell, *bells, BELL_SECONDS])
-        self._alarm.set(self._hub)
+        self._alarm.set(self.channel.connection if self._hub is not None else None)
 
     def _send(self, args: Sequence[Any]) -> None:
         connection = self.channel.client.connection
@@ -283,7 +293,7 @@ class Courier:
             self._hub.call_soon(self._set_timer)
             return
         deaf = self._listening is not None and queue not in self._listening and not self._rung
-        if deaf and self._room(queue).is_worth_a_call:
+        if deaf and any(room.is_worth_a_call for room in self._rooms() if room.queue == queue):
             self._ring()
         self._set_timer()
 
@@ -337,7 +347,7 @@ class Courier:
     def _set_timer(self) -> None:
         if not self._timer_set:
             self._timer_set = True
-            self._hub.call_later(SETTLE_SECONDS, self._on_timer)
+            self.channel.connection.call_later(SETTLE_SECONDS, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_set = False
@@ -371,8 +381,7 @@ class Courier:
         listening = self._listening
         if listening is None or self._rung:
             return
-        others = (queue for queue in self.channel.engine_queues if queue not in listening)
-        if any(self._room(queue).credit > 0 for queue in others):
+        if any(room.credit > 0 for room in self._rooms() if room.queue not in listening):
             self._ring()
 
     def _ring_for_due(self) -> None:

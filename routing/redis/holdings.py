@@ -12,10 +12,11 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from routing.config import Topology
+from routing.credit import byte_rooms
 from routing.evidence import Evidence
 from routing.redis.clocks import Fence, ServerClock
 from routing.redis.native import new_lock
@@ -58,7 +59,7 @@ class Holdings:
         self._held: dict[str, Held] = {}
         self._count: dict[str, int] = {}
         self._asked: dict[str, int] = {}
-        self._bytes = 0
+        self._bytes: dict[str, int] = {}
         self._carriers: dict[str, Carrier] = {}
         #: Tags of messages that died before they ended; only appended to, as the collector may run
         #: at any moment.
@@ -89,10 +90,13 @@ class Holdings:
         """Return how many more messages may be fetched from a queue now."""
         return self.prefetch(queue) - self._count.get(queue, 0) - self._asked.get(queue, 0)
 
-    @property
-    def room_bytes(self) -> int:
-        """Bytes of messages that may still be fetched before something has to end."""
-        return max(0, self.topology.max_inflight_bytes - self._bytes)
+    def byte_rooms(self, queues: Sequence[str]) -> dict[str, int]:
+        """Return how many bytes may be fetched from each of these queues, the consumed ones."""
+        return byte_rooms(dict(self._bytes), queues, total=self.topology.max_inflight_bytes)
+
+    def held_bytes(self, queue: str) -> int:
+        """Return how many bytes of a queue's messages are held."""
+        return self._bytes.get(queue, 0)
 
     def held(self, queue: str) -> int:
         """Return how many messages count against a queue's prefetch."""
@@ -118,7 +122,7 @@ class Holdings:
             for tag, queue, size_bytes in arrived:
                 self._held[tag] = Held(tag, queue, next(self._order), size_bytes)
                 self._count[queue] = self._count.get(queue, 0) + 1
-                self._bytes += size_bytes
+                self._bytes[queue] = self._bytes.get(queue, 0) + size_bytes
 
     def unanswered(self, fetch: Fetch) -> None:
         """Remember a fetch whose reply was lost: what it took must be given back by enumeration."""
@@ -281,7 +285,7 @@ class Holdings:
     def _drop(self, tag: str) -> Held | None:
         held = self._held.pop(tag, None)
         if held is not None:
-            self._bytes -= held.size_bytes
+            self._bytes[held.queue] -= held.size_bytes
             if held.state is not State.SCHEDULED:
                 self._count[held.queue] -= 1
         return held

@@ -138,11 +138,14 @@ class Burial:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A fetch whose reply has not been read: its tag prefix and what was asked of each queue."""
+    """A fetch whose reply has not been read: its tag prefix and what was asked of each queue.
+
+    `rooms` has the most bytes of each queue; without them the bound of a fetch holds for each.
+    """
 
     prefix: str
     asked: tuple[tuple[str, int], ...]
-    max_bytes: int = FETCH_BYTES
+    rooms: tuple[int, ...] = ()
 
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""

@@ -17,7 +17,7 @@ from routing.config import Topology
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.delays import Delay
 from routing.redis.keys import Keys
-from routing.redis.records import Burial, Charges, Fetch, Return, Settlement
+from routing.redis.records import FETCH_BYTES, Burial, Charges, Fetch, Return, Settlement
 from routing.redis.scripts import call
 
 #: Most messages in one call that gives back.
@@ -177,14 +177,15 @@ class Verbs:
         groups = settlement.groups()
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
-        args += [self._lease_ms, fetch.max_bytes, len(ids), *ids]
+        args += [self._lease_ms, FETCH_BYTES, len(ids), *ids]
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]
-        for queue, credit in fetch.asked:
+        rooms = fetch.rooms or (FETCH_BYTES,) * len(fetch.asked)
+        for (queue, credit), room_bytes in zip(fetch.asked, rooms, strict=True):
             lists = self.keys.ready_lists(queue)
             keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
-            args += [json.dumps(queue), credit, len(lists)]
+            args += [json.dumps(queue), credit, room_bytes, len(lists)]
         return keys, args
 
     @staticmethod

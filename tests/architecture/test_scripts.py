@@ -93,8 +93,8 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         [0, 0, 0, [0]],
         # one ledger; ledger, bell, delayed set and messages, four lists
         1 + 8,
-        # the id; ending, count and tag; name, credit and number of lists
-        1 + 3 + 3,
+        # the id; ending, count and tag; name, credit, bytes and number of lists
+        1 + 3 + 4,
     ),
     "bury": (
         lambda client: verbs().bury(client, "q", [Burial("t", "an-id", '"reason":"failed"}')]),

@@ -65,6 +65,10 @@ class Station:
             message=lambda: f"{self.traces.total()} of {count} ran:\n{self.worker.log[-5000:]}",
         )
 
+    def wait_until_ended(self, name: str) -> None:
+        """Wait until the task of this name has run to its end."""
+        eventually(lambda: name in self.traces.counts(), message=lambda: f"{name} has not run")
+
     def wait_until_settled(self, *, timeout: float = 10) -> None:
         """Wait until nothing is unacknowledged."""
         eventually(

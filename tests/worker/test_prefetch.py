@@ -109,9 +109,30 @@ def test_a_worker_stops_fetching_at_its_bytes(valkey: Server, pool: str) -> None
     with station(valkey.fresh_url(), pool, 2, settings={"table": table}) as at:
         headers = {"padding": "x" * 300_000}
         names = at.send_many("held", 12, "gate", queue="bulk", headers=headers)
-        eventually(lambda: at.broker.unacked("bulk") == 4)  # the last one may exceed the bound
-        throughout(lambda: at.broker.unacked("bulk") == 4, 0.5)
+        # Seven queues: each has a fourteenth to itself, and the last one may exceed the bound.
+        eventually(lambda: at.broker.unacked("bulk") == 2)
+        throughout(lambda: at.broker.unacked("bulk") == 2, 0.5)
         at.traces.open("gate", times=12)
         at.wait_until_ran(12)
         at.wait_until_settled()
         assert at.traces.counts() == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+@pytest.mark.parametrize("first", ["bulk", "fast"])
+def test_large_messages_of_one_queue_keep_no_other_from_being_fetched(
+    valkey: Server, pool: str, first: str
+) -> None:
+    queues = dict(sorted(TABLE["queues"].items(), key=lambda entry: entry[0] != first))
+    queues["bulk"] = {"prefetch": 200, "limit": 1}
+    table = {**TABLE, "queues": queues, "default_queue": "default", "max_inflight_bytes": 1_000_000}
+    with station(valkey.fresh_url(), pool, 2, settings={"table": table}) as at:
+        headers = {"padding": "x" * 300_000}
+        at.send_many("held", 6, "gate", queue="bulk", headers=headers)
+        eventually(lambda: at.broker.unacked("bulk") >= 2)
+        # Nothing of bulk can end before these have.
+        names = at.send_many("mark", 20, queue="fast", headers=headers)
+        at.wait_until_ran(20)
+        assert not at.traces.counts().keys() - set(names)
+        at.traces.open("gate", times=6)
+        at.wait_until_settled()

@@ -13,7 +13,9 @@
 --        5 most bytes to fetch
 --        6 number of message ids whose delivery count is over, then these ids
 --        then per settled group: ending, number of tags, the tags
---        then per asked queue: name as JSON text, credit, number of ready lists
+--        then per asked queue: name as JSON text, credit, most bytes, number of ready lists
+-- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
+-- another from being fetched; of each there may be one message more than fits.
 -- Reply: {server time in ms, number of counted deliveries,
 --         time in ms at which the next delayed message of the asked queues is due, 0 for none,
 --         then per asked queue {messages left behind, message, message ...}}
@@ -54,7 +56,7 @@ end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local reply = {now, redis.call('HLEN', DELIVERIES), 0}
-local bytes, fetched = 0, 0
+local bytes = 0
 local seconds = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
 local expiry = string.format('%.0f', now + lease)
 
@@ -98,7 +100,8 @@ local function first_due(delayed)
 end
 
 for q = 1, queues do
-  local name, credit, lists = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
+  local name, credit, lists = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 3])
+  local room = math.min(tonumber(ARGV[arg + 2]), math.floor((budget - bytes) / (queues - q + 1)))
   local ledger, bell, delayed, texts = KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
   local due = first_due(delayed)
   if due and due <= now and promotions > 0 then
@@ -110,13 +113,13 @@ for q = 1, queues do
   local records, scores, expiries, origins = {}, {}, {}, {}
   for l = 1, lists do
     local list, empty = KEYS[key + 3 + l], false
-    while credit > 0 and bytes < budget and not empty do
-      -- One first, to learn the size; then as many as the mean size lets into the budget, in steps
+    while credit > 0 and bytes < budget and (#got == 1 or bytes - before < room) and not empty do
+      -- One first, to learn the size; then as many as the mean size lets into the room, in steps
       -- that stay short: the next ones may be a thousand times as big.
-      local want = 1
-      if fetched > 0 then
-        local fitting = math.floor((budget - bytes) * fetched / math.max(bytes, 1))
-        want = math.max(1, math.min(credit, fitting, fetched, 16))
+      local want, taken = 1, bytes - before
+      if taken > 0 then
+        local fitting = math.floor((room - taken) * (#got - 1) / taken)
+        want = math.max(1, math.min(credit, fitting, #got - 1, 16))
       end
       local messages = redis.call('RPOP', list, want)
       if not messages then break end
@@ -130,7 +133,7 @@ for q = 1, queues do
         scores[r + 1], scores[r + 2] = seconds, tag
         expiries[r + 1], expiries[r + 2] = expiry, tag
         origins[r + 1], origins[r + 2] = tag, list
-        bytes, fetched, credit = bytes + #message, fetched + 1, credit - 1
+        bytes, credit = bytes + #message, credit - 1
       end
     end
   end
@@ -162,7 +165,7 @@ for q = 1, queues do
     end
   end
   reply[q + 3] = got
-  key, arg = key + 4 + lists, arg + 3
+  key, arg = key + 4 + lists, arg + 4
 end
 
 reply[3] = next_due or 0

@@ -3,7 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.credit import ASK_AT_MOST, SETTLE_COUNT, SETTLE_SECONDS, Room, should_call
+from routing.credit import (
+    ASK_AT_MOST,
+    SETTLE_COUNT,
+    SETTLE_SECONDS,
+    Room,
+    byte_rooms,
+    should_call,
+)
 
 rooms = st.builds(
     Room, queue=st.just("q"), credit=st.integers(-5, 5000), prefetch=st.integers(1, 5000)
@@ -40,3 +47,31 @@ def test_credit_is_used_within_the_bound_however_small(open_rooms: list[Room]) -
     has_credit = any(room.credit > 0 for room in open_rooms)
     called = should_call(open_rooms, endings=0, ending_age=0, since_last_call=SETTLE_SECONDS)
     assert called is has_credit
+
+
+QUEUES = ["a", "b", "c"]
+held_bytes = st.dictionaries(
+    st.sampled_from([*QUEUES, "not consumed any more"]), st.integers(0, 500)
+)
+
+
+@given(held_bytes, st.integers(6, 1000))
+def test_what_holds_nothing_has_room_whatever_the_others_hold(
+    held: dict[str, int], total: int
+) -> None:
+    rooms = byte_rooms(held, QUEUES, total=total)
+    assert all(rooms[queue] >= total // 6 for queue in QUEUES if not held.get(queue))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(QUEUES), st.floats(0, 1)), max_size=20),
+    st.integers(6, 1000),
+)
+def test_queues_that_take_no_more_than_their_room_stay_within_the_total(
+    takes: list[tuple[str, float]], total: int
+) -> None:
+    held: dict[str, int] = {}
+    for queue, part in takes:
+        room = byte_rooms(held, QUEUES, total=total)[queue]
+        held[queue] = held.get(queue, 0) + int(room * part)
+    assert sum(held.values()) <= total

@@ -107,11 +107,11 @@ def test_what_is_gone_is_forgotten_and_its_ending_ignored() -> None:
 
 def test_bytes_are_counted_until_their_message_ends() -> None:
     holdings = holding("1", "2", size_bytes=60)
-    assert holdings.room_bytes == 0
+    assert holdings.byte_rooms(["a"]) == {"a": 0}
     holdings.end("1", "done")
-    assert holdings.room_bytes == 40
+    assert holdings.byte_rooms(["a"]) == {"a": 40}
     holdings.give_back("2")
-    assert holdings.room_bytes == 100
+    assert holdings.byte_rooms(["a"]) == {"a": 100}
 
 
 def test_the_keeper_hears_of_starts_and_doubts() -> None:
