@@ -1,9 +1,11 @@
-"""What waits for its batch: one window per group, in order of arrival.
+"""What waits for its batch: one open window per group, in order of arrival.
 
-Pure: no clock and no I/O. The strategy adds entries, tells the time and hands on what comes out.
-The buffer is bounded by the credit of the queues that feed it: it never holds more than was
-delivered. A group is whatever must not mix in one call: queue, key, and the time limits of the
-message.
+Pure: no clock and no I/O. The strategy adds entries, tells the time, and gives what comes out its
+turn for a slot. A window with a turn stays open: later entries of its group join it until it is
+full, or until a slot takes it. So batches grow while slots are busy, and one that waits costs its
+entries nothing. The buffer is bounded by the credit of the queues that feed it: it never holds more
+than was delivered. A group is whatever must not mix in one call: queue, key, and the time limits
+of the message.
 """
 
 from __future__ import annotations
@@ -18,18 +20,17 @@ E = TypeVar("E")
 G = TypeVar("G", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Packed(Generic[G, E]):
-    """Entries that go out together, in order, and why now."""
+@dataclass(slots=True, eq=False)
+class Window(Generic[G, E]):
+    """Entries that go out together, in order.
+
+    Attributes:
+        reason: why it was given its turn; None while it has none.
+    """
 
     group: G
-    entries: list[E]
-    reason: Reason
-
-
-@dataclass(slots=True)
-class _Window(Generic[E]):
     oldest_at: float
+    reason: Reason | None = None
     entries: list[E] = field(default_factory=list)
     count: int = 0
     size_bytes: int = 0
@@ -40,63 +41,80 @@ class Buffer(Generic[G, E]):
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        # Ordered by the age of the oldest entry: a window is made with its first entry.
-        self._windows: dict[G, _Window[E]] = {}
+        # At most one for each group.
+        self._open: dict[G, Window[G, E]] = {}
+        # Those of them without a turn, by the age of their oldest entry: a window is made with its
+        # first entry.
+        self._gathering: dict[G, Window[G, E]] = {}
 
     def __len__(self) -> int:
-        return sum(len(window.entries) for window in self._windows.values())
-
-    def __bool__(self) -> bool:
-        return bool(self._windows)
+        return sum(len(window.entries) for window in self._open.values())
 
     def sizes(self) -> Iterator[tuple[G, int]]:
-        """Yield each group that waits, with the number of its entries."""
-        for group, window in self._windows.items():
+        """Yield each group whose next batch is open, with the number of its entries."""
+        for group, window in self._open.items():
             yield group, len(window.entries)
 
-    def add(self, entry: E, group: G, *, size_bytes: int, now: float) -> list[Packed[G, E]]:
-        """Take an entry; the result is what must go now because a bound was reached."""
-        packed: list[Packed[G, E]] = []
-        window = self._windows.get(group)
+    def add(self, entry: E, group: G, *, size_bytes: int, now: float) -> list[Window[G, E]]:
+        """Take an entry; the result is what gets its turn now because a bound was reached."""
+        turns: list[Window[G, E]] = []
+        window = self._open.get(group)
         if window is not None and not fits(self.limits, window, size_bytes):
-            packed.append(self._take(group, Reason.BYTES))
+            self._fill(window, Reason.BYTES, turns)
             window = None
         if window is None:
-            window = self._windows[group] = _Window(now)
+            window = self._open[group] = self._gathering[group] = Window(group, now)
         window.entries.append(entry)
         window.count += 1
         window.size_bytes += size_bytes
         full = is_full(self.limits, window)
         if full is not None:
-            packed.append(self._take(group, full))
-        return packed
+            self._fill(window, full, turns)
+        return turns
 
     def next_due(
         self, now: float, *, idle: Callable[[G], bool], backlog: Callable[[G], bool]
-    ) -> Packed[G, E] | None:
-        """The oldest window that may go now, if any.
+    ) -> Window[G, E] | None:
+        """The oldest window without a turn that gets one now, if any.
 
         One at a time, because each takes a slot and so changes whether another one is idle.
         """
-        for group, window in self._windows.items():
+        for group, window in self._gathering.items():
             is_idle = idle(group)
             more = is_idle and backlog(group)
             decision = decide(self.limits, window, now, idle=is_idle, backlog=more)
             if isinstance(decision, Flush):
-                return self._take(group, decision.reason)
+                del self._gathering[group]
+                window.reason = decision.reason
+                return window
         return None
 
     def deadline(self) -> float | None:
-        """When the oldest entry will have waited long enough; None when nothing waits."""
-        for window in self._windows.values():
+        """When the next window is due for its turn; None when all that wait have theirs."""
+        for window in self._gathering.values():
             return window.oldest_at + self.limits.max_wait_seconds
         return None
 
+    def close(self, window: Window[G, E]) -> list[E]:
+        """Return a window's entries for good, as a slot takes them; closing twice is safe."""
+        if self._open.get(window.group) is window:
+            self._forget(window)
+        return window.entries
+
     def clear(self) -> list[E]:
-        """Forget everything; what was held is returned in order of arrival within each group."""
-        entries = [entry for window in self._windows.values() for entry in window.entries]
-        self._windows.clear()
+        """Forget what is open; what was held is returned in order of arrival within each group."""
+        entries = [entry for window in self._open.values() for entry in window.entries]
+        self._open.clear()
+        self._gathering.clear()
         return entries
 
-    def _take(self, group: G, reason: Reason) -> Packed[G, E]:
-        return Packed(group, self._windows.pop(group).entries, reason)
+    def _fill(self, window: Window[G, E], reason: Reason, turns: list[Window[G, E]]) -> None:
+        """Let nothing more join; a window that had no turn gets it."""
+        self._forget(window)
+        if window.reason is None:
+            window.reason = reason
+            turns.append(window)
+
+    def _forget(self, window: Window[G, E]) -> None:
+        del self._open[window.group]
+        self._gathering.pop(window.group, None)

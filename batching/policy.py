@@ -1,9 +1,10 @@
 """When a batch is flushed: pure decisions, with the time as a parameter.
 
-A batch is flushed when it is full by count or by bytes, when its oldest item has waited `max_wait`,
-or when a slot is idle and the broker is not known to hold more for it. So waiting costs latency
-only while slots are busy, and batches fill by themselves under load. `Buffer` asks; nobody else
-does.
+To flush a batch is to give it its turn for a slot: it goes when one is free, and until then it
+takes what else arrives. It is flushed when it is full by count or by bytes, when its oldest item
+has waited `max_wait`, or when a slot is idle and the broker is not known to hold more for it. So
+waiting costs latency only while slots are busy, and batches fill by themselves under load. `Buffer`
+asks; nobody else does.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 For each message it does what `celery.worker.strategy.default` does (decode, revoked, received,
 ETA, rate limit) and then, instead of handing the request to the pool, adds it to the task's
-buffer. The buffer is asked again with each message, when a slot falls idle, and when its oldest
-item has waited long enough.
+buffer. The buffer is asked with each message, when a slot falls idle, and when its oldest item has
+waited long enough, what gets its turn for a slot. A batch that has its turn goes on growing until
+the slot is there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -24,11 +26,12 @@ from celery.worker import state
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from kombu.asynchronous.timer import to_timestamp
 
-from batching.buffer import Buffer, Packed
+from batching.buffer import Buffer, Window
 from batching.options import limits_of
 from batching.request import ItemRequest, wants_task_events
 from batching.slots import Slots, slots_for
 from batching.unit import BatchUnit
+from routing.redis.records import State
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ class Intake:
         self._flush_due()
 
     def waiting(self) -> Counter[str]:
-        """Return how many items of each queue wait for their batch."""
+        """Return how many items of each queue wait in a batch that others may still join."""
         count: Counter[str] = Counter()
         with self._lock:
             for group, size in self._buffer.sizes():
@@ -181,6 +184,8 @@ class Intake:
         state.task_scheduled(request)
 
     def _due(self, request: ItemRequest) -> None:
+        # Here, as the batch that it joins may have been submitted already.
+        request.mark(State.WAITING)
         self._admit(request, ())
         self.consumer.qos.decrement_eventually()
 
@@ -216,8 +221,8 @@ class Intake:
             full = self._buffer.add(
                 request, group, size_bytes=request.size_bytes, now=time.monotonic()
             )
-        for packed in full:
-            self._submit(packed)
+        for window in full:
+            self._submit(window)
         if not slots.backlog(group.queue) and slots.idle(group.queue):
             self._flush_due()
         elif self._timer is None:
@@ -245,34 +250,38 @@ class Intake:
         return key
 
     def _flush_due(self) -> None:
-        while (packed := self._take_due()) is not None:
-            self._submit(packed)
+        while (window := self._take_due()) is not None:
+            self._submit(window)
         self._set_timer()
 
-    def _take_due(self) -> Packed[Group, ItemRequest] | None:
+    def _take_due(self) -> Window[Group, ItemRequest] | None:
         slots = self._slots
         if slots is None:
             return None
         with self._lock:
-            if not self._buffer:
-                return None
             return self._buffer.next_due(
                 time.monotonic(),
                 idle=lambda group: slots.idle(group.queue),
                 backlog=lambda group: slots.backlog(group.queue),
             )
 
-    def _submit(self, packed: Packed[Group, ItemRequest]) -> None:
-        slots = self._slots_for(packed.entries[0])
+    def _submit(self, window: Window[Group, ItemRequest]) -> None:
+        """Give a batch its turn; it takes items until `_close` is called."""
+        slots = self._slots_for(window.entries[0])
         slots.submit(
             BatchUnit(
                 self.task,
                 self.consumer,
-                queue=packed.group.queue,
-                requests=packed.entries,
+                queue=window.group.queue,
+                requests=window.entries,
+                close=partial(self._close, window),
                 slots=slots,
             )
         )
+
+    def _close(self, window: Window[Group, ItemRequest]) -> list[ItemRequest]:
+        with self._lock:
+            return self._buffer.close(window)
 
     def _set_timer(self) -> None:
         """Make sure that a timer runs while something waits."""

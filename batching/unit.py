@@ -30,7 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class BatchUnit:
-    """Items of one task, one queue and one key that run in one call."""
+    """Items of one task, one queue and one key that run in one call.
+
+    Arguments:
+        queue: where its items came from.
+        requests: the items so far; until the hand-over others may join them.
+        close: ends that, and returns all of them.
+        slots: the slot that the unit waits for is one of these.
+    """
 
     def __init__(
         self,
@@ -39,18 +46,20 @@ class BatchUnit:
         *,
         queue: str,
         requests: Sequence[ItemRequest],
+        close: Callable[[], Sequence[ItemRequest]],
         slots: Slots,
     ) -> None:
         self.queue = queue
         self.requests: Sequence[ItemRequest] = requests
         self._task = task
         self._consumer = consumer
+        self._close = close
         self._slots = slots
         self._accepted = False
 
     def hand_over(self) -> None:
-        """Give the batch to the pool; called when a slot is free for it."""
-        self.requests = [request for request in self.requests if not request.is_gone()]
+        """Close the batch and give it to the pool; called when a slot is free for it."""
+        self.requests = [request for request in self._close() if not request.is_gone()]
         pool = self._consumer.pool
         if not self.requests:
             self._slots.unused()

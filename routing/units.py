@@ -17,7 +17,7 @@ class Unit(Protocol):
 
     @property
     def requests(self) -> Sequence[Any]:
-        """The requests that the unit consists of."""
+        """The requests that the unit consists of; more may join until it is handed over."""
 
     def hand_over(self) -> None:
         """Give the work to the pool; a slot has been taken for it."""
@@ -30,7 +30,7 @@ class Buffer(Protocol):
         """Submit what has been gathered, if that is wanted: a slot has nothing to do."""
 
     def waiting(self) -> Mapping[str, int]:
-        """Return how much has been gathered of each queue, and is not submitted yet."""
+        """Return how much of each queue has been gathered that still waits for company."""
 
     def clear(self) -> None:
         """Forget everything; the messages are being given back."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batching.buffer import Buffer, Packed
+from batching.buffer import Buffer, Window
 from batching.policy import Limits, Reason
 
 MAX_SIZE, MAX_BYTES, MAX_WAIT = 4, 100, 1.0
@@ -19,17 +19,21 @@ def buffer(max_size: int = MAX_SIZE, max_bytes: int | None = MAX_BYTES) -> Buffe
     return Buffer(Limits(max_size=max_size, max_bytes=max_bytes, max_wait_seconds=MAX_WAIT))
 
 
-def test_it_gives_a_batch_back_as_soon_as_it_is_full() -> None:
+def turns(windows: list[Window[str, int]]) -> list[tuple[list[int], Reason | None]]:
+    return [(list(window.entries), window.reason) for window in windows]
+
+
+def test_a_batch_gets_its_turn_as_soon_as_it_is_full() -> None:
     waiting = buffer(max_size=2)
     assert waiting.add(1, "a", size_bytes=1, now=0.0) == []
-    assert waiting.add(2, "a", size_bytes=1, now=0.0) == [Packed("a", [1, 2], Reason.COUNT)]
+    assert turns(waiting.add(2, "a", size_bytes=1, now=0.0)) == [([1, 2], Reason.COUNT)]
     assert not waiting
 
 
 def test_an_item_that_does_not_fit_any_more_sends_the_others_on_their_way() -> None:
     waiting = buffer()
     waiting.add(1, "a", size_bytes=60, now=0.0)
-    assert waiting.add(2, "a", size_bytes=60, now=0.0) == [Packed("a", [1], Reason.BYTES)]
+    assert turns(waiting.add(2, "a", size_bytes=60, now=0.0)) == [([1], Reason.BYTES)]
     assert len(waiting) == 1
 
 
@@ -44,21 +48,59 @@ def test_groups_do_not_mix() -> None:
     waiting = buffer(max_size=2)
     waiting.add(1, "a", size_bytes=1, now=0.0)
     assert waiting.add(2, "b", size_bytes=1, now=0.0) == []
-    assert waiting.add(3, "a", size_bytes=1, now=0.0) == [Packed("a", [1, 3], Reason.COUNT)]
+    assert turns(waiting.add(3, "a", size_bytes=1, now=0.0)) == [([1, 3], Reason.COUNT)]
 
 
 def test_an_idle_slot_takes_the_oldest_group_that_expects_no_more() -> None:
     waiting = buffer()
     waiting.add(1, "busy", size_bytes=1, now=0.0)
     waiting.add(2, "quiet", size_bytes=1, now=0.1)
-    packed = waiting.next_due(0.2, idle=lambda _: True, backlog=lambda group: group == "busy")
-    assert packed == Packed("quiet", [2], Reason.IDLE)
+    window = waiting.next_due(0.2, idle=lambda _: True, backlog=lambda group: group == "busy")
+    assert window is not None
+    assert turns([window]) == [([2], Reason.IDLE)]
+
+
+def due(waiting: Buffer[str, int], now: float) -> Window[str, int] | None:
+    return waiting.next_due(now, idle=lambda _: False, backlog=lambda _: False)
+
+
+def test_what_arrives_while_a_batch_waits_for_its_slot_joins_it() -> None:
+    waiting = buffer()
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    window = due(waiting, MAX_WAIT)
+    assert window is not None
+    assert waiting.add(2, "a", size_bytes=1, now=1.5) == []
+    assert waiting.deadline() is None, "it has its turn, so nobody needs to ask again"
+    assert waiting.close(window) == [1, 2]
+
+
+def test_what_arrives_after_the_slot_was_there_is_the_next_batch() -> None:
+    waiting = buffer()
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    window = due(waiting, MAX_WAIT)
+    assert window is not None
+    waiting.close(window)
+    waiting.add(2, "a", size_bytes=1, now=1.5)
+    assert waiting.close(window) == [1]
+    assert waiting.deadline() == 1.5 + MAX_WAIT
+
+
+def test_a_batch_that_grew_full_while_it_waited_keeps_its_one_turn() -> None:
+    waiting = buffer(max_size=2)
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    window = due(waiting, MAX_WAIT)
+    assert window is not None
+    assert waiting.add(2, "a", size_bytes=1, now=1.5) == []
+    assert waiting.add(3, "a", size_bytes=1, now=1.6) == []
+    assert waiting.close(window) == [1, 2]
+    assert len(waiting) == 1
 
 
 def test_clearing_forgets_everything() -> None:
     waiting = buffer()
     waiting.add(1, "a", size_bytes=1, now=0.0)
-    waiting.add(2, "b", size_bytes=1, now=0.0)
+    waiting.add(2, "b", size_bytes=1, now=0.5)
+    assert due(waiting, MAX_WAIT) is not None
     assert waiting.clear() == [1, 2]
     assert waiting.deadline() is None
     assert waiting.next_due(99.0, idle=lambda _: True, backlog=lambda _: False) is None
@@ -71,7 +113,7 @@ class Arrival:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """Adds, waits and idle slots in any order, as the strategy would do them."""
+    """Adds, waits, and slots that fall idle or free in any order, as the strategy would do them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +121,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.waiting: Buffer[str, int] = buffer()
         self.arrivals: dict[int, Arrival] = {}
         self.added: dict[str, list[int]] = defaultdict(list)
+        self.turns: list[Window[str, int]] = []
         self.out: dict[str, list[int]] = defaultdict(list)
 
     @rule(group=st.sampled_from("abc"), size=st.integers(0, 150))
@@ -86,8 +129,8 @@ class BufferMachine(RuleBasedStateMachine):
         number = len(self.arrivals)
         self.arrivals[number] = Arrival(self.now, size)
         self.added[group].append(number)
-        for packed in self.waiting.add(number, group, size_bytes=size, now=self.now):
-            self.take(packed)
+        for window in self.waiting.add(number, group, size_bytes=size, now=self.now):
+            self.give_turn(window)
 
     @rule(seconds=st.floats(0.0, 1.5))
     def time_passes(self, seconds: float) -> None:
@@ -95,40 +138,59 @@ class BufferMachine(RuleBasedStateMachine):
         # The strategy's timer fires at the deadline.
         while (deadline := self.waiting.deadline()) is not None and deadline <= until:
             self.now = max(self.now, deadline)
-            self.flush(idle=False)
+            while window := due(self.waiting, self.now):
+                self.give_turn(window)
         self.now = until
 
     @rule(busy=st.sets(st.sampled_from("abc")))
     def a_slot_is_idle(self, busy: set[str]) -> None:
-        packed = self.waiting.next_due(self.now, idle=lambda _: True, backlog=busy.__contains__)
-        if packed is None:
-            assert all(self.added[group] == self.out[group] for group in set("abc") - busy)
+        window = self.waiting.next_due(self.now, idle=lambda _: True, backlog=busy.__contains__)
+        if window is None:
+            assert set(self.groups_without_turn()) <= busy
             return
-        self.take(packed)
+        self.give_turn(window)
 
-    def flush(self, *, idle: bool) -> None:
-        while packed := self.waiting.next_due(
-            self.now, idle=lambda _: idle, backlog=lambda _: True
-        ):
-            self.take(packed)
-
-    def take(self, packed: Packed[str, int]) -> None:
-        entries = packed.entries
+    @precondition(lambda self: self.turns)
+    @rule()
+    def a_slot_is_free(self) -> None:
+        window = self.turns.pop(0)
+        entries = list(self.waiting.close(window))
         assert 1 <= len(entries) <= MAX_SIZE
         size = sum(self.arrivals[number].size for number in entries)
         assert size <= MAX_BYTES or len(entries) == 1
-        oldest = self.arrivals[entries[0]].at
-        assert self.now - oldest <= MAX_WAIT + 1e-9
-        self.out[packed.group] += entries
+        self.out[window.group] += entries
+
+    def give_turn(self, window: Window[str, int]) -> None:
+        assert window not in self.turns, "one turn for each batch"
+        assert self.now - self.arrivals[window.entries[0]].at <= MAX_WAIT + 1e-9
+        self.turns.append(window)
+
+    def groups_without_turn(self) -> list[str]:
+        with_turn = {number for window in self.turns for number in window.entries}
+        return [
+            group
+            for group, numbers in self.added.items()
+            if set(numbers[len(self.out[group]) :]) - with_turn
+        ]
 
     @invariant()
     def nothing_is_lost_repeated_or_reordered(self) -> None:
         for group, numbers in self.added.items():
             assert numbers[: len(self.out[group])] == self.out[group]
-        waiting = sum(map(len, self.added.values())) - sum(map(len, self.out.values()))
-        assert len(self.waiting) == waiting
+
+    @invariant()
+    def at_most_one_batch_of_a_group_waits_that_is_not_full(self) -> None:
+        sizes = list(self.waiting.sizes())
+        assert len(dict(sizes)) == len(sizes)
+        assert all(0 < size < MAX_SIZE for _, size in sizes)
+
+    @invariant()
+    def what_waits_has_its_turn_or_a_deadline(self) -> None:
+        assert (self.waiting.deadline() is not None) == bool(self.groups_without_turn())
 
     def teardown(self) -> None:
+        while self.turns:
+            self.a_slot_is_free()
         rest = self.waiting.clear()
         everything = sorted(number for numbers in self.out.values() for number in numbers)
         assert sorted(everything + rest) == list(range(len(self.arrivals)))
@@ -142,9 +204,9 @@ TestBuffer.settings = settings(max_examples=60, stateful_step_count=40, deadline
 def test_without_a_bound_in_bytes_only_the_count_matters(sizes: list[int]) -> None:
     waiting = buffer(max_bytes=None)
     out = [
-        packed.entries
+        window.entries
         for number, size in enumerate(sizes)
-        for packed in waiting.add(number, "a", size_bytes=size, now=0.0)
+        for window in waiting.add(number, "a", size_bytes=size, now=0.0)
     ]
     assert all(len(entries) == MAX_SIZE for entries in out)
     assert len(waiting) == len(sizes) % MAX_SIZE
