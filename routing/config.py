@@ -56,12 +56,13 @@ class QueueConfig(BaseModel):
         description="Most slots of each worker that this queue may hold at once. Default "
         "none: a queue may use the whole worker while the others have no work.",
     )
-    prefetch: Annotated[int, Field(ge=1)] = Field(
-        32,
+    prefetch: Annotated[int, Field(ge=1)] | None = Field(
+        None,
         description="Most unfinished messages that one worker may hold from this queue. "
-        "Default 32: enough to hide the broker's round trip behind tasks of a "
-        "few milliseconds, few enough that a sibling worker finds work too. A "
-        "batch task needs at least its max_size.",
+        "Default none: 32, enough to hide the broker's round trip behind tasks of a "
+        "few milliseconds, few enough that a sibling worker finds work too; and where a batch task "
+        "goes, (slots + 1) times its max_size if that is more, so that one batch fills while every "
+        "slot runs another. It must be at least max_size.",
     )
     max_length: Annotated[int, Field(ge=1)] | None = Field(
         None,
@@ -318,16 +319,10 @@ class Topology(BaseModel):
                 return route
         return None
 
-    def reachable_queues(self, task_name: str) -> list[str]:
-        """Return every queue that some call of a task goes to by this table."""
-        if route := self.route(task_name):
-            return route.queues()
-        return [self.default_queue] if self.default_queue else []
-
     def check_worker(
         self,
         concurrency: int,
-        batch_sizes: Mapping[str, int],
+        batches: Mapping[str, Mapping[str, int]],
         *,
         queues: Iterable[str] | None = None,
     ) -> None:
@@ -335,7 +330,7 @@ class Topology(BaseModel):
 
         Arguments:
             concurrency: slots of the worker.
-            batch_sizes: batch task name to its max_size, in messages.
+            batches: queue to the batch tasks that go there, each with its max_size in messages.
             queues: the queues that the worker takes from; None means all of the table.
 
         Raises:
@@ -343,7 +338,7 @@ class Topology(BaseModel):
                 full.
         """
         taken = set(self.queues if queues is None else queues)
-        if problems := worker_problems(self, concurrency, batch_sizes, taken=taken):
+        if problems := worker_problems(self, concurrency, batches, taken=taken):
             raise TopologyError("\n".join(problems))
 
 

@@ -13,7 +13,8 @@ from celery.worker.control import control_command, inspect_command
 
 from routing import checkup as platform_checkup
 from routing import runtime
-from routing.startup import batch_sizes
+from routing.fit import batch_problems
+from routing.startup import batches_by_queue, prefetch_lack
 
 
 def _holdings(state: Any) -> Any:
@@ -28,17 +29,15 @@ def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
     if queue not in known:
         names = ", ".join(map(repr, dict.fromkeys(known)))
         return {"error": f"no queue {queue!r} here: this worker knows {names}"}
-    for task, max_size in batch_sizes(state.app).items():
-        if count < max_size and queue in holdings.topology.reachable_queues(task):
-            return {
-                "error": f"queue {queue!r}: prefetch must be at least max_size ({max_size}) of "
-                f"batch task {task!r}, got {count}"
-            }
+    sizes = batches_by_queue(state.app).get(queue, {})
+    if problem := next(batch_problems(queue, count, sizes), None):
+        return {"error": problem}
     try:
         holdings.set_prefetch(queue, int(count))
     except ValueError as error:
         return {"error": str(error)}
-    return {"ok": f"prefetch of queue {queue!r} is now {count}"}
+    lack = prefetch_lack(holdings, queue)
+    return {"ok": f"prefetch of queue {queue!r} is now {count}" + (f"; {lack}" if lack else "")}
 
 
 @inspect_command()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the table asks here about itself
-    from routing.config import Topology
+    from routing.config import QueueConfig, Topology
 
 #: kombu's own keys: a queue of this name would overwrite them.
 _KOMBU_KEYS = ("unacked", "unacked_index", "unacked_mutex")
@@ -29,13 +29,43 @@ def name_problem(name: str) -> str | None:
 
 
 def worker_problems(
-    table: Topology, concurrency: int, batch_sizes: Mapping[str, int], *, taken: set[str]
+    table: Topology,
+    concurrency: int,
+    batches: Mapping[str, Mapping[str, int]],
+    *,
+    taken: set[str],
 ) -> list[str]:
     """Return why a worker that takes from these queues cannot work with the table."""
     problems = [*_reserve_problems(table, concurrency, taken)]
-    for task_name, max_size in batch_sizes.items():
-        problems.extend(_batch_problems(table, task_name, max_size, taken))
+    for queue in table.queues:
+        prefetch = table.queue(queue).prefetch
+        if queue in taken and prefetch is not None:
+            problems.extend(batch_problems(queue, prefetch, batches.get(queue, {})))
     return problems
+
+
+def batch_problems(queue: str, prefetch: int, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Yield why a queue with this prefetch cannot serve these batch tasks (name to max_size)."""
+    for task_name, max_size in sizes.items():
+        if prefetch < max_size:
+            yield (
+                f"queue {queue!r}: prefetch must be at least max_size ({max_size}) of batch task "
+                f"{task_name!r}, got {prefetch}"
+            )
+
+
+def prefetch_needed(queue: QueueConfig, concurrency: int, sizes: Mapping[str, int]) -> int:
+    """Return the prefetch with which one batch can fill while every slot runs another.
+
+    What runs is unfinished, so it counts too.
+
+    Arguments:
+        queue: its `limit` may leave it fewer slots than the worker has.
+        concurrency: slots of the worker.
+        sizes: the batch tasks that go to the queue, each with its max_size in messages.
+    """
+    slots = min(concurrency, queue.limit or concurrency)
+    return (slots + 1) * max(sizes.values(), default=0)
 
 
 def _reserve_problems(table: Topology, concurrency: int, taken: set[str]) -> Iterator[str]:
@@ -46,15 +76,3 @@ def _reserve_problems(table: Topology, concurrency: int, taken: set[str]) -> Ite
             f"reserve of all queues must be at most the worker's concurrency ({concurrency}), "
             f"got {total} ({shares})"
         )
-
-
-def _batch_problems(
-    table: Topology, task_name: str, max_size: int, taken: set[str]
-) -> Iterator[str]:
-    for name in table.reachable_queues(task_name):
-        prefetch = table.queue(name).prefetch
-        if name in taken and prefetch < max_size:
-            yield (
-                f"queue {name!r}: prefetch must be at least max_size ({max_size}) of batch task "
-                f"{task_name!r}, got {prefetch}"
-            )

@@ -8,16 +8,21 @@ producers cannot route differently. `decide` is pure; `Router` asks it and lets 
 from __future__ import annotations
 
 import functools
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery.app import routes
 from celery.exceptions import QueueNotFound
+from kombu.transport.virtual.exchange import TopicExchange
 
 from routing.config import NORMAL, Route, Topology
 from routing.errors import UnknownLevel
 from routing.problems import close_to
+
+logger = logging.getLogger(__name__)
 
 _LOW = "low"
 
@@ -136,6 +141,32 @@ class Router(routes.Router):
             return {**self.expand_destination(decision.queue), **_given(decision.options)}
         return self._route_without_table(decision.options, name, args, kwargs, task_type)
 
+    def reachable_queues(self, task: Any) -> list[str]:
+        """Return every queue that calls of a task go to, unless a call itself names another.
+
+        Asked for a call with the task's own options, and for one of each level that it has.
+        """
+        names = ("queue", "exchange", "routing_key", "priority")
+        own = _given({name: getattr(task, name, None) for name in names})
+        route = self._route_of(task.name)
+        wishes = [{}, *({"priority": level} for level in route.level_names())] if route else [{}]
+        found: dict[str, None] = {}
+        for wish in wishes:
+            try:
+                options = self.route({**own, **wish}, task.name, (), {}, task)
+                found |= dict.fromkeys(self._destinations(options))
+            except Exception as error:
+                # Such a call fails where it is made, or a router of the app's own needs arguments.
+                logger.debug("task %r with %r goes nowhere: %s", task.name, wish, error)
+        return list(found)
+
+    def _destinations(self, options: Mapping[str, Any]) -> list[str]:
+        """Return the queues that a message with these options arrives in."""
+        exchange, key = options.get("exchange"), options.get("routing_key")
+        if exchange and key:  # else Celery addresses the queue itself
+            return [queue.name for queue in self.queues.values() if _takes(queue, exchange, key)]
+        return [options["queue"].name]
+
     def _route_without_table(
         self, options: dict[str, Any], name: str, args: Any, kwargs: Any, task_type: Any
     ) -> dict[str, Any]:
@@ -177,6 +208,27 @@ class Router(routes.Router):
         task = self.app.current_worker_task
         delivery_info = (task and task.request.delivery_info) or {}
         return bool(delivery_info.get("routing_key") == queue)
+
+
+def _takes(queue: Any, exchange: Any, routing_key: str) -> bool:
+    """Return whether a queue is bound to an exchange, by object or name, with this key."""
+    name = getattr(exchange, "name", exchange)
+    bindings = [queue, *queue.bindings]
+    return any(
+        bound.exchange.name == name
+        and _matches(bound.exchange.type, bound.routing_key, routing_key)
+        for bound in bindings
+        if bound.exchange is not None
+    )
+
+
+def _matches(kind: str, bound_key: str, routing_key: str) -> bool:
+    if kind == "fanout":
+        return True
+    if kind == "topic":
+        pattern = TopicExchange(None).key_to_pattern(bound_key or "")
+        return re.match(pattern, routing_key) is not None
+    return bound_key == routing_key
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

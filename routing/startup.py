@@ -8,10 +8,12 @@ from typing import Any
 import click
 from celery import bootsteps
 
+from routing import runtime
 from routing.amqp import is_engine_connection, topology_of
-from routing.config import Topology
 from routing.errors import EngineError, TopologyError
+from routing.fit import prefetch_needed
 from routing.outcomes import wait_for_results
+from routing.redis.holdings import Holdings
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,24 @@ class CheckTable(bootsteps.Step):
         queues = list(parent.app.amqp.queues.consume_from)
         wait_for_results(parent.app)
         slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
+        batches = batches_by_queue(parent.app)
         try:
-            table.check_worker(slots, batch_sizes(parent.app), queues=queues)
+            table.check_worker(slots, batches, queues=queues)
         except TopologyError as error:
             raise StartRefused(f"this worker does not fit the queue table:\n{error}") from None
+        holdings = runtime.lookup(parent.app.amqp_cls.runtime_name).holdings
+        holdings.batch_needs = {
+            queue: prefetch_needed(table.queue(queue), slots, sizes)
+            for queue, sizes in batches.items()
+        }
         logger.info(
             "prefetch by queue: %s",
-            prefetch_line(table, queues),
+            prefetch_line(holdings, queues),
             extra={"event": "prefetch", "queues": queues},
         )
+        for queue in queues:
+            if lack := prefetch_lack(holdings, queue):
+                logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
 
 
 class CheckServer(bootsteps.StartStopStep):
@@ -108,17 +119,31 @@ def warn_of_stranded(channel: Any, app: Any) -> None:
         )
 
 
-def batch_sizes(app: Any) -> dict[str, int]:
-    """Return the max_size of each batch task of an app."""
-    return {
-        name: task.max_size
-        for name, task in app.tasks.items()
-        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int)
-    }
+def batches_by_queue(app: Any) -> dict[str, dict[str, int]]:
+    """Return the batch tasks that go to each queue, as the router says, with their max_size."""
+    found: dict[str, dict[str, int]] = {}
+    for name, task in app.tasks.items():
+        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int):
+            for queue in app.amqp.router.reachable_queues(task):
+                found.setdefault(queue, {})[name] = task.max_size
+    return found
 
 
-def prefetch_line(table: Topology, queues: list[str]) -> str:
+def prefetch_lack(holdings: Holdings, queue: str) -> str | None:
+    """Return why the batches of a queue stay small with its prefetch, None when they can fill."""
+    prefetch, needed = holdings.prefetch(queue), holdings.batch_needs.get(queue, 0)
+    if prefetch >= needed:
+        return None
+    return (
+        f"queue {queue!r}: prefetch is {prefetch}, and batches need {needed} to be full while all "
+        "slots are busy: (slots + 1) times max_size, as what runs counts too; raise it, or leave "
+        "it out"
+    )
+
+
+def prefetch_line(holdings: Holdings, queues: list[str]) -> str:
     """Return the prefetch of each queue in one line, in the order of the table."""
-    order = [name for name in table.queues if name in queues]
-    order += [name for name in queues if name not in table.queues]
-    return ", ".join(f"{name} {table.queue(name).prefetch}" for name in order)
+    table = holdings.topology.queues
+    order = [name for name in table if name in queues]
+    order += [name for name in queues if name not in table]
+    return ", ".join(f"{name} {holdings.prefetch(name)}" for name in order)

@@ -43,6 +43,10 @@ BELL_SECONDS = 1
 #: in between would cost three more round trips to be woken from it.
 BUSY_SECONDS = 0.02
 
+#: A reply that was read so long after its call says little about what waits now: the loop was held
+#: up meanwhile, such as by a task that ran inside it (solo).
+STALE_SECONDS = 0.02
+
 #: A queue is not asked for more while that many of its messages wait for delivery.
 INBOX_HIGH = 256
 
@@ -68,6 +72,7 @@ class Courier:
         self._rung = False
         self._empty: set[str] = set()
         self._left: dict[str, int] = {}
+        self._stale = False
         self._delivery = Delivery(channel)
         self._last_reply = 0.0
         self._sent_at = 0.0
@@ -223,10 +228,13 @@ class Courier:
         assert fetch is not None
         self._holdings.answered(fetch, reply.sizes())
         self._holdings.clock.learn(reply.server_ms)
-        if boot_seconds() - self._sent_at > self._verbs.topology.lease_seconds / 3:
+        age = boot_seconds() - self._sent_at
+        if age > self._verbs.topology.lease_seconds / 3:
             self._holdings.doubt()
         self._left = reply.left
-        self._empty = {queue for queue, left in reply.left.items() if left == 0}
+        self._stale = age > STALE_SECONDS
+        # What a stale reply calls empty is asked again.
+        self._empty = {q for q, left in reply.left.items() if left == 0 and not self._stale}
         self._last_reply = time.monotonic()
         self._alarm.learn(due_ms=reply.next_due_ms, server_ms=reply.server_ms)
         if reply.counted and reply.arrivals:
@@ -281,7 +289,10 @@ class Courier:
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
-        return self.inbox.waiting(queue) > 0 or self._left.get(queue, 0) > 0
+        if self.inbox.waiting(queue) > 0 or self._left.get(queue, 0) > 0:
+            return True
+        is_asked = self._fetch is not None and queue in dict(self._fetch.asked)
+        return self._stale and (is_asked or self._holdings.credit(queue) > 0)
 
     def ended(self, queue: str) -> None:
         """Note that endings wait; called for every one of them."""

@@ -12,7 +12,7 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from routing.config import Topology
@@ -35,6 +35,9 @@ from routing.redis.records import (
     Watch,
 )
 
+#: The prefetch of a queue that neither the table nor a batch task says anything about.
+DEFAULT_PREFETCH = 32
+
 
 class Holdings:
     """Counts, states and endings of the messages that this process holds.
@@ -47,6 +50,8 @@ class Holdings:
         self.topology = topology
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
+        #: Queue to the prefetch with which the batches that go there can fill.
+        self.batch_needs: Mapping[str, int] = {}
         self._prefetch: dict[str, int] = {}
         self._reset()
         _keep_out_of_children(self)
@@ -74,7 +79,8 @@ class Holdings:
 
     def prefetch(self, queue: str) -> int:
         """Return the most unfinished messages that this process may hold from a queue."""
-        return self._prefetch.get(queue) or self.topology.queue(queue).prefetch
+        chosen = self._prefetch.get(queue) or self.topology.queue(queue).prefetch
+        return chosen or max(DEFAULT_PREFETCH, self.batch_needs.get(queue, 0))
 
     def set_prefetch(self, queue: str, count: int) -> None:
         """Change a queue's prefetch in this process, until it ends.

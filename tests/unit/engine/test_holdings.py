@@ -176,6 +176,15 @@ def test_a_queue_that_keeps_no_dead_letters_only_counts_them() -> None:
     assert holdings.outbox.take_burials() == {}
 
 
+def test_a_queue_without_a_prefetch_holds_what_its_batches_need() -> None:
+    holdings = Holdings(Topology.load({"queues": {"chosen": {"prefetch": 5}, "open": {}}}))
+    assert holdings.prefetch("open") == 32
+    holdings.batch_needs = {"chosen": 300, "open": 300, "elsewhere": 10}
+    assert [holdings.prefetch(q) for q in ("chosen", "open", "elsewhere")] == [5, 300, 32]
+    holdings.set_prefetch("open", 9)
+    assert holdings.prefetch("open") == 9
+
+
 def test_a_prefetch_is_changed_for_this_process() -> None:
     holdings = Holdings(TABLE)
     holdings.set_prefetch("a", 9)

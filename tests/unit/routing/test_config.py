@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from routing import QueueConfig, Topology, TopologyError, UnknownLevel
 from routing.config import Route
+from routing.fit import prefetch_needed
 
 TABLE: dict[str, Any] = {
     "queues": {"realtime": {"prefetch": 8}, "ingest": {"prefetch": 2000}, "bulk": {}},
@@ -199,15 +200,32 @@ def test_reserves_must_fit_into_the_slots() -> None:
         table.check_worker(4, {})
 
 
-def test_a_batch_must_fit_into_the_prefetch_of_every_queue_it_can_come_from() -> None:
+def test_a_prefetch_of_the_table_must_hold_a_batch_of_every_task_that_goes_there() -> None:
     table = Topology.load(TABLE)
-    table.check_worker(1, {"flights.load": 8})
+    table.check_worker(1, {"realtime": {"flights.load": 8}})
+    table.check_worker(64, {"bulk": {"flights.load": 5_000}})  # which says nothing, so it fits
     with pytest.raises(TopologyError) as caught:
-        table.check_worker(1, {"flights.load": 500, "unrouted": 9})
-    lines = str(caught.value).splitlines()
-    assert lines[0].startswith("queue 'bulk': prefetch must be at least max_size (500) of batch")
-    assert [line.split(":")[0] for line in lines[1:]] == ["queue 'realtime'"] * 2
-    table.check_worker(1, {"flights.load": 500}, queues=["ingest"])
+        table.check_worker(1, {"realtime": {"flights.load": 500, "unrouted": 9}})
+    assert str(caught.value).splitlines() == [
+        "queue 'realtime': prefetch must be at least max_size (500) of batch task "
+        "'flights.load', got 8",
+        "queue 'realtime': prefetch must be at least max_size (9) of batch task 'unrouted', got 8",
+    ]
+    table.check_worker(1, {"realtime": {"flights.load": 500}}, queues=["ingest"])
+
+
+@given(
+    slots=st.integers(1, 100),
+    limit=st.none() | st.integers(1, 100),
+    sizes=st.dictionaries(st.text(), st.integers(1, 10_000)),
+)
+def test_with_the_prefetch_needed_a_batch_fills_while_every_slot_runs_another(
+    slots: int, limit: int | None, sizes: dict[str, int]
+) -> None:
+    needed = prefetch_needed(QueueConfig(limit=limit), slots, sizes)
+    running = min(slots, limit or slots)
+    assert all(needed - running * size >= size for size in sizes.values())
+    assert needed <= (slots + 1) * sum(sizes.values())
 
 
 @given(
