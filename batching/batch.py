@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from batching.errors import InvalidOutcome, OutcomeTwice
+from routing.failure import stand_in
 
 T = TypeVar("T")
 
@@ -103,14 +104,14 @@ class Item(Generic[T]):
         """End the item as succeeded, with `result` as its task's result."""
         self._end(Done(result))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the item as failed with `error`, as if a task of its own had raised it.
 
         So `autoretry_for` retries it, `Ignore` and `Reject` mean what they mean in Celery, and
         anything else becomes its task's failure.
         """
         checked = _exception(error, "fail")
-        self._end(Failed(checked, checked.__traceback__))
+        self._end(Failed(checked, error.__traceback__))
 
     def retry(self, countdown: float | None = None, exc: Exception | None = None) -> None:
         """Send the item again after `countdown` seconds, within the task's `max_retries`.
@@ -140,6 +141,10 @@ class Item(Generic[T]):
     def twice(self) -> OutcomeTwice | None:
         """The error of a second outcome, kept because the function may have swallowed it."""
         return self._twice
+
+    def forget(self) -> None:
+        """Let go of the outcome once it is settled, and of all that its error holds."""
+        self.outcome = self._twice = None
 
     def _end(self, outcome: Outcome) -> None:
         if self.outcome is not None:
@@ -184,6 +189,9 @@ class Batch(Sequence[Item[T]]):
 def _exception(error: object, method: str) -> Exception:
     if isinstance(error, Exception):
         return error
+    if isinstance(error, BaseException) and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+        # Such as `gevent.Timeout`: the item's own failure, which Celery can trace by this.
+        return stand_in(error)
     raise InvalidOutcome(
         f"{method}: expected an exception instance, such as ValueError('...'), got {error!r}"
     )

@@ -2,7 +2,7 @@
 
 The engine behind every way to run a batch task: in a pool process with many items, and with one
 item for a direct call, `apply()` and eager mode. When it returns, every item has an outcome; it
-never raises what the function raised, because that is an outcome too.
+never raises what the function raised, because that is an outcome too, but for exits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from celery.exceptions import Retry, SoftTimeLimitExceeded
 
 from batching.batch import DONE, Batch, Done, Failed, Item, Outcome, Replaced, Retried
 from batching.errors import ResultCountError, ResultTypeError
+from routing.exits import Exits
+from routing.failure import stand_in
 
 #: In the request of a task while its batch function runs: what `retry` and `replace` look for.
 CALLING = "_batching_calling"
@@ -54,12 +56,15 @@ class Called:
         return self.seconds / count if count else 0.0
 
 
-def call(task: Any, items: Sequence[Item[Any]], *, soft_limit: bool = False) -> Called:
+def call(
+    task: Any, items: Sequence[Item[Any]], *, soft_limit: bool = False, exits: Exits | None = None
+) -> Called:
     """Call the task's batch function with `items`, and give each an outcome.
 
-    Not called at all without items. With `soft_limit` the limit's signal is ignored once the
-    function has returned, until `SoftLimit.restore`: what is done must not be turned into a
-    failure while it is settled.
+    Not called at all without items. What is no `Exception` passes, unless `exits` are given: then
+    only those pass, everything else is the items' failure. With `soft_limit` the limit's signal is
+    ignored once the function has returned, until `SoftLimit.restore`: what is done must not be
+    turned into a failure while it is settled.
     """
     if not items:
         return Called(0.0)
@@ -76,6 +81,10 @@ def call(task: Any, items: Sequence[Item[Any]], *, soft_limit: bool = False) -> 
         _conclude_open(items, Retried(_seconds(retry.when), retry.exc))
     except Exception as error:
         _conclude_open(items, Failed(error, error.__traceback__))
+    except BaseException as error:
+        if exits is None or exits.has(error):
+            raise
+        _conclude_open(items, Failed(stand_in(error), error.__traceback__))
     called = Called(time.monotonic() - started)
     _fail_all_if_twice(items)
     return called

@@ -54,8 +54,6 @@ class ItemRequest(Request):
         """End it the way its run in the pool ended."""
         if ended.unstored:
             self.give_back()
-        elif ended.escaped:
-            self.on_failure(ended.outcome[1])
         elif ended.outcome[0]:
             self.on_success(ended.outcome)
         else:

@@ -1,9 +1,9 @@
 """What runs in the pool for one batch: open, validate, call once, settle each item.
 
 `run_batch` is sent by the worker's parent with the parcels of one batch and answers with how each
-item ended, in order. It never raises an Exception, because threads, gevent and solo pools would
-lose the answer: when outcomes could not be stored it answers `NotSettled`, and the parent gives
-every message back.
+item ended, in order. It raises nothing but exits, because threads, gevent and solo pools would lose
+the answer: when outcomes could not be stored it answers `NotSettled`, and the parent gives every
+message back.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from batching.settle import Ended, Settling
 from batching.validate import value_of
 from batching.wire import Parcel, unpack
 from routing.collector import paused
+from routing.evidence import text_of
+from routing.exits import PROCESS_EXITS, Exits
+from routing.traced import raise_exit
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +44,17 @@ class _Opened:
 
 
 def run_batch(
-    name: str, parcels: Sequence[Parcel], hostname: str, soft_limit: bool
+    name: str,
+    parcels: Sequence[Parcel],
+    hostname: str,
+    soft_limit: bool,
+    exits: Exits = PROCESS_EXITS,
 ) -> list[Ended] | NotSettled:
-    """Run one batch of the task called `name`."""
+    """Run one batch of the task called `name`.
+
+    Raises:
+        BaseException: an exit.
+    """
     app = current_app._get_current_object()
     task = app.tasks[name]
     try:
@@ -52,11 +63,16 @@ def run_batch(
         _skip_repeated(task, opened)
         to_run = [one for one in opened if one.item.outcome is None]
         _mark_started(task, to_run, hostname)
-        seconds = _call(task, [one.item for one in to_run], hostname, soft_limit)
-        return _settle(task, opened, hostname, seconds / len(to_run) if to_run else 0.0)
-    except Exception as error:
+        items = [one.item for one in to_run]
+        seconds = _call(task, items, hostname, soft_limit=soft_limit, exits=exits)
+        share_seconds = seconds / len(to_run) if to_run else 0.0
+        settling = Settling(task, hostname=hostname, share_seconds=share_seconds, exits=exits)
+        return _settle(task, opened, settling)
+    except BaseException as error:
+        if exits.has(error):
+            raise_exit(error)
         _log_not_settled(name, len(parcels), error)
-        return NotSettled(f"{type(error).__name__}: {error}")
+        return NotSettled(f"{type(error).__name__}: {text_of(error)}")
     finally:
         if soft_limit:
             SOFT_LIMIT.restore()
@@ -151,7 +167,9 @@ def _ignores_result(task: Any, request: dict[str, Any]) -> bool:
     return bool(task.ignore_result if ignored is None else ignored)
 
 
-def _call(task: Any, items: list[Item[Any]], hostname: str, soft_limit: bool) -> float:
+def _call(
+    task: Any, items: list[Item[Any]], hostname: str, *, soft_limit: bool, exits: Exits
+) -> float:
     """Call the function inside a request of its own: it belongs to the batch, not to one item."""
     context = Context(
         task=task.name,
@@ -164,21 +182,18 @@ def _call(task: Any, items: list[Item[Any]], hostname: str, soft_limit: bool) ->
     _task_stack.push(task)
     task.request_stack.push(context)
     try:
-        return call(task, items, soft_limit=soft_limit).seconds
+        return call(task, items, soft_limit=soft_limit, exits=exits).seconds
     finally:
         task.request_stack.pop()
         _task_stack.pop()
 
 
-def _settle(
-    task: Any, opened: Sequence[_Opened], hostname: str, share_seconds: float
-) -> list[Ended]:
-    settling = Settling(task, hostname=hostname, share_seconds=share_seconds)
+def _settle(task: Any, opened: Sequence[_Opened], settling: Settling) -> list[Ended]:
     with paused(), results.collecting(task.backend, task):
         return [settling.settle(one.item, one.request) for one in opened]
 
 
-def _log_not_settled(name: str, count: int, error: Exception) -> None:
+def _log_not_settled(name: str, count: int, error: BaseException) -> None:
     logger.error(
         "Batch of %d %s could not be settled, its messages are given back: %r",
         count,

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
-from billiard.einfo import ExceptionInfo
 from celery.app import trace
 from celery.exceptions import BackendStoreError, Reject
 from celery.utils.time import get_exponential_backoff_interval
@@ -20,6 +19,9 @@ from kombu.exceptions import OperationalError
 
 from batching.batch import Dead, Done, Failed, Item, Outcome, Repeated, Replaced, Retried
 from routing.errors import DeadLetter
+from routing.exits import Exits
+from routing.failure import failure, forget_frames
+from routing.traced import Answer, end_escaped, raise_exit
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +32,8 @@ OUTCOME = "_batching_outcome"
 class Ended(NamedTuple):
     """How one item ended, for its request in the parent."""
 
-    # What the pool returns for a plain task: (failed, result or ExceptionInfo, run time).
-    outcome: tuple[int, Any, float | None]
-    # The tracer itself raised: the request decides what that means, as for a plain task.
-    escaped: bool = False
+    # What the pool returns for a plain task.
+    outcome: Answer
     # Its outcome could not be stored: its message is given back.
     unstored: bool = False
 
@@ -41,7 +41,9 @@ class Ended(NamedTuple):
 class Settling:
     """Settles the items of one call, in order."""
 
-    def __init__(self, task: Any, *, hostname: str, share_seconds: float) -> None:
+    def __init__(self, task: Any, *, hostname: str, share_seconds: float, exits: Exits) -> None:
+        self._name = task.name
+        self._exits = exits
         self._share = share_seconds
         self._started = False
         # By module attribute: monitoring tools replace it.
@@ -59,15 +61,25 @@ class Settling:
         request[OUTCOME] = item.outcome
         self._started = False
         try:
+            return self._settle(item, request)
+        finally:
+            # An outcome's error holds the frame of the batch function, and so every item.
+            item.forget()
+
+    def _settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
+        try:
             result, info, runtime, text = self._trace(item.id, item.args, item.kwargs, request)
-        except Reject:
-            return Ended((1, ExceptionInfo(), None), escaped=True)
         except (BackendStoreError, OperationalError):
             logger.exception("The outcome of item %s could not be stored", item.id)
-            return Ended((1, None, None), unstored=True)
-        except Exception:
-            return Ended((1, ExceptionInfo(), None), escaped=True)
-        return Ended((1, result, runtime) if info else (0, text, runtime))
+            return Ended(Answer(1, None, None), unstored=True)
+        except BaseException as error:
+            if self._exits.has(error):
+                raise_exit(error)
+            return Ended(end_escaped(self._name, request, error, self._exits))
+        if not info:
+            return Ended(Answer(0, text, runtime))
+        forget_frames(info.retval)
+        return Ended(Answer(1, failure(result), runtime))
 
     def _clock(self) -> float:
         """Tell the tracer, which asks at the start and at the end, the item's share of the call."""

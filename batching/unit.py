@@ -20,6 +20,7 @@ from batching.errors import NotSettled
 from batching.request import ItemRequest
 from batching.run import run_batch
 from batching.wire import pack
+from routing.exits import exits_in
 from routing.outcomes import at_once
 from routing.request import tell_repeated_starts
 
@@ -68,7 +69,13 @@ class BatchUnit:
         parcels = [pack(request, request.invalid) for request in self.requests]
         result = pool.apply_async(
             run_batch,
-            args=(self._task.name, parcels, self._consumer.hostname, bool(soft)),
+            args=(
+                self._task.name,
+                parcels,
+                self._consumer.hostname,
+                bool(soft),
+                exits_in(pool, hard),
+            ),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_done,

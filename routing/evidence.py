@@ -105,7 +105,7 @@ def of_error(
         attempts: runs of the task, with retries.
         worker: node name of the worker.
     """
-    name, message = type_name(error), _text(error)
+    name, message = type_name(error), text_of(error)
     return Evidence(
         reason=reason,
         queue=queue,
@@ -160,7 +160,8 @@ def _app_frames(traceback: str) -> Iterator[str]:
         yield f"{'/'.join(Path(file).parts[-2:])}:{function}"
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Return what an exception says; its class may fail at that."""
     try:
         return str(error)
     except Exception as problem:

@@ -7,7 +7,8 @@ message just before Celery's own code acknowledges or rejects it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -18,10 +19,12 @@ from celery.worker.state import task_ready
 from routing.admission import check_message
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
+from routing.failure import forget_frames
 from routing.outcomes import at_once
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
+from routing.traced import ESCAPED
 
 logger = logging.getLogger(__name__)
 
@@ -137,13 +140,23 @@ class Request(stock.Request):
         self._message.ending = "retried"
         super().on_retry(exc_info)
 
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
+        """End the message by the answer of its run in the pool."""
+        failed, result, _ = failed__retval__runtime
+        if failed == ESCAPED:
+            self.on_failure(result)
+            return
+        with self._ending_surely():
+            super().on_success(failed__retval__runtime, **kwargs)
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End the message as failed after a hard time limit, unless it is to run again."""
         if not soft:
             self._message.ending = "failed"
             self.note_death(TimeLimitExceeded(timeout))
             self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
-        super().on_timeout(soft, timeout)
+        with self._ending_surely():
+            super().on_timeout(soft, timeout)
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
@@ -154,7 +167,23 @@ class Request(stock.Request):
         self.note_death(error, traceback=str(exc_info.traceback or ""))
         if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._message.loss = f"its process was lost on {self.hostname}: {error}"
-        super().on_failure(exc_info, send_failed_event, return_ok)
+        with self._ending_surely():
+            super().on_failure(exc_info, send_failed_event, return_ok)
+
+    @contextmanager
+    def _ending_surely(self) -> Iterator[None]:
+        """End the message also when a hook, or the storing of its ending, raises on the way."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception(
+                "%s has ended, but not all could be done that follows",
+                self,
+                extra={"event": "ending_raised"},
+            )
+            forget_frames(error)
+            if not self.acknowledged:
+                self.reject(requeue=False)
 
     def _success_was_stored(self) -> Any:
         """Tell whether the task had succeeded before its process was lost."""

@@ -15,6 +15,10 @@ from typing import Any, Protocol, TypeAlias
 
 from billiard.einfo import ExceptionInfo
 
+from routing.exits import exits_in
+from routing.failure import failure_of
+from routing.traced import surely_ending
+
 logger = logging.getLogger(__name__)
 
 #: Called when a unit enters the pool; returns what to call when it has left.
@@ -58,6 +62,7 @@ class SemaphoreSlots:
     def __init__(
         self, pool: Any, semaphore: Any, *, on_free: Callable[[], None], on_enter: OnEnter
     ) -> None:
+        self._pool = pool
         self._semaphore = semaphore
         self._on_free = on_free
         self._on_enter = on_enter
@@ -67,12 +72,15 @@ class SemaphoreSlots:
         self._waits = False
         self._inside = 0
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+    def _apply(
+        self, target: Callable[..., Any], args: Any = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        target, args = surely_ending(self._pool, target, args, kwargs.get("timeout"))
         left = self._count_in()
         for name in ("callback", "error_callback"):
             kwargs[name] = self._after(left, kwargs.get(name))
         try:
-            result = self._enter(*args, **kwargs)
+            result = self._enter(target, args, *rest, **kwargs)
         except Exception:  # such as a message that cannot be pickled
             left()
             raise
@@ -177,6 +185,9 @@ class CountedSlots:
     def _apply(
         self, target: Callable[..., Any], args: Any = None, *rest: Any, **kwargs: Any
     ) -> Any:
+        limit = kwargs.get("timeout")
+        target, args = surely_ending(self._pool, target, args, limit)
+        exits = exits_in(self._pool, limit)
         left = self._on_enter()
         began = False
 
@@ -185,10 +196,12 @@ class CountedSlots:
             began = True
             try:
                 return target(*target_args, **target_kwargs)
-            except Exception:
+            except BaseException as error:
                 # It escaped Celery's tracer. These pools would forget it, and the message would be
                 # held for ever; prefork reports it.
-                return ExceptionInfo()
+                if exits.has(error):
+                    raise
+                return failure_of(error)
             finally:
                 self._leave(left)
 
