@@ -1,18 +1,21 @@
 """One message of a batch in the worker's parent process.
 
 As for any task it is received, reserved, active, and ends; what differs is that its pool process
-works for its neighbours too, and so is never killed for its sake.
+works for its neighbours too, and so is never killed for its sake. A cold shutdown, which stops them
+all, ends it once.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker import state
 
 from routing.redis.records import State
 from routing.request import Request
+from routing.stopping import STOP
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ class ItemRequest(Request):
     acks: list[Any] | None = None
     #: Why it cannot run although it could be decoded: it fails alone, in the pool.
     invalid: str | None = None
+    #: Ends the run of its batch, given the pool and a signal; says whether the pool could.
+    cut: Callable[[Any, Any], bool] | None = None
 
     @property
     def queue(self) -> str:
@@ -87,6 +92,7 @@ class ItemRequest(Request):
     def end_stored(self, stored: Any) -> None:
         """End it as the success that was stored before its pool process died."""
         logger.warning("Item %s[%s] had succeeded before its process was lost", self.name, self.id)
+        self._already_cancelled = False
         self.on_success((0, repr(stored.get("result")), None))
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
@@ -97,7 +103,12 @@ class ItemRequest(Request):
             )
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Do nothing when the connection is lost: the batch runs on, and is settled afterwards."""
+        """End the run of its batch in a cold shutdown, where the pool can.
+
+        When the connection is lost the batch runs on, and is settled afterwards.
+        """
+        if STOP.told and self.cut is not None and self.cut(pool, signal):
+            self._announce_cancelled(emit_retry=emit_retry)
 
     def _success_was_stored(self) -> Any:
         """Tell that no success is stored: that was asked for the whole batch, in one read."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from billiard.common import TERM_SIGNAL
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import TimeLimitExceeded
 from celery.worker import state
@@ -57,6 +58,8 @@ class BatchUnit:
         self._close = close
         self._slots = slots
         self._accepted = False
+        self._pid = 0
+        self._is_cut: bool | None = None
 
     def hand_over(self) -> None:
         """Close the batch and give it to the pool; called when a slot is free for it."""
@@ -90,7 +93,9 @@ class BatchUnit:
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The batch was taken up: each item has started."""
-        self._accepted = True
+        self._accepted, self._pid = True, pid
+        for request in self.requests:
+            request.cut = self._cut
         if not self._task.acks_late:
             self._each(lambda request: request.on_accepted(pid, time_accepted))
             return
@@ -106,6 +111,8 @@ class BatchUnit:
         if isinstance(answer, ExceptionInfo):
             self.on_lost(answer)
             return
+        if self._is_cut and not isinstance(answer, list):
+            return  # as a greenlet that was killed answers; its messages go back at the very end
         if not isinstance(answer, list) or len(answer) != len(self.requests):
             self._give_back(answer)
             return
@@ -133,6 +140,24 @@ class BatchUnit:
             len(self.requests),
             self._task.name,
         )
+
+    def _cut(self, pool: Any, signal: Any = None) -> bool:
+        """End the call, once for all its items; False where it runs to its end, as in threads."""
+        if self._is_cut is None:
+            self._is_cut = self._terminate(pool, signal)
+        return self._is_cut
+
+    def _terminate(self, pool: Any, signal: Any) -> bool:
+        try:
+            pool.terminate_job(self._pid, signal or TERM_SIGNAL)
+        except NotImplementedError:
+            logger.info(
+                "Batch of %d %s runs to its end: this pool cannot stop it",
+                len(self.requests),
+                self._task.name,
+            )
+            return False
+        return True
 
     def _end_unless_stored(self, end: Callable[[ItemRequest], None]) -> None:
         stored = self._stored_successes()

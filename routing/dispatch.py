@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import bootsteps
-from celery.worker import state
 
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
@@ -29,6 +28,7 @@ from routing.request import holdings_of
 from routing.running import Rule, Running
 from routing.shares import Shares
 from routing.slots import CountedSlots, SemaphoreSlots, Slots
+from routing.stopping import STOP
 from routing.units import Buffer, RequestUnit, Unit
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
+        STOP.watch(consumer.controller, self._leave)
         super().__init__(consumer, **kwargs)
 
     # -- life
@@ -119,6 +120,8 @@ class Dispatcher(bootsteps.StartStopStep):
     def stop(self, consumer: Any) -> None:
         """Give back what was not handed over: the pool is closing, or the connection is lost."""
         self._running = False
+        if consumer.blueprint.state != bootsteps.RUN:  # as by remote control, without a signal
+            STOP.note()
         self._units.clear()
         for buffer in self._buffers:
             buffer.clear()
@@ -128,6 +131,11 @@ class Dispatcher(bootsteps.StartStopStep):
         self._channel.runtime.holdings.give_back_waiting()
         if not self._channel.closed:
             self._channel.courier.stand_down()
+
+    def _leave(self) -> None:
+        """Say goodbye: what is killed from now on was killed by whoever stops this worker."""
+        if self.holdings is not None and self.holdings.keeper is not None:
+            self.holdings.keeper.leave()
 
     def shutdown(self, consumer: Any) -> None:
         """Settle what the pool has ended, give back the rest."""
@@ -260,7 +268,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self.pump()
 
     def _hand_over_while_free(self, slots: Slots) -> None:
-        while self._units and not _stopping():
+        while self._units and not STOP.told:
             eligible = self._eligible(slots.free())
             if not eligible or not slots.acquire():
                 return
@@ -301,15 +309,6 @@ class Dispatcher(bootsteps.StartStopStep):
     def _unit_entered(self) -> Callable[[], None]:
         assert self._inflight is not None
         return self._inflight.enter(self._handing)
-
-
-def _stopping() -> bool:
-    """Whether the worker was told to stop: its loop may notice seconds later (gevent)."""
-    # An exit status of 0 is a reason to stop, as in celery.worker.state.maybe_shutdown.
-    return any(
-        reason is not None and reason is not False
-        for reason in (state.should_stop, state.should_terminate)
-    )
 
 
 def _refuse_stock_redis(connection: Any) -> None:

@@ -24,6 +24,7 @@ from routing.outcomes import at_once
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
+from routing.stopping import STOP, asked_to_end
 from routing.traced import ESCAPED
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,10 @@ class Request(stock.Request):
     def acknowledge(self) -> None:
         """Acknowledge; an early one is settled before the task goes on.
 
-        Not in a cold shutdown that has killed the task: gevent's pool reports that as a success.
+        Not when the task was cancelled: gevent's pool reports that as a success.
         """
         if self._already_cancelled:
+            self._give_back_cancelled()
             return
         if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
             self._message.ack_log_error(logger, self.connection_errors)
@@ -129,11 +131,21 @@ class Request(stock.Request):
         super().acknowledge()
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
-        """End its process in a cold shutdown; in a pool of threads it runs to its end."""
+        """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
+        # First, as under gevent the pool answers while the cancellation is being announced.
+        self._already_cancelled = bool(self.time_start)
         try:
-            super().cancel(pool, *args, **kwargs)
+            with at_once():
+                super().cancel(pool, *args, **kwargs)
         except NotImplementedError:
+            self._already_cancelled = False
             logger.info("%s runs to its end: this pool cannot stop it", self)
+
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
+        """End the message as done, or as failed: also when it was cancelled, and ended before."""
+        if failed__retval__runtime[2] is not None:  # as of a greenlet that was killed
+            self._already_cancelled = False
+        super().on_success(failed__retval__runtime, **kwargs)
 
     def on_retry(self, exc_info: Any) -> None:
         """End the message as retried: the retry is a message of its own."""
@@ -165,10 +177,15 @@ class Request(stock.Request):
         error = unwrap(exc_info)
         self._message.ending = _ending_by(error)
         self.note_death(error, traceback=str(exc_info.traceback or ""))
-        if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+        if isinstance(error, _EXITS):
+            if self._was_interrupted(error) and not self._success_was_stored():
+                self._run_again(error)
+                return
             self._message.loss = f"its process was lost on {self.hostname}: {error}"
         with self._ending_surely():
             super().on_failure(exc_info, send_failed_event, return_ok)
+            if self._already_cancelled:
+                self._give_back_cancelled()
 
     @contextmanager
     def _ending_surely(self) -> Iterator[None]:
@@ -184,6 +201,34 @@ class Request(stock.Request):
             forget_frames(error)
             if not self.acknowledged:
                 self.reject(requeue=False)
+
+    def _was_interrupted(self, error: BaseException) -> bool:
+        """Tell whether its process was lost by a deploy, not by what the task did."""
+        may_run_again = self.task.acks_late and self.task.reject_on_worker_lost
+        is_ours = isinstance(self._message, EngineMessage) and not self.acknowledged
+        return bool(may_run_again and is_ours and (STOP.told or asked_to_end(error)))
+
+    def _run_again(self, error: BaseException) -> None:
+        """Return the message of an interrupted run at once; it is nobody's fault."""
+        task_ready(self)
+        if self._already_cancelled:
+            self._give_back_cancelled()
+            return
+        logger.warning(
+            "%s was interrupted and goes back to its queue: %s",
+            self,
+            error,
+            extra={"event": "interrupted"},
+        )
+        self.reject(requeue=True)
+
+    def _give_back_cancelled(self) -> None:
+        """Return the message of a cancelled run, which Celery leaves unacknowledged.
+
+        A worker that stops gives back all that it still holds, in order, so it need not.
+        """
+        if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
+            self.reject(requeue=True)
 
     def _success_was_stored(self) -> Any:
         """Tell whether the task had succeeded before its process was lost."""
@@ -223,6 +268,10 @@ def tell_repeated_starts(requests: Sequence[Request]) -> None:
     ]
     if repeated:
         repeated[0].channel.tell_starts([message.delivery_tag for message in repeated])
+
+
+#: What is reported of a run whose process has gone.
+_EXITS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
 def _check(

@@ -165,7 +165,7 @@ class EngineMixin(Publishing):
     def tell_starts(self, tags: Sequence[str]) -> None:
         """Tell the broker now that messages begin to run; it learns of others a moment later."""
         holdings = self.runtime.holdings
-        if holdings.keeper is None:
+        if holdings.keeper is None or holdings.keeper.leaving:
             return
         try:
             self.verbs.renew(self.plain_client, holdings.keeper.hostname, holdings.started(tags))

@@ -5,7 +5,9 @@ computes does, and the parent of a prefork pool waits for a result backend now a
 renewals fit into a lease, so that two lost ones cost nothing.
 
 The thread also reports what has been started, a moment after the start: a message whose worker is
-killed is charged a delivery only then. Short tasks are over by then, and never cost a call.
+killed is charged a delivery only then. Short tasks are over by then, and never cost a call. When
+the worker is told to stop it says goodbye, which takes these reports back: what is killed after
+that, by whoever stops it, is charged nothing.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class Renewer:
         self._starts: deque[tuple[float, str]] = deque()
         self._signal = Signal()
         self._stopped = False
+        self.leaving = False
         self._is_watching = False
         self._has_failed = False
         self._next_pass = 0.0
@@ -96,6 +99,13 @@ class Renewer:
         self._starts.append((boot_seconds(), tag))
         if not self._is_watching:
             self._is_watching = True
+            self._signal.set()
+
+    def leave(self) -> None:
+        """Say goodbye at once; doing so twice is safe, and in a signal handler too."""
+        if not self.leaving:
+            self.leaving = True
+            self._next_pass = 0.0
             self._signal.set()
 
     def check_now(self) -> None:
@@ -126,7 +136,7 @@ class Renewer:
         sent, doubts = boot_seconds(), self._doubts
         held = self._holdings.leases()
         try:
-            gone = self._verbs.renew(self._client, self.hostname, held)
+            gone = self._verbs.renew(self._client, self.hostname, held, leaving=self.leaving)
             self._settle_for_a_blocked_loop()
         except (*LOST, exceptions.RedisError) as error:
             self._next_pass = boot_seconds() + RETRY_SECONDS
@@ -179,7 +189,7 @@ class Renewer:
         tags = []
         while self._starts and self._starts[0][0] <= until:
             tags.append(self._starts.popleft()[1])
-        if running := self._holdings.started(tags):
+        if not self.leaving and (running := self._holdings.started(tags)):
             try:
                 self._verbs.renew(self._client, self.hostname, running)
             except (*LOST, exceptions.RedisError) as error:

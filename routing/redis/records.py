@@ -161,8 +161,14 @@ class Keeper(Protocol):
     def follow(self, channel: Any, hostname: str) -> None:
         """Renew at the broker of this channel, in the name of this worker."""
 
+    #: Whether it has said goodbye: nothing that runs is charged any more.
+    leaving: bool
+
     def started(self, tag: str) -> None:
         """Note that a message's run begins; called from any thread, and often."""
+
+    def leave(self) -> None:
+        """Tell the broker at once that this worker stops; called in a signal handler too."""
 
     def check_now(self) -> None:
         """Find out at once what is still held; nothing may start before that is known."""

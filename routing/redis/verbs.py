@@ -220,7 +220,12 @@ class Verbs:
         return returned
 
     def renew(
-        self, client: redis.Redis, hostname: str, held: Sequence[tuple[str, str]]
+        self,
+        client: redis.Redis,
+        hostname: str,
+        held: Sequence[tuple[str, str]],
+        *,
+        leaving: bool = False,
     ) -> list[str]:
         """Extend leases, in slices; returns the tags that are gone.
 
@@ -228,12 +233,13 @@ class Verbs:
             client: a client that adds no key prefix.
             hostname: the worker's, for whoever finds its leases run out.
             held: each tag, with the message's id when it was started, else "".
+            leaving: the worker stops, so that none of them counts as started any more.
         """
         keys = [*self.keys.records(), self.keys.workers()]
         gone: list[str] = []
         for start in range(0, len(held), RENEW_AT_MOST):
             chunk = held[start : start + RENEW_AT_MOST]
-            args = [self._lease_ms, hostname, *(v for pair in chunk for v in pair)]
+            args = [self._lease_ms, hostname, int(leaving), *(v for pair in chunk for v in pair)]
             gone += [tag.decode() for tag in call(client, "renew", keys, args)]
         return gone
 

@@ -5,6 +5,7 @@
 --        7 workers hash
 -- ARGV:  1 lease in milliseconds
 --        2 host name of the worker
+--        3 "1" when the worker stops: what has started is not noted, but forgotten; else "0"
 --        then tag and, when it has started, message id (else "") in turn
 -- Reply: {the tags that are gone}
 
@@ -14,14 +15,16 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local expiry = string.format('%.0f', now + tonumber(ARGV[1]))
 local seconds = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
 
+local is_leaving = ARGV[3] == '1'
 local couriers, tags, ids = {}, {}, {}
-for i = 3, #ARGV - 1, 2 do
-  tags[#tags + 1], ids[#ids + 1] = ARGV[i], ARGV[i + 1]
+for i = 4, #ARGV - 1, 2 do
+  tags[#tags + 1], ids[#ids + 1] = ARGV[i], is_leaving and '' or ARGV[i + 1]
   couriers[string.match(ARGV[i], '^[^:]*')] = true
 end
 if #tags == 0 then return {} end
 
 -- Removing comes first: a server at its memory limit must not let leases run out.
+if is_leaving then redis.call('HDEL', STARTED, unpack(tags)) end
 for courier in pairs(couriers) do
   redis.call('HDEL', WORKERS, courier)
   redis.call('HSET', WORKERS, courier, ARGV[2])

@@ -1,0 +1,95 @@
+"""Whether this worker was told to stop, known from the signal on.
+
+Celery notes it late: after the soft shutdown, when it is told to stop cold, and for some ways to
+stop not before its loop comes round, which under gevent or in the solo pool takes as long as a
+task. What ends meanwhile has been ended by the deploy, and may be followed by SIGKILL at any
+moment.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from billiard.common import EX_SOFTWARE, human_status
+from celery import signals
+from celery.worker import state
+
+#: What a deploy, a supervisor or a terminal sends.
+_ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+#: A process that a signal asked to end dies by it; or, when it was cleaning up, with billiard's
+#: code for that; or it exits by the number of SIGTERM, before billiard's second one has reached it.
+_ASKED_TO_END = re.compile(
+    "|".join(
+        re.escape(human_status(code)) + r"(?!\d)"
+        for code in (*(-number for number in _ASKING), EX_SOFTWARE, signal.SIGTERM)
+    )
+)
+
+#: What the handlers of tasks, and shells, make of the same signals.
+_EXIT_CODES = frozenset(128 + number for number in _ASKING)
+
+
+class Stop:
+    """The word to stop, for one worker of this process at a time."""
+
+    def __init__(self) -> None:
+        self._told = False
+        self._leave: Callable[[], None] | None = None
+        signals.worker_shutting_down.connect(self._on_signal)
+
+    @property
+    def told(self) -> bool:
+        """Whether the worker was told to stop."""
+        # An exit status of 0 is a reason to stop, as in celery.worker.state.maybe_shutdown.
+        return self._told or any(
+            reason is not None and reason is not False
+            for reason in (state.should_stop, state.should_terminate)
+        )
+
+    def watch(self, controller: Any, leave: Callable[[], None]) -> None:
+        """Begin anew, for a worker that starts.
+
+        Arguments:
+            controller: the worker.
+            leave: called when it is told to stop, maybe several times, in a signal handler: it
+                must take no lock.
+        """
+        self._told, self._leave = False, leave
+        wait_softly = controller.wait_for_soft_shutdown
+
+        def wait_for_soft_shutdown() -> None:
+            # A cold shutdown says so to everybody else only after this.
+            self.note()
+            wait_softly()
+
+        controller.wait_for_soft_shutdown = wait_for_soft_shutdown
+
+    def note(self) -> None:
+        """Note that the worker was told to stop; safe in a signal handler."""
+        self._told = True
+        if self._leave is not None:
+            self._leave()
+
+    def _on_signal(self, **_: Any) -> None:
+        self.note()
+
+
+STOP = Stop()
+
+
+def asked_to_end(error: BaseException) -> bool:
+    """Return whether a pool process that was lost had been asked to end, by a signal.
+
+    >>> from billiard.exceptions import WorkerLostError
+    >>> asked_to_end(WorkerLostError("Worker exited prematurely: signal 15 (SIGTERM) Job: 3."))
+    True
+    >>> asked_to_end(WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 3."))
+    False
+    """
+    if isinstance(error, SystemExit):
+        return error.code in _EXIT_CODES
+    return _ASKED_TO_END.search(str(error)) is not None

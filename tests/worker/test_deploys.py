@@ -1,0 +1,237 @@
+"""Who stops a worker charges nothing to what it ran, which goes back, or ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.apps.basic import Traces, close
+from tests.apps.deploys import create
+from tests.support.broker import Broker
+from tests.support.messages import ids_of
+from tests.support.servers import Server
+from tests.support.wait import eventually
+from tests.support.worker import Worker
+from tests.worker.conftest import POOLS
+
+#: Seconds for a lease to run out and another worker to see it.
+TAKE_OVER_SECONDS = 15
+
+
+class Site:
+    """A database with an app to send with, where workers come and go."""
+
+    def __init__(self, url: str, store: str) -> None:
+        self.url, self.store = url, store
+        self.app: Celery = create(url, store)
+        self.broker = Broker(url)
+        self.traces = Traces(store)
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.traces.client.close()
+        self.broker.client.close()
+        close(self.app)
+
+    def worker(self, pool: str = "prefork", concurrency: int = 2, **options: Any) -> Worker:
+        """Return a worker, not started yet; `settings` are those of its app."""
+        env = {
+            "CELERIAC_TEST_BROKER": self.url,
+            "CELERIAC_TEST_STORE": self.store,
+            "CELERIAC_TEST_SETTINGS": json.dumps(options.pop("settings", {})),
+        }
+        return Worker("tests.apps.deploys", pool, concurrency, env=env, **options)
+
+    def send(self, task: str, *names: str, queue: str = "default") -> None:
+        """Send a task for each of these names."""
+        for name in names:
+            task_name = f"deploys.{task}"
+            self.app.tasks[task_name].apply_async((name,), queue=queue, task_id=name)
+
+    def wait_for_starts(self, *names: str) -> None:
+        """Wait until so many runs began since the last time, of these names."""
+        assert sorted(self.traces.next_start(seconds=20) for _ in names) == sorted(names)
+
+    def let_go(self, names: Sequence[str]) -> None:
+        """Let these run to their end, wherever they run now, and see that they are done with."""
+        for name in names:
+            self.traces.open(name)
+        eventually(lambda: set(names) <= self.traces.counts().keys(), 20)
+        eventually(self.broker.holds_nothing)
+        self.has_charged_nothing()
+
+    def has_charged_nothing(self) -> None:
+        """Assert that no message was charged a delivery."""
+        assert self.broker.client.hgetall("celeriac:deliveries") == {}
+        assert self.broker.evidence("default") == []
+
+
+@pytest.fixture
+def site(valkey: Server) -> Iterator[Site]:
+    with Site(valkey.fresh_url(), valkey.fresh_url()) as site:
+        yield site
+
+
+def test_work_that_three_deploys_interrupt_runs_and_is_charged_nothing(site: Site) -> None:
+    names = ["plain", "retried", "one", "two"]
+    site.send("held", "plain")
+    site.send("retried", "retried")
+    site.send("batch", "one", "two")
+    worker = site.worker(concurrency=3)
+    for _ in range(3):
+        worker.start()
+        site.wait_for_starts(*names)
+        os.killpg(worker.pid, signal.SIGTERM)
+        assert worker.wait() == 0
+        assert sorted(ids_of(site.broker.texts("default"))) == sorted(names)
+        assert site.broker.holds_nothing()
+        assert all("redelivered" in text for text in site.broker.texts("default"))
+        site.has_charged_nothing()
+    with worker:
+        site.wait_for_starts(*names)
+        site.let_go(names)
+    assert site.broker.ledger("default")["done"] == len(names)
+
+
+def test_a_task_that_goes_on_when_it_is_asked_to_end_ends_in_the_worker_that_stops(
+    site: Site,
+) -> None:
+    site.send("stubborn", "stubborn")
+    with site.worker() as worker:
+        site.wait_for_starts("stubborn")
+        os.killpg(worker.pid, signal.SIGTERM)
+        site.wait_for_starts("stubborn, asked to end")
+        site.let_go(["stubborn"])
+        assert worker.wait() == 0
+    assert site.broker.ledger("default")["done"] == 1
+
+
+def test_what_is_killed_after_its_grace_period_is_charged_nothing_in_every_pool(
+    site: Site,
+) -> None:
+    with ExitStack() as stack:
+        for queue in (*POOLS, "soft"):
+            is_soft = queue == "soft"
+            settings = {"worker_soft_shutdown_timeout": 60} if is_soft else {}
+            worker = site.worker(
+                "prefork" if is_soft else queue, 1, queues=[queue], settings=settings
+            )
+            stack.callback(worker.kill)
+            worker.start()
+            site.send("batch" if queue == "threads" else "held", queue, queue=queue)
+            site.wait_for_starts(queue)
+            eventually(lambda: site.broker.client.exists("celeriac:started"))
+            worker.send(signal.SIGQUIT if is_soft else signal.SIGTERM)
+            eventually(lambda: not site.broker.client.exists("celeriac:started"))
+    assert site.broker.unacked() == len(POOLS) + 1
+    with site.worker("threads", 5):
+        starts = sorted(site.traces.next_start(seconds=TAKE_OVER_SECONDS) for _ in range(5))
+        assert starts == sorted([*POOLS, "soft"])
+        site.let_go(starts)
+
+
+def test_what_is_killed_without_a_word_is_charged(site: Site) -> None:
+    site.send("held", "held")
+    worker = site.worker("threads", 1)
+    worker.start()
+    site.wait_for_starts("held")
+    eventually(lambda: site.broker.client.exists("celeriac:started"))
+    worker.kill()
+    with site.worker("threads", 1):
+        assert site.traces.next_start(seconds=TAKE_OVER_SECONDS) == "held"
+        (charge,) = site.broker.client.hgetall("celeriac:deliveries").items()
+        assert charge == (b"held", f"1 the lease of {worker.name} ran out".encode())
+        site.traces.open("held")
+        eventually(lambda: site.broker.ledger("default").get("done") == 1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_pool_process_that_was_asked_to_end_charges_nothing(
+    site: Site, how: signal.Signals
+) -> None:
+    names = ["plain", "one", "two"]
+    site.send("held", "plain")
+    site.send("batch", "one", "two")
+    with site.worker() as worker:
+        site.wait_for_starts(*names)
+        for child in worker.children:
+            os.kill(child, how)
+        site.wait_for_starts(*names)
+        site.let_go(names)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_task_that_takes_its_process_down_is_charged(site: Site, status: int) -> None:
+    site.app.tasks["deploys.exits"].apply_async(("name", status), task_id="name")
+    with site.worker(concurrency=1):
+        site.wait_for_starts("name", "name")
+        eventually(lambda: len(site.broker.evidence("default")) == 1)
+        (evidence,) = site.broker.evidence("default")
+    assert evidence["reason"] == "poison"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_what_is_cancelled_with_a_lost_connection_is_charged_nothing(
+    valkey: Server, site: Site, pool: str
+) -> None:
+    settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
+    site.send("held", "held")
+    with site.worker(pool, 1, settings=settings) as worker:
+        for _ in range(3):
+            site.wait_for_starts("held")
+            connected = worker.log.count("] Connected to")
+            valkey.kill_clients(int(site.url.rpartition("/")[2]))
+            eventually(lambda n=connected: worker.log.count("] Connected to") > n)
+        site.wait_for_starts("held")
+        site.let_go(["held"])
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_cold_shutdown_cuts_a_batch_and_gives_it_back_uncharged(site: Site, pool: str) -> None:
+    names = [f"{n}" for n in range(20)]
+    site.send("batch", *names, "waits")
+    with site.worker(pool, 1) as worker:
+        eventually(lambda: site.traces.total("started") >= 20, 20)
+        worker.send(signal.SIGQUIT)
+        worker.wait()
+    assert site.traces.counts() == {}
+    assert site.broker.holds_nothing()
+    texts = site.broker.texts("default")
+    assert sorted(ids_of(texts)) == sorted([*names, "waits"])
+    begun = [i for text, i in zip(texts, ids_of(texts), strict=True) if "redelivered" in text]
+    assert sorted(begun) == sorted(names)
+    site.has_charged_nothing()
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_cold_shutdown_lets_a_batch_end_where_nothing_can_cut_it(site: Site, pool: str) -> None:
+    site.send("batch", "one", "two")
+    with site.worker(pool, 1) as worker:
+        eventually(lambda: site.traces.total("started") >= 1, 20)
+        worker.send(signal.SIGQUIT)
+        worker.wait_log("runs to its end")
+        site.traces.open("one")
+        worker.wait()
+    assert site.broker.holds_nothing()
+    site.has_charged_nothing()
+
+
+def test_a_batch_runs_on_when_the_connection_is_lost(valkey: Server, site: Site) -> None:
+    settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
+    site.send("batch", "one", "two")
+    with site.worker(concurrency=1, settings=settings) as worker:
+        site.wait_for_starts("one", "two")
+        connected = worker.log.count("] Connected to")
+        valkey.kill_clients(int(site.url.rpartition("/")[2]))
+        eventually(lambda: worker.log.count("] Connected to") > connected)
+        site.let_go(["one", "two"])
+    assert site.traces.counts("started") == {"one": 1, "two": 1}
