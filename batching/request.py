@@ -56,7 +56,8 @@ class ItemRequest(Request):
         self.send_event("task-started")
 
     def end(self, ended: Any) -> None:
-        """End it the way its run in the pool ended."""
+        """End it the way its run in the pool ended, also when that was cancelled too late."""
+        self._already_cancelled = False
         if ended.unstored:
             self.give_back()
         elif ended.outcome[0]:

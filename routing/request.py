@@ -14,7 +14,7 @@ from typing import Any
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker import request as stock
-from celery.worker.state import task_ready
+from celery.worker.state import successful_requests, task_ready
 
 from routing.admission import check_message
 from routing.errors import DeadLetter, TooManyDeliveries
@@ -141,12 +141,6 @@ class Request(stock.Request):
             self._already_cancelled = False
             logger.info("%s runs to its end: this pool cannot stop it", self)
 
-    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
-        """End the message as done, or as failed: also when it was cancelled, and ended before."""
-        if failed__retval__runtime[2] is not None:  # as of a greenlet that was killed
-            self._already_cancelled = False
-        super().on_success(failed__retval__runtime, **kwargs)
-
     def on_retry(self, exc_info: Any) -> None:
         """End the message as retried: the retry is a message of its own."""
         self._message.ending = "retried"
@@ -228,6 +222,8 @@ class Request(stock.Request):
         A worker that stops gives back all that it still holds, in order, so it need not.
         """
         if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
+            # What gevent's pool reports as a success would not be run again by this worker.
+            successful_requests.discard(self.id)
             self.reject(requeue=True)
 
     def _success_was_stored(self) -> Any:
