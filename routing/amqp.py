@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from celery import signals
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
@@ -83,14 +84,77 @@ class RoutingAMQP:
             if isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
             errors = (OperationalError, *producer.connection.recoverable_connection_errors)
+            attempt = _Attempt(producer)
             try:
-                return send(producer, name, message, **options)
-            except BrokerUnreachable:
+                return send(attempt if attempt.is_watched else producer, name, message, **options)
+            except Exception as error:
+                if isinstance(error, errors) and not isinstance(error, BrokerUnreachable):
+                    lost = unreachable(error, producer.connection)
+                    attempt.tell(name, lost)
+                    raise lost from error
+                attempt.tell(name, error)
                 raise
-            except errors as error:
-                raise unreachable(error, producer.connection) from error
 
         return send_task_message
+
+
+class _Attempt:
+    """A producer that remembers what it could not publish, to close what tracers have opened.
+
+    Celery sends ``before_task_publish``, publishes, and then sends ``after_task_publish``: not when
+    publishing failed.
+    """
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self._failed: tuple[Any, dict[str, Any]] | None = None
+        self._is_published = False
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody wants to know; a captured message is told of by who captured it."""
+        return bool(signals.after_task_publish.receivers) and not isinstance(
+            self._producer, Capture
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, body: Any, **options: Any) -> Any:
+        """Publish; the first message is the task's, what follows are its events."""
+        if self._is_published:
+            return self._producer.publish(body, **options)
+        self._failed = body, options
+        published = self._producer.publish(body, **options)
+        self._failed, self._is_published = None, True
+        return published
+
+    def tell(self, name: str, error: Exception) -> None:
+        """Send the signal that Celery leaves out when a message of this task was not published."""
+        if self._failed is not None:
+            tell_after(name, *self._failed, error)
+
+
+def tell_after(
+    name: str, body: Any, options: Mapping[str, Any], error: Exception | None = None
+) -> None:
+    """Send Celery's ``after_task_publish`` for a message.
+
+    Arguments:
+        name: the task's name.
+        body: the message's body.
+        options: the options that it is published with.
+        error: why it was not published; a receiver gets it as ``error``, which Celery's own signal
+            does not have.
+    """
+    signals.after_task_publish.send(
+        sender=name,
+        body=body,
+        headers=options["headers"],
+        exchange=options["exchange"],
+        routing_key=options["routing_key"],
+        **({} if error is None else {"error": error}),
+    )
 
 
 class _PerApp(type):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from celery import signals
 from celery.backends.base import Backend
 from kombu.exceptions import OperationalError
 
-from routing.amqp import unreachable
+from routing.amqp import tell_after, unreachable
 from routing.call import Call
 from routing.capture import Capture, Outgoing
 
@@ -72,16 +72,22 @@ class Line:
         for task_id in task_ids[:1] if hasattr(backend, "result_consumer") else task_ids:
             backend.on_task_call(self.producer, task_id)
 
-    def tell_published(self, outgoing: Outgoing) -> None:
-        """Tell everybody whom Celery tells after it has published."""
+    @contextmanager
+    def telling(self, outgoing: Outgoing) -> Iterator[None]:
+        """Send a message's after-signal when the work here is done, with the error that ends it.
+
+        The signal before has been sent: a tracer keeps a span open until its counterpart comes.
+        """
+        try:
+            yield
+        except Exception as error:
+            tell_after(self.call.name, outgoing.body, outgoing.options, error)
+            raise
+        tell_after(self.call.name, outgoing.body, outgoing.options)
+
+    def send_event(self, outgoing: Outgoing) -> None:
+        """Send the ``task-sent`` event of a message that the broker has, where that is on."""
         options = outgoing.options
-        signals.after_task_publish.send(
-            sender=self.call.name,
-            body=outgoing.body,
-            headers=outgoing.headers,
-            exchange=options["exchange"],
-            routing_key=options["routing_key"],
-        )
         if (event := outgoing.sent_event) is None:
             return
         dispatcher = outgoing.event_dispatcher or self.call.app.amqp._event_dispatcher

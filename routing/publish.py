@@ -14,7 +14,10 @@ Each item gets a receipt:
 
 When somebody listens to the publish signals, ``task_send_sent_event`` is on, or the task has an
 ``apply_async`` of its own, every message is made on its own, and the messages still travel
-together. On brokers that are not Redis they are published one after another over one connection.
+together. ``before_task_publish`` and ``after_task_publish`` come in pairs, message by message, when
+it is handed to its chunk: whether the queue took it is told by its receipt. A message that could
+not be made or published has its ``after_task_publish`` too, with the exception as ``error``. On
+brokers that are not Redis messages are published one after another over one connection.
 
 Inside a task, the messages do not become its children (``result.children`` of a hundred thousand
 ids would be stored with its result); ``add_to_parent=True`` asks for it.

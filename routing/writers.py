@@ -49,7 +49,8 @@ def writer_for(line: Line) -> Writer:
         BrokerUnreachable: the broker is away.
     """
     transport = line.producer.connection.get_transport_cls()
-    if not hasattr(transport.Channel, "push"):
+    # Other transports have no push, and some of them (AMQP) no class of channels to look at.
+    if not hasattr(getattr(transport, "Channel", None), "push"):
         return Published(line)
     if line.call.is_watched or line.call.is_customised:
         return Made(line)
@@ -135,7 +136,11 @@ class _Message:
 
 
 class Made:
-    """Each message made on its own, with its signals and events; pushed together."""
+    """Each message made on its own, with its signals and events; pushed together.
+
+    Its signals come as a pair around the making, as a tracer's spans must not overlap. So the one
+    after says that the message is on its way; whether the queue took it is told by its receipt.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -146,8 +151,12 @@ class Made:
         self, position: int, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         """Make the message of an item."""
+        outgoing = self._line.make(task_id, args, kwargs)
+        with self._line.telling(outgoing):
+            self._messages.append(self._made(position, task_id, outgoing))
+
+    def _made(self, position: int, task_id: str, outgoing: Outgoing) -> _Message:
         line = self._line
-        outgoing = line.make(task_id, args, kwargs)
         if not self._is_open:
             line.ensure(lambda: line.producer.channel, outgoing.options)
             self._is_open = True
@@ -166,19 +175,17 @@ class Made:
             exempt=is_exempt(outgoing.headers),
             delayed=eta is not None,
         )
-        self._messages.append(
-            _Message(
-                position=position,
-                task_id=task_id,
-                outgoing=outgoing,
-                lane=lane,
-                text=text if eta is None else Delay(eta, task_id, text),
-                declare=prepared.declare,
-            )
+        return _Message(
+            position=position,
+            task_id=task_id,
+            outgoing=outgoing,
+            lane=lane,
+            text=text if eta is None else Delay(eta, task_id, text),
+            declare=prepared.declare,
         )
 
     def send(self) -> Refused:
-        """Push the messages, a call for each run of one queue and priority; tell everybody."""
+        """Push the messages, a call for each run of one queue and priority."""
         if not self._messages:
             return {}
         if not self._line.call.is_customised:
@@ -188,7 +195,7 @@ class Made:
             refused.update(self._send_run(lane, list(run)))
         for message in self._messages:
             if message.position not in refused:
-                self._line.tell_published(message.outgoing)
+                self._line.send_event(message.outgoing)
         return refused
 
     def _send_run(self, lane: Lane, run: list[_Message]) -> Refused:
@@ -213,8 +220,13 @@ class Published:
         self, position: int, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         """Publish an item."""
+        outgoing = self._line.make(task_id, args, kwargs)
+        with self._line.telling(outgoing):
+            self._publish(task_id, outgoing)
+        self._line.send_event(outgoing)
+
+    def _publish(self, task_id: str, outgoing: Outgoing) -> None:
         line = self._line
-        outgoing = line.make(task_id, args, kwargs)
         if not line.call.is_customised:
             line.tell_backend([task_id])
         connection = line.producer.connection
@@ -225,7 +237,6 @@ class Published:
             raise NotSerializable(error) from error
         except errors as error:
             raise unreachable(error, connection) from error
-        line.tell_published(outgoing)
 
     def send(self) -> Refused:
         """Nothing is left to send."""
