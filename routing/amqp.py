@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from celery import signals
@@ -22,6 +23,7 @@ from routing.config import Topology
 from routing.errors import BrokerUnreachable
 from routing.redis.aliases import engine_url, is_engine_url, register_aliases, stock_url
 from routing.router import Router
+from routing.waiting import as_beat
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +87,12 @@ class RoutingAMQP:
                 producer.note_event(message.sent_event, options)
             errors = (OperationalError, *producer.connection.recoverable_connection_errors)
             attempt = _Attempt(producer)
+            is_beats = (options.get("headers") or {}).get("celery_beat_task")
             try:
-                return send(attempt if attempt.is_watched else producer, name, message, **options)
+                with as_beat() if is_beats else nullcontext():
+                    return send(
+                        attempt if attempt.is_watched else producer, name, message, **options
+                    )
             except Exception as error:
                 if isinstance(error, errors) and not isinstance(error, BrokerUnreachable):
                     lost = unreachable(error, producer.connection)

@@ -68,6 +68,8 @@ class QueueFull(RoutingError):
         retry_after: seconds after which trying again is sensible.
         unit: what is counted, "messages", "bytes" or "delayed messages".
         together: messages that had to be published together, whole or not at all.
+        why_not_waited: why the caller did not wait for room although the queue's overflow policy is
+            to block; "" when it waited, or does not block.
     """
 
     def __init__(
@@ -78,14 +80,16 @@ class QueueFull(RoutingError):
         retry_after: float = 1.0,
         unit: str = "messages",
         together: int = 1,
+        why_not_waited: str = "",
     ) -> None:
-        super().__init__(queue, length, limit, retry_after, unit, together)
+        super().__init__(queue, length, limit, retry_after, unit, together, why_not_waited)
         self.queue = queue
         self.length = length
         self.limit = limit
         self.retry_after = retry_after
         self.unit = unit
         self.together = together
+        self.why_not_waited = why_not_waited
 
     def __str__(self) -> str:
         bounds = {"bytes": "max_bytes", "delayed messages": "max_delayed"}
@@ -98,6 +102,7 @@ class QueueFull(RoutingError):
         return (
             f"queue {self.queue!r} is full: {self.length} of at most {self.limit} {self.unit} "
             f"wait; try again in about {self.retry_after:.1f} s, add workers, or raise {bound}"
+            + (f" ({self.why_not_waited})" if self.why_not_waited else "")
         )
 
 

@@ -7,6 +7,7 @@ to try again, and drops are logged. Channels call it for every message and every
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +19,19 @@ from routing.errors import MessageTooLarge, QueueFull
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.delays import Delay
 from routing.redis.verbs import Pushed
+from routing.waiting import why_not
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between a blocked producer's first two tries, and at most: a queue that makes room every
 #: few milliseconds is met at once, and a stalled one costs forty short calls a second.
 FIRST_WAIT_SECONDS = 0.001
 LONGEST_WAIT_SECONDS = 0.025
+
+#: Seconds after which a producer that waits says so, and how often it says so again: nobody should
+#: look for long at a program that stands still.
+TELL_AFTER_SECONDS = 5.0
+TELL_EVERY_SECONDS = 60.0
 
 #: Limits of what `QueueFull` proposes: below, a producer would spin; above, it would miss that
 #: workers have come back.
@@ -50,13 +59,13 @@ class Overflow:
     Attributes:
         topology: the queue table.
         queue: the queue.
-        may_wait: whether this process may block; a worker's own must not.
+        is_worker: whether this is a worker's own process.
         delayed: whether it is about delayed messages, which have a bound of their own.
     """
 
     topology: Topology
     queue: str
-    may_wait: bool
+    is_worker: bool
     delayed: bool = False
 
     @property
@@ -95,9 +104,20 @@ class Overflow:
     def block_seconds(self) -> float:
         """How long a producer waits for room; 0 where it must not wait."""
         config = self.config
-        if config.overflow != "block" or not self.may_wait:
+        if config.overflow != "block" or self.why_not_waited:
             return 0.0
         return float("inf") if config.block_timeout is None else config.block_timeout
+
+    @property
+    def why_not_waited(self) -> str:
+        """Why the caller must not wait although the policy is to; else ""."""
+        if self.config.overflow != "block":
+            return ""
+        return why_not(self.queue, is_worker=self.is_worker)
+
+    def patience(self) -> Patience:
+        """Return the patience of a producer that begins to wait."""
+        return Patience(self.block_seconds)
 
     def fits(self, found: Pushed, texts: Sequence[str | bytes | Delay]) -> bool:
         """Return whether there is room for all of these beside what was found to wait."""
@@ -112,11 +132,12 @@ class Overflow:
         refused, waiting = count - pushed.accepted, pushed.length + pushed.accepted
         retry_after = retry_after_seconds(pushed, refused)
         max_length, max_bytes = pushed.limit, self.bounds.max_bytes
+        why = self.why_not_waited
         is_long = max_length and waiting + refused > max_length
         if is_long and (waiting >= max_length or not (max_bytes and pushed.accepted)):
             unit = "delayed messages" if self.delayed else "messages"
-            return QueueFull(self.queue, waiting, max_length, retry_after, unit, together)
-        return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes")
+            return QueueFull(self.queue, waiting, max_length, retry_after, unit, together, why)
+        return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes", 1, why)
 
     def check_size(self, text: str | bytes | Delay) -> None:
         """Refuse a message that is bigger than any of the queue may be.
@@ -166,7 +187,7 @@ class _Blocked:
         empty = Pushed(0, 0, self.overflow.bounds.max_length)
         # What never fits whole would wait for ever.
         never_fits = self.terms == "whole" and not self.overflow.fits(empty, texts)
-        return Patience(0 if never_fits else self.overflow.block_seconds)
+        return Patience(0) if never_fits else self.overflow.patience()
 
     def _await_room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
         """Return how many of these the queue has room for; 0 when patience ends, or none is left.
@@ -176,13 +197,14 @@ class _Blocked:
         """
         room, piece = 0, min(len(texts), max(1, self.overflow.bounds.max_length // 10))
         while texts and patience.wait():
-            room = self._room(texts)
+            room = self._room(texts, patience)
             if room >= piece or (room and patience.is_long):
                 break
         return room
 
-    def _room(self, texts: Sequence[str | bytes | Delay]) -> int:
+    def _room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
         found, limit = self.push((), ""), self.overflow.bounds.max_length
+        patience.tell(self.overflow, found)
         if not self.overflow.fits(found, texts if self.terms == "whole" else texts[:1]):
             return 0
         return min(len(texts), limit - found.length) if limit else len(texts)
@@ -196,13 +218,38 @@ class Patience:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
+        self._since = time.monotonic()
+        self._until = self._since + seconds
+        self._tell_at = self._since + TELL_AFTER_SECONDS
         self._wait = FIRST_WAIT_SECONDS
 
     @property
     def is_long(self) -> bool:
         """Whether the waits do not grow any more."""
         return self._wait >= LONGEST_WAIT_SECONDS
+
+    def tell(self, overflow: Overflow, found: Pushed) -> None:
+        """Log that a producer waits, after a while and then now and then.
+
+        Arguments:
+            overflow: what it waits for.
+            found: what it found to wait there.
+        """
+        now = time.monotonic()
+        if now < self._tell_at:
+            return
+        self._tell_at = now + TELL_EVERY_SECONDS
+        full = overflow.full(found, 1)
+        logger.warning(
+            "queue %r is full: %d of at most %d %s wait; a producer has waited for room for %.0f s "
+            "(overflow = block): are workers at work on it? block_timeout bounds the wait",
+            full.queue,
+            full.length,
+            full.limit,
+            full.unit,
+            now - self._since,
+            extra={"event": "producer_waits", "queue": full.queue, "seconds": now - self._since},
+        )
 
     def wait(self) -> bool:
         """Wait a little longer than the last time; False when the time is over."""

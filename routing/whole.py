@@ -26,7 +26,7 @@ from celery import canvas
 from routing.amqp import topology_of
 from routing.config import Topology
 from routing.line import ensure
-from routing.overflow import Overflow, Patience
+from routing.overflow import Overflow
 from routing.publish import producer_for
 from routing.redis.bounds import Terms
 from routing.redis.delays import Delay
@@ -124,7 +124,7 @@ class _Publication:
         if policy == "drop_oldest" or not overflow.bounds.are_set:
             return ""
         texts = list(self._share(queue, delayed))
-        patience = Patience(overflow.block_seconds)
+        patience = overflow.patience()
         while not overflow.fits(found := channel.push(queue, [], delayed=delayed), texts):
             if policy not in ("reject", "block"):
                 return "none"
@@ -132,6 +132,7 @@ class _Publication:
             if not overflow.fits(empty, texts) or not patience.wait():
                 refused = channel.push(queue, texts, terms="none", delayed=delayed)
                 raise overflow.full(refused, len(texts), together=len(texts))
+            patience.tell(overflow, found)
         return "exempt"
 
     def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:

@@ -61,9 +61,12 @@ class Publishing:
     def overflow(self, queue: str, *, delayed: bool = False) -> Overflow:
         """Return what becomes of messages for which a queue has no room."""
         runtime = self.runtime
-        # A worker that waited for room would wait for itself.
-        may_wait = not runtime.holdings.durable
-        return Overflow(topology=runtime.topology, queue=queue, may_wait=may_wait, delayed=delayed)
+        return Overflow(
+            topology=runtime.topology,
+            queue=queue,
+            is_worker=runtime.holdings.durable,
+            delayed=delayed,
+        )
 
     def push(
         self,
