@@ -47,6 +47,8 @@ class Request(stock.Request):
         if isinstance(message, EngineMessage):
             _check(message, **kwargs)
         super().__init__(message, *args, **kwargs)
+        if getattr(message, "was_kept", False):
+            self._eta = None  # the task still sees it in its own request
         if self.eta is not None:
             self.mark(State.SCHEDULED)
 

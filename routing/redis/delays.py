@@ -46,6 +46,11 @@ def take_eta(message: dict[str, Any]) -> datetime | None:
     return None
 
 
+def was_kept(payload: Mapping[str, Any]) -> bool:
+    """Return whether the broker kept a message until it was due."""
+    return "due" in (payload.get("celeriac") or {})
+
+
 def eta_of(headers: Mapping[str, Any]) -> datetime | None:
     """Return the ETA of a task message; None without one, or when it is no time."""
     try:

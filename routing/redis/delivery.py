@@ -16,7 +16,7 @@ from kombu.exceptions import KombuError
 
 from routing.evidence import Evidence, of_error
 from routing.raw import wrap
-from routing.redis.delays import eta_of, in_ms
+from routing.redis.delays import eta_of, in_ms, was_kept
 from routing.redis.faults import LOST
 from routing.redis.keys import dead_queue
 from routing.redis.records import UNCHARGED, Charges, Mark, State
@@ -128,15 +128,12 @@ class Delivery:
         if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True
             payload["headers"]["redelivered"] = True
-        if "due" in noted:
-            # The broker kept it until then; no clock of this machine is to hold it again.
-            payload["headers"]["eta"] = None
         return payload
 
     def _postpone(self, arrival: Arrival, payload: dict[str, Any]) -> bool:
         """Let the broker keep a message until its ETA, when its producer did not; say whether."""
         headers = payload.get("headers") or {}
-        if "task" not in headers or (eta := eta_of(headers)) is None:
+        if "task" not in headers or was_kept(payload) or (eta := eta_of(headers)) is None:
             return False
         self._channel.verbs.postpone(
             self._channel.plain_client,

@@ -13,6 +13,7 @@ from kombu.transport import virtual
 
 from routing.evidence import Evidence
 from routing.payload import loads
+from routing.redis.delays import was_kept
 from routing.redis.inflate import check_inflated
 from routing.redis.records import Mark
 
@@ -28,6 +29,7 @@ class EngineMessage(virtual.Message):
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
         loss: how it took its process down; a message that goes back then is charged a delivery.
         evidence: why it will not be tried again, should it end as failed or rejected.
+        was_kept: the broker kept it until its ETA; no clock of this machine is to hold it again.
     """
 
     channel: EngineMixin
@@ -47,6 +49,7 @@ class EngineMessage(virtual.Message):
             encoding = payload["properties"].get("body_encoding")
             check_inflated(kombu_channel.decode_body(payload["body"], encoding), compression)
         super().__init__(payload, channel=channel, **kwargs)
+        self.was_kept = was_kept(payload)
         channel.runtime.holdings.watch(self.delivery_tag, self)
 
     def _decode(self) -> Any:

@@ -243,6 +243,11 @@ def _add_routed(app: Celery) -> None:
         """Return the queue that the call came through."""
         return str(self.request.delivery_info["routing_key"])
 
+    @app.task(name="basic.due", shared=False, bind=True)
+    def due(self: Any) -> str:
+        """Return the ETA that the task sees."""
+        return str(self.request.eta)
+
     @app.task(name="basic.where_retried", shared=False, bind=True, max_retries=2)
     def where_retried(self: Any, countdown: float = 0) -> list[str]:
         """Return the queue of the last of two attempts, after one retry."""

@@ -97,6 +97,11 @@ def test_what_expires_while_it_is_delayed_is_not_run(at: Station, name: str) -> 
     assert name not in at.traces.counts("started")
 
 
+def test_a_task_sees_the_eta_that_it_was_given(at: Station) -> None:
+    eta = datetime.now(UTC) + timedelta(seconds=0.5)
+    assert datetime.fromisoformat(at.send("due", eta=eta).get(timeout=10)) == eta
+
+
 def test_an_eta_from_stock_celery_is_kept_by_the_broker_too(at: Station, name: str) -> None:
     eta = datetime.now(UTC) + timedelta(seconds=2)
     headers = {"eta": eta.isoformat()}
