@@ -7,7 +7,7 @@ PY      := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test check format bench clean
+.PHONY: help run up test upstream check format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ up: $(VENV)/run.stamp ## Run broker, two workers and Flower (http://127.0.0.1:55
 
 test: $(VENV)/dev.stamp ## Run all tests
 	@$(PY) -m pytest -q -n 3 --dist loadfile --durations 10
+
+upstream: $(VENV)/upstream.stamp ## Run Celery's own integration suite on the engine
+	@$(PY) -m tests.upstream
 
 check: $(VENV)/dev.stamp ## Format, lint, types, import direction, script headers
 	@$(PY) -m ruff format --quiet --check .
@@ -51,4 +54,9 @@ $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing Celeriac and its development tools into $(VENV)"
 	@$(INSTALL) ".[dev]"
+	@touch $@
+
+$(VENV)/upstream.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Celeriac and what Celery's own suite imports into $(VENV)"
+	@$(INSTALL) ".[upstream]"
 	@touch $@
