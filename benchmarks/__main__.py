@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import batch, bound, crash, drain, enqueue, queue_size, urgent
+from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.runner import Scenario, Study, run
 from benchmarks.server import Server
@@ -27,6 +28,7 @@ SCENARIOS: dict[str, Scenario | Study] = {
         crash.STUDY,
         bound.STUDY,
         urgent.STUDY,
+        life.STUDY,
     )
 }
 ALL = "all"
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
     try:
+        if options.name == life.NAME:
+            return life.main(options)
         report = measure(options)
     except BenchmarkError as error:
         print(error, file=sys.stderr)
@@ -72,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rounds", type=positive, help="how often each side is measured")
     result.add_argument("--size", type=positive, help="tasks or messages in one measurement")
     result.add_argument("--side", choices=["ours", "stock"], help="measure only one side")
+    life.add_options(result)
     return result
 
 

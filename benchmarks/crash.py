@@ -36,6 +36,7 @@ from benchmarks.workers import (
     BenchmarkError,
     Crew,
     check_alive,
+    children_of,
     end_group,
     logs,
     run_module,
@@ -143,7 +144,7 @@ class Trouble:
             return
         name = self.chance.choice(ready)
         process = self.workers[name]
-        children = _children(process.pid)
+        children = children_of(process.pid)
         if children and self.chance.random() < 0.5:
             os.kill(self.chance.choice(children), signal.SIGKILL)
             self.kills["pool processes"] += 1
@@ -280,15 +281,6 @@ def _rows(settings: Settings) -> list[int]:
         numbers = list(connection.scalars(rows.select().with_only_columns(rows.c.number)))
     connected.dispose()
     return numbers
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes of a worker's pool."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(child) for child in text.split()]
 
 
 STUDY = Study(

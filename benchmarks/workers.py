@@ -19,8 +19,8 @@ from typing import Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 
-Side = Literal["ours", "stock", "sampled", "crashing", "urgent"]
-Pool = Literal["prefork", "solo", "threads"]
+Side = Literal["ours", "stock", "sampled", "crashing", "living", "urgent"]
+Pool = Literal["prefork", "threads", "gevent", "solo"]
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
@@ -133,6 +133,15 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     process.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes of a worker's pool."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
 
 
 def logs(directory: Path) -> str:

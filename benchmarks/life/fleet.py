@@ -1,0 +1,173 @@
+"""The workers: started, deployed, killed, and watched for deaths that nobody caused.
+
+A worker that has ended is started again under its name, as a supervisor does; `tick` does all that
+is due and never waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.apps.settings import Settings
+from benchmarks.life.plan import CONCURRENCY, QUEUES, WORKERS, Event
+from benchmarks.workers import Crew, Pool, children_of, end_group, start, stop
+
+#: A supervisor waits for so long before it kills what was told to end.
+PATIENCE_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """A process that has ended: by the run's event, or by itself (None).
+
+    ``processes`` are the worker's own and those of its pool, ``at`` is when it was told to end.
+    """
+
+    processes: frozenset[int]
+    cause: Event | None
+    at: float
+    what: str
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker of the fleet."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    ready: Path
+    pool: set[int] = field(default_factory=set)
+    deploy_at: float | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether it consumes, and nobody has told it to end."""
+        return self.deploy_at is None and self.ready.exists()
+
+
+class Fleet:
+    """All workers, and how those that are gone have ended."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._crew = Crew(pool=pool, concurrency=CONCURRENCY[pool])
+        self._settings = settings
+        self.workers: list[Worker] = []
+        self.ends: list[End] = []
+        self.overdue = 0
+
+    def start(self) -> None:
+        """Start all workers."""
+        self.workers = [self._started(f"life{number}@bench") for number in range(WORKERS)]
+
+    def _started(self, name: str) -> Worker:
+        ready = self._settings.directory / f"ready.{name}"
+        ready.unlink(missing_ok=True)
+        queues = ",".join(QUEUES)
+        process = start("living", name, self._crew, self._settings, queue=queues)
+        return Worker(name, process, ready)
+
+    def stop(self) -> None:
+        """End all of them."""
+        stop([worker.process for worker in self.workers])
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether every worker consumes."""
+        return all(worker.is_ready for worker in self.workers)
+
+    def tick(self) -> None:
+        """Notice what has ended, and start it again."""
+        for place, worker in enumerate(self.workers):
+            if worker.process.poll() is not None:
+                self._note_end(worker)
+                end_group(worker.process)
+                self.workers[place] = self._started(worker.name)
+            elif worker.deploy_at is None:
+                self._look_at_pool(worker)
+            elif time.monotonic() > worker.deploy_at + PATIENCE_SECONDS:
+                self.overdue += 1
+                end_group(worker.process)
+
+    def _note_end(self, worker: Worker) -> None:
+        if worker.deploy_at is None:
+            what = f"{worker.name} ended by itself with {worker.process.returncode}"
+            self._ended(worker, None, time.monotonic(), what)
+
+    def _ended(self, worker: Worker, cause: Event | None, at: float, what: str) -> None:
+        processes = frozenset({worker.process.pid, *worker.pool})
+        self.ends.append(End(processes=processes, cause=cause, at=at, what=what))
+
+    def _look_at_pool(self, worker: Worker) -> None:
+        """Note pool processes that have gone while their worker lives on."""
+        now = set(children_of(worker.process.pid))
+        # The children of a worker that dies are nobody's loss of their own.
+        if worker.is_ready and worker.process.poll() is None:
+            for pid in worker.pool - now:
+                what = f"pool process {pid} of {worker.name} ended by itself"
+                at = time.monotonic()
+                self.ends.append(End(processes=frozenset({pid}), cause=None, at=at, what=what))
+        if now:
+            worker.pool = now
+
+    # -- what the run does to them; False when nobody can be hit right now
+
+    def deploy(self, number: int) -> bool:
+        """Tell a worker's whole process group to end, as a supervisor does."""
+        worker = self.workers[number % len(self.workers)]
+        if not self.is_ready:
+            return False
+        self._look_at_pool(worker)
+        worker.deploy_at = time.monotonic()
+        self._ended(worker, Event.DEPLOY, worker.deploy_at, worker.name)
+        os.killpg(worker.process.pid, signal.SIGTERM)
+        return True
+
+    def kill_worker(self, number: int) -> bool:
+        """Kill a worker and its pool."""
+        worker = self.workers[number % len(self.workers)]
+        if not self.is_ready:
+            return False
+        self._look_at_pool(worker)
+        worker.deploy_at = time.monotonic()
+        self._ended(worker, Event.WORKER, worker.deploy_at, worker.name)
+        end_group(worker.process)
+        return True
+
+    def kill_pool_process(self, number: int) -> bool:
+        """Kill one process of a worker's pool."""
+        worker = self.workers[number % len(self.workers)]
+        if not self.is_ready:
+            return False
+        self._look_at_pool(worker)
+        pid = min(worker.pool)
+        worker.pool.discard(pid)
+        end = End(
+            processes=frozenset({pid}), cause=Event.POOL, at=time.monotonic(), what=worker.name
+        )
+        self.ends.append(end)
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Return process id and resident bytes of every process of the fleet, by its place."""
+        found = {}
+        for worker in self.workers:
+            short = worker.name.partition("@")[0]
+            found[short] = (worker.process.pid, resident_bytes(worker.process.pid))
+            for place, pid in enumerate(sorted(worker.pool)):
+                found[f"{short} pool {place}"] = (pid, resident_bytes(pid))
+        return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process, 0 when it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

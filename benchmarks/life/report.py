@@ -1,0 +1,403 @@
+"""From what was written down to figures: pure.
+
+An attempt is a message's number and how often it was tried before; it is to run once. A further run
+of it is *caused* when an earlier one was hit: its process was ended by the run while it ran (or so
+shortly after, that its end was not known yet), or the link was silent then. Any other is
+*unexplained*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.life.fleet import End
+from benchmarks.life.plan import BATCHED, LOAD, URGENT, Behaviour, Event, Message, Plan
+from benchmarks.life.records import Note, Sent, Step
+from benchmarks.life.watch import Sample
+
+FINAL = (Step.DONE, Step.FAILED)
+
+#: What had ended so shortly before it was hit may not have been acknowledged.
+MARGIN_SECONDS = 2.0
+
+#: Memory may grow by so much in the last half of a run that is long enough to tell.
+FLAT = 1.10
+#: A minute's least memory is looked for while at most so many messages had not ended.
+EQUAL_BACKLOG = 200
+LEAST_MINUTES = 4
+MINUTE = 60.0
+
+QUANTILES = (50, 99)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """Everything that a run has left behind; times are of the machine's clock.
+
+    Attributes:
+        began: when the plan's time 0 was.
+        drained_at: when nothing was left at the broker, None when that did not come.
+        happened: each event with its begin and when it should have been healed.
+        states: final state of each message by its number.
+        dead: how often each message is among the dead letters.
+        worker_deaths: what the run did not cause, a sentence each.
+        ledger: the ledger of each queue.
+        samples: what was seen once a second.
+        refused: how often the producer had to send again.
+    """
+
+    plan: Plan
+    began: float
+    drained_at: float | None
+    messages: Sequence[Message]
+    sent: Sequence[Sent]
+    notes: Sequence[Note]
+    ends: Sequence[End]
+    happened: Sequence[tuple[Event, float, float]]
+    states: Mapping[int, str]
+    dead: Mapping[int, int]
+    ledger: Mapping[str, Mapping[str, Any]]
+    samples: Sequence[Sample]
+    evidence: Mapping[str, Mapping[str, Any]]
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of one attempt."""
+
+    number: int
+    attempt: int
+    size: int
+    parent: int
+    pid: int
+    started: float
+    ended: float | None = None
+    step: Step | None = None
+
+
+def report(found: Findings) -> dict[str, Any]:
+    """Return all figures, ready for JSON; ``problems`` says what should not be."""
+    runs = runs_of(found.notes)
+    events = events_of(found, runs)
+    counts = counts_of(found, runs)
+    memory = memory_of(found)
+    return {
+        "pool": found.plan.pool,
+        "seconds": found.plan.seconds,
+        "capacity": {
+            "slots": found.plan.slots,
+            "mean_run_ms": round(found.plan.mean_run_seconds * 1000, 2),
+            "messages_s": round(found.plan.capacity, 1),
+            "trickle_share": LOAD,
+        },
+        "messages": len(found.sent),
+        "counts": counts,
+        "caused_runs": dict(repeats(found, runs)[0]),
+        "events": events,
+        "urgent_start_ms": urgent_of(found, runs),
+        "batches": batches_of(found, runs),
+        "throughput": throughput_of(found, runs),
+        "producer": {"sent_again": found.refused, "late_ms": _late_ms(found)},
+        "memory": memory,
+        "timeline": timeline_of(found, runs),
+        "problems": problems(found.plan, counts, events, memory),
+    }
+
+
+def runs_of(notes: Iterable[Note]) -> list[Run]:
+    """Return all runs in the order of their starts; a note ends the run of its process."""
+    runs: list[Run] = []
+    open_: dict[tuple[int, int, int], Run] = {}
+    for note in notes:
+        key = (note.pid, note.number, note.attempt)
+        if note.step is Step.STARTED:
+            run = Run(note.number, note.attempt, note.size, note.parent, note.pid, note.at)
+            runs.append(run)
+            open_[key] = run
+        elif run_ := open_.pop(key, None):
+            run_.ended, run_.step = note.at, note.step
+    return runs
+
+
+# -- what must be 0
+
+
+def counts_of(found: Findings, runs: Sequence[Run]) -> dict[str, int]:
+    """Return the counts that must be 0."""
+    doomed = {m.number for m in found.messages if m.behaviour is Behaviour.DOOMED}
+    sent = {one.number for one in found.sent}
+    ended = {run.number for run in runs if run.step in FINAL}
+    wrong = {
+        number
+        for number, state in found.states.items()
+        if state != ("FAILURE" if number in doomed else "SUCCESS")
+    }
+    return {
+        "dead_letters_of_healthy_work": sum(
+            count for number, count in found.dead.items() if number not in doomed
+        ),
+        "dead_letters_missing": len((doomed & sent) - found.dead.keys()),
+        "worker_deaths": sum(end.cause is None for end in found.ends),
+        "never_ended": len(sent - ended),
+        "results_never_came": len(sent - found.states.keys()),
+        "wrong_results": len(wrong),
+        "unexplained_runs": len(repeats(found, runs)[1]),
+        "ledger_difference": sum(abs(int(one["difference"])) for one in found.ledger.values()),
+        "misheld": sum(
+            abs(int(one["recorded_unacked"]) - int(one["unacked"])) for one in found.ledger.values()
+        ),
+        "not_drained": sum(
+            int(one["waiting"] + one["delayed"] + one["unacked"]) for one in found.ledger.values()
+        ),
+    }
+
+
+def repeats(found: Findings, runs: Sequence[Run]) -> tuple[Counter[str], list[Run]]:
+    """Return how many further runs each event has caused, and those that none explains."""
+    by_number: dict[int, list[Run]] = defaultdict(list)
+    caused: Counter[str] = Counter()
+    unexplained = []
+    for run in runs:
+        earlier = by_number[run.number]
+        if any(one.attempt == run.attempt for one in earlier):
+            # A hit between sending a retry and acknowledging its first attempt sends it twice.
+            causes = [cause for one in earlier if (cause := hit_by(one, found))]
+            if causes:
+                caused[causes[-1]] += 1
+            else:
+                unexplained.append(run)
+        earlier.append(run)
+    return caused, unexplained
+
+
+def hit_by(run: Run, found: Findings) -> Event | None:
+    """Return the event that may have kept a run's end from being acknowledged."""
+    last = math.inf if run.ended is None else run.ended + MARGIN_SECONDS
+    for end in found.ends:
+        if end.cause and {run.pid, run.parent} & end.processes and run.started <= end.at <= last:
+            return end.cause
+    for event, at, healed_at in found.happened:
+        if event is Event.SILENT and run.started <= healed_at and at <= last:
+            return event
+    return None
+
+
+def problems(
+    plan: Plan,
+    counts: Mapping[str, int],
+    events: Mapping[str, Mapping[str, Any]],
+    memory: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Return a line for each count that is not 0, event that did not happen, and growth."""
+    found = [f"{name} must be 0, got {count}" for name, count in counts.items() if count]
+    for event in Event:
+        evidence = events.get(event, {})
+        if plan.has(event) and not any(evidence.values()):
+            found.append(f"the event {event.value!r} did not happen: {dict(evidence)}")
+    for process, figures in memory.items():
+        if figures.get("growth") and figures["growth"] > FLAT:
+            found.append(f"memory of {process} grew {figures['growth']} times in the last half")
+    return found
+
+
+def events_of(found: Findings, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Return the evidence of each event of the plan."""
+    numbers = {one.number for one in found.sent}
+    noted: dict[Event, dict[str, Any]] = {
+        Event.SINK: {"refused_runs": sum(run.step is Step.REFUSED for run in runs)},
+        Event.BURST: {"messages": sum(m.is_burst and m.number in numbers for m in found.messages)},
+    }
+    return {
+        event.value: dict(noted.get(event) or found.evidence.get(event, {}))
+        for event in Event
+        if found.plan.has(event)
+    }
+
+
+# -- how it went
+
+
+def urgent_of(found: Findings, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Return the start latency of urgent calls: idle, under load, and there beside no event."""
+    waits = _waits(found, runs, URGENT)
+    load_began = found.began + found.plan.idle_seconds
+
+    def is_disturbed(at: float) -> bool:
+        return any(begin <= at <= end for _, begin, end in found.happened)
+
+    return {
+        "idle": quantiles(wait for at, wait in waits if at < load_began),
+        "load": quantiles(wait for at, wait in waits if at >= load_began),
+        "load_beside_no_event": quantiles(
+            wait for at, wait in waits if at >= load_began and not is_disturbed(at)
+        ),
+    }
+
+
+def _waits(found: Findings, runs: Sequence[Run], queue: str) -> list[tuple[float, float]]:
+    """Return when each message of a queue was sent, and how long it waited for its first run."""
+    chosen = {message.number for message in found.messages if message.queue == queue}
+    first: dict[int, float] = {}
+    for run in runs:
+        first.setdefault(run.number, run.started)
+    return [
+        (one.at, first[one.number] - one.at)
+        for one in found.sent
+        if one.number in chosen and one.number in first
+    ]
+
+
+def quantiles(seconds: Iterable[float]) -> dict[str, float]:
+    """Return count, p50, p99 and maximum, in milliseconds.
+
+    >>> quantiles([0.001, 0.003, 0.002])
+    {'count': 3, 'p50': 2.0, 'p99': 3.0, 'max': 3.0}
+    """
+    ordered = sorted(seconds)
+    if not ordered:
+        return {"count": 0}
+    at = {f"p{p}": ordered[max(0, -(-len(ordered) * p // 100) - 1)] for p in QUANTILES}
+    figures = {name: round(value * 1000, 1) for name, value in {**at, "max": ordered[-1]}.items()}
+    return {"count": len(ordered), **figures}
+
+
+def batches_of(found: Findings, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the mean batch, and how long items waited."""
+    queue_of = {message.number: message.queue for message in found.messages}
+    sizes = [run.size for run in runs if queue_of[run.number] == BATCHED]
+    calls = sum(1 / size for size in sizes)
+    waits = quantiles(wait for _, wait in _waits(found, runs, BATCHED))
+    return {
+        "calls": round(calls),
+        "mean_items": round(len(sizes) / calls, 1) if calls else 0.0,
+        "item_wait_ms": waits,
+    }
+
+
+def throughput_of(found: Findings, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what was offered and done a second while the load lasted, and the rest of it."""
+    begin, end = found.began + found.plan.idle_seconds, found.began + found.plan.load_ends
+    offered = sum(begin <= one.at <= end for one in found.sent)
+    done = sum(
+        run.step in FINAL and run.ended is not None and begin <= run.ended <= end for run in runs
+    )
+    seconds = end - begin
+    return {
+        "offered_s": round(offered / seconds, 1),
+        "done_s": round(done / seconds, 1),
+        "ratio": round(done / offered, 3) if offered else 0.0,
+        "drained_after_seconds": (
+            None if found.drained_at is None else round(max(0.0, found.drained_at - end), 1)
+        ),
+    }
+
+
+def _late_ms(found: Findings) -> float:
+    planned = {message.number: message.at for message in found.messages}
+    late = [one.at - found.began - planned[one.number] for one in found.sent]
+    return round(1000 * max(late, default=0.0), 1)
+
+
+def memory_of(found: Findings) -> dict[str, dict[str, Any]]:
+    """Return the least memory of each minute, by process, and how it grew in the last half.
+
+    Only samples with a small backlog count, where a minute has one. A process that was replaced in
+    the last half is not judged, nor is a run of a few minutes.
+    """
+    minutes = int(found.plan.seconds // MINUTE)
+    series: dict[str, dict[int, dict[bool, list[tuple[int, int]]]]] = {}
+    for sample in found.samples:
+        minute = int((sample.at - found.began - found.plan.idle_seconds) // MINUTE)
+        if 0 <= minute < max(minutes, 1):
+            for process, one in sample.memory.items():
+                by_minute = series.setdefault(process, {}).setdefault(minute, {})
+                by_minute.setdefault(sample.backlog <= EQUAL_BACKLOG, []).append(one)
+    return {process: _memory(by_minute, minutes) for process, by_minute in series.items()}
+
+
+def _memory(
+    by_minute: Mapping[int, Mapping[bool, list[tuple[int, int]]]], minutes: int
+) -> dict[str, Any]:
+    chosen = {n: kinds.get(True) or kinds[False] for n, kinds in sorted(by_minute.items())}
+    least = {n: min(size for _, size in samples if size) for n, samples in chosen.items()}
+    figures: dict[str, Any] = {"mb_by_minute": [round(size / 1e6, 1) for size in least.values()]}
+    last_half = [n for n in least if n >= minutes / 2]
+    pids = {pid for n in last_half for kind in by_minute[n].values() for pid, _ in kind}
+    if minutes >= LEAST_MINUTES and len(pids) == 1:
+        figures["growth"] = round(max(least[n] for n in last_half) / least[last_half[0]], 3)
+    return figures
+
+
+def timeline_of(found: Findings, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a row for each second."""
+    last = max([one.at for one in found.samples] or [found.began])
+    rows = [_empty_row(second) for second in range(int(last - found.began) + 1)]
+
+    def row(at: float) -> dict[str, Any]:
+        return rows[min(max(int(at - found.began), 0), len(rows) - 1)]
+
+    for one in found.sent:
+        row(one.at)["sent"] += 1
+    for run in runs:
+        row(run.started)["started"] += 1
+        if run.ended is not None and run.step in FINAL:
+            row(run.ended)["ended"] += 1
+    for at, wait in _waits(found, runs, URGENT):
+        worst = row(at)
+        worst["urgent_max_ms"] = max(worst["urgent_max_ms"], round(1000 * wait, 1))
+    for sample in found.samples:
+        seen = row(sample.at)
+        seen.update(sample.places)
+        seen["workers_mb"] = round(
+            sum(size for name, (_, size) in sample.memory.items() if name.startswith("life")) / 1e6
+        )
+    for at, what in _marks(found):
+        row(at)["events"].append(what)
+    return rows
+
+
+def _marks(found: Findings) -> Iterator[tuple[float, str]]:
+    yield from ((begin, event.value) for event, begin, _ in found.happened)
+    yield from ((found.began + begin, Event.BURST.value) for begin in found.plan.bursts())
+    yield from ((end.at, end.what) for end in found.ends if end.cause is None)
+
+
+def _empty_row(second: int) -> dict[str, Any]:
+    zeros = dict.fromkeys(("sent", "started", "ended", "waiting", "delayed", "unacked"), 0)
+    return {"second": second, **zeros, "urgent_max_ms": 0.0, "workers_mb": 0, "events": []}
+
+
+# -- as people read it
+
+
+def timeline_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the timeline as a table."""
+    names = [name for name in rows[0] if name != "events"]
+    lines = ["  ".join(f"{name:>7}" for name in names) + "  events"]
+    for row in rows:
+        figures = "  ".join(f"{row[name]!s:>{max(7, len(name))}}" for name in names)
+        lines.append(f"{figures}  {', '.join(row['events'])}".rstrip())
+    return "\n".join(lines)
+
+
+def text(figures: Mapping[str, Any]) -> str:
+    """Return the sums as text, the problems last."""
+    lines = []
+    for name, value in figures.items():
+        if name in ("timeline", "problems"):
+            continue
+        if not isinstance(value, Mapping):
+            lines.append(f"{name:<18} {value}")
+            continue
+        for number, (key, one) in enumerate(value.items()):
+            said = one
+            if isinstance(one, Mapping):
+                said = ", ".join(f"{inner} {figure}" for inner, figure in one.items())
+            lines.append(f"{name if not number else '':<18} {key:<30} {said}")
+    lines += [f"PROBLEM: {one}" for one in figures["problems"]]
+    return "\n".join(lines)

@@ -1,0 +1,262 @@
+"""One run: servers, fleet, traffic and trouble at once, then the account of every message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from benchmarks.apps.settings import Settings
+from benchmarks.life import report
+from benchmarks.life.fleet import Fleet, resident_bytes
+from benchmarks.life.plan import BEGIN_FILE, CONCURRENCY, MAX_SIZE, Plan
+from benchmarks.life.records import read_notes
+from benchmarks.life.trouble import BUSY_AFTER_MS, Trouble
+from benchmarks.life.watch import Broker, Results, Sample
+from benchmarks.measure import MEMORY, wait_for
+from benchmarks.server import HOST, Server, free_port
+from benchmarks.workers import READY_SECONDS, ROOT, BenchmarkError, end_group, environment, logs
+
+TICK_SECONDS = 0.02
+SAMPLE_SECONDS = 1.0
+
+#: After the last message: leases run out, delays of up to a minute end.
+DRAIN_SECONDS = 75.0
+
+#: How many of the messages that never came are named.
+NAMED = 20
+
+
+def live(plan: Plan, *, keep_logs: Path | None = None) -> dict[str, Any]:
+    """Do one run and return its figures, ready for JSON.
+
+    Arguments:
+        keep_logs: a folder that the logs of all processes are copied to.
+
+    Raises:
+        BenchmarkError: the run could not be done; what it found is in the figures.
+    """
+    if plan.seconds < plan.least_seconds:
+        least = f"{plan.least_seconds:g} s"
+        raise BenchmarkError(f"with these events the load lasts at least {least}: use --seconds")
+    with ExitStack() as stack:
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="life-", dir=MEMORY))
+        )
+        scene = stack.enter_context(_scene(plan, directory))
+        try:
+            return scene.play()
+        finally:
+            if keep_logs:
+                keep_logs.mkdir(parents=True, exist_ok=True)
+                for path in directory.glob("*.log"):
+                    (keep_logs / path.name).write_bytes(path.read_bytes())
+
+
+@contextmanager
+def _scene(plan: Plan, directory: Path) -> Iterator[_Scene]:
+    with (
+        Server() as broker,
+        Server() as results,
+        redis.Redis.from_url(broker.broker_url) as broker_client,
+        redis.Redis.from_url(results.broker_url) as results_client,
+    ):
+        broker_client.config_set("busy-reply-threshold", BUSY_AFTER_MS)
+        scene = _Scene(plan, directory, broker, results, broker_client, results_client)
+        try:
+            yield scene
+        finally:
+            scene.close()
+
+
+class _Scene:
+    """Everything that runs."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Path,
+        broker: Server,
+        results: Server,
+        broker_client: redis.Redis,
+        results_client: redis.Redis,
+    ) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.broker = Broker(broker_client)
+        self.results = Results(results_client, directory)
+        self._servers = {"broker": broker_client, "results": results_client}
+        self._samples: list[Sample] = []
+        self._next_sample = 0.0
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        port = free_port()
+        self._own = _settings(plan, directory, broker.broker_url, "")
+        behind = f"redis://{HOST}:{port}/0"
+        self.fleet = Fleet(plan.pool, _settings(plan, directory, behind, results.broker_url))
+        self._start("proxy", str(port), str(broker.port), str(directory))
+        self._answers(port)
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{module}.log").open("ab") as log:
+            self._processes[module] = subprocess.Popen(
+                [sys.executable, "-m", f"benchmarks.life.{module}", *arguments],
+                cwd=ROOT,
+                env=environment(self._own),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._processes[module]
+
+    def _answers(self, port: int) -> None:
+        def answers() -> bool:
+            try:
+                with redis.Redis(host=HOST, port=port) as client:
+                    return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+        if not wait_for(answers, seconds=READY_SECONDS):
+            raise BenchmarkError(f"the proxy does not answer\n{logs(self.directory)}")
+
+    def close(self) -> None:
+        """End every process."""
+        self.fleet.stop()
+        for process in self._processes.values():
+            end_group(process)
+
+    # -- the run
+
+    def play(self) -> dict[str, Any]:
+        """Run the plan, and return the figures."""
+        self.fleet.start()
+        if not wait_for(self._fleet_is_ready, seconds=READY_SECONDS):
+            raise BenchmarkError(f"the workers are not ready\n{logs(self.directory)}")
+        began = self._begin_traffic()
+        trouble = Trouble(
+            fleet=self.fleet,
+            broker=self._servers["broker"],
+            results=self._servers["results"],
+            proxy=self._processes["proxy"],
+            settings=self._own,
+            began=began,
+            happenings=list(self.plan.happenings()),
+        )
+        self._endure(trouble, began)
+        drained_at = self._drain()
+        trouble.undo_all()
+        return self._account(trouble, began, drained_at)
+
+    def _fleet_is_ready(self) -> bool:
+        self.fleet.tick()
+        return self.fleet.is_ready
+
+    def _begin_traffic(self) -> float:
+        self._start("traffic", self.plan.to_json())
+        path = self.directory / BEGIN_FILE
+        if not wait_for(path.exists, seconds=READY_SECONDS):
+            raise BenchmarkError(f"the producer did not begin\n{logs(self.directory)}")
+        return float(path.read_text())
+
+    def _endure(self, trouble: Trouble, began: float) -> None:
+        """Let everything happen that is planned."""
+        producer = self._processes["traffic"]
+        deadline = began + 2 * self.plan.load_ends + DRAIN_SECONDS
+        while producer.poll() is None or not trouble.is_over:
+            trouble.tick()
+            self._tick()
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"the load did not end in time\n{logs(self.directory)}")
+        if producer.returncode:
+            raise BenchmarkError(f"the producer failed\n{logs(self.directory)}")
+
+    def _tick(self) -> None:
+        self.fleet.tick()
+        if time.monotonic() >= self._next_sample:
+            self._next_sample = time.monotonic() + SAMPLE_SECONDS
+            self._sample()
+        time.sleep(TICK_SECONDS)
+
+    def _sample(self) -> None:
+        self.results.look()
+        places = self.broker.places()
+        if places is None:
+            return
+        memory = self.fleet.memory()
+        for name, process in self._processes.items():
+            memory[name] = (process.pid, resident_bytes(process.pid))
+        for name, client in self._servers.items():
+            info: Any = client.info("memory")
+            memory[name] = (0, int(info["used_memory"]))
+        self._samples.append(Sample(at=time.monotonic(), places=places, memory=memory))
+
+    def _drain(self) -> float | None:
+        """Wait until the broker holds nothing; return when that was."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            self._tick()
+            places = self.broker.places()
+            if places is not None and not sum(places.values()):
+                return time.monotonic()
+        return None
+
+    def _account(self, trouble: Trouble, began: float, drained_at: float | None) -> dict[str, Any]:
+        self._sample()
+        self.results.look(at_all=True)
+        found = report.Findings(
+            plan=self.plan,
+            began=began,
+            drained_at=drained_at,
+            messages=self.plan.messages(),
+            sent=self.results.sent,
+            notes=read_notes(self.directory),
+            ends=self.fleet.ends,
+            happened=trouble.happened,
+            states=self.results.states,
+            dead=self.broker.dead_numbers(),
+            ledger=self.broker.ledger(),
+            samples=self._samples,
+            evidence=trouble.evidence(),
+            refused=self.results.refused,
+        )
+        figures = report.report(found)
+        figures["ledger"] = found.ledger
+        figures["problems"] += self._details(found)
+        return figures
+
+    def _details(self, found: report.Findings) -> list[str]:
+        """Return where the messages are that never came, and why healthy ones died."""
+        lines = [end.what for end in found.ends if end.cause is None]
+        missing = [one for one in found.sent if one.number not in found.states][:NAMED]
+        places = self.broker.whereabouts([one.id for one in missing]) if missing else {}
+        for one in missing:
+            message = found.messages[one.number]
+            runs = [n for n in found.notes if n.number == one.number]
+            steps = ", ".join(f"{n.step.name.lower()} {n.at - found.began:.1f} s" for n in runs)
+            lines.append(
+                f"message {one.number} ({message.queue}, {one.id}) of {message.at:.1f} s has no "
+                f"result: {places[one.id]}; {steps or 'never ran'}"
+            )
+        healthy = [n for n in found.dead if n >= 0 and found.messages[n].behaviour.name != "DOOMED"]
+        reasons = self.broker.dead_reasons() if healthy else {}
+        lines += [f"message {n} is a dead letter: {reasons[n]}" for n in healthy[:NAMED]]
+        return lines
+
+
+def _settings(plan: Plan, directory: Path, broker: str, backend: str) -> Settings:
+    return Settings(
+        broker=broker,
+        backend=backend,
+        directory=directory,
+        store=True,
+        prefetch=(CONCURRENCY[plan.pool] + 1) * MAX_SIZE,
+        batch_size=MAX_SIZE,
+    )

@@ -1,0 +1,170 @@
+"""Looks at the run from outside, once a second: ledger, memory, results."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from benchmarks.life.plan import QUEUES
+from benchmarks.life.records import Sent, read_sent
+from routing.config import Topology
+from routing.redis import books
+from routing.redis.keys import Keys
+from routing.redis.verbs import Verbs
+
+FINAL = ("SUCCESS", "FAILURE", "REVOKED")
+
+#: A result is first looked for so long after its message was sent: nearly all are there then.
+LOOK_AFTER_SECONDS = 45.0
+LOOK_AT_MOST = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What was seen at one moment: messages by place, and the memory of every process.
+
+    ``memory``: place of a process in the fleet -> its id and resident bytes.
+    """
+
+    at: float
+    places: Mapping[str, int]
+    memory: Mapping[str, tuple[int, int]]
+
+    @property
+    def backlog(self) -> int:
+        """Return how many messages have not ended."""
+        return sum(self.places.values())
+
+
+class Broker:
+    """The broker, as `celery queues` sees it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        table = Topology.load({"queues": {queue: {} for queue in QUEUES}})
+        self._keys = Keys()
+        self._verbs = Verbs(keys=self._keys, topology=table)
+
+    def places(self) -> dict[str, int] | None:
+        """Return how many messages are where; None when the broker does not say."""
+        with contextlib.suppress(redis.RedisError):
+            queues = books.read(self.client, self._verbs).queues
+            return {
+                name: sum(getattr(queue, name) for queue in queues)
+                for name in ("waiting", "delayed", "unacked")
+            }
+        return None
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Return the ledger of each queue, with its records counted."""
+        read = books.read(self.client, self._verbs, recount=True)
+        return {queue.queue: queue.as_json() for queue in read.queues}
+
+    def dead_numbers(self) -> Counter[int]:
+        """Return the messages among the dead letters."""
+        return Counter(
+            number
+            for queue in QUEUES
+            for text in self._all(self._keys.dead(queue))
+            for number in [number_of(text)]
+        )
+
+    def dead_reasons(self) -> dict[int, str]:
+        """Return why each message among the dead letters is there."""
+        found = {}
+        for queue in QUEUES:
+            for text in self._all(self._keys.dead(queue)):
+                why = json.loads(text).get("celeriac", {}).get("dead", {})
+                said = f"{why.get('reason')}: {why.get('exception')}: {why.get('message')}"
+                found[number_of(text)] = said[:300]
+        return found
+
+    def whereabouts(self, ids: Collection[str]) -> dict[str, str]:
+        """Return for each id in which places of the broker its message is."""
+        found: dict[str, list[str]] = {one: [] for one in ids}
+        for place, text in self._texts():
+            for one in ids:
+                if one.encode() in text:
+                    found[one].append(place)
+        return {one: ", ".join(places) or "nowhere" for one, places in found.items()}
+
+    def _texts(self) -> Iterator[tuple[str, bytes]]:
+        for queue in QUEUES:
+            for name in self._keys.ready_lists(queue):
+                yield from ((f"waiting in {queue}", text) for text in self._all(name))
+            yield from ((f"dead in {queue}", text) for text in self._all(self._keys.dead(queue)))
+            delayed: Any = self.client.hvals(self._keys.delayed_texts(queue))
+            yield from ((f"delayed in {queue}", text) for text in delayed)
+        unacked: Any = self.client.hvals(self._keys.records()[0])
+        yield from (("unacked", text) for text in unacked)
+
+    def _all(self, key: str) -> list[bytes]:
+        found: Any = self.client.lrange(key, 0, -1)
+        return list(found)
+
+
+def number_of(text: bytes) -> int:
+    """Return the number of a message: its first argument; -1 when it is none of ours."""
+    try:
+        return int(json.loads(base64.b64decode(json.loads(text)["body"]))[0][0])
+    except (ValueError, KeyError, TypeError, IndexError):
+        return -1
+
+
+@dataclass(slots=True)
+class Results:
+    """Looks for the result of every message that was sent.
+
+    ``states`` has the final state of each message by its number; what is not there has not come.
+    """
+
+    client: redis.Redis
+    directory: Path
+    states: dict[int, str] = field(default_factory=dict)
+    sent: list[Sent] = field(default_factory=list)
+    refused: int = 0
+    _pending: deque[Sent] = field(default_factory=deque)
+    _offset: int = 0
+
+    def look(self, *, at_all: bool = False) -> None:
+        """Look for results that should be there by now, or for all that have not come."""
+        self._read_sent()
+        before = time.monotonic() - (0 if at_all else LOOK_AFTER_SECONDS)
+        chosen = []
+        while self._pending and self._pending[0].at <= before:
+            chosen.append(self._pending.popleft())
+            if len(chosen) == LOOK_AT_MOST and not at_all:
+                break
+        missing = [one for batch in _chunks(chosen) for one in self._missing(batch)]
+        self._pending.extendleft(reversed(missing))
+
+    def _read_sent(self) -> None:
+        found, self._offset = read_sent(self.directory, self._offset)
+        for one in found:
+            if one.is_accepted:
+                self.sent.append(one)
+                self._pending.append(one)
+            else:
+                self.refused += 1
+
+    def _missing(self, chosen: list[Sent]) -> Iterator[Sent]:
+        found: Any = self.client.mget([f"celery-task-meta-{one.id}" for one in chosen])
+        for one, raw in zip(chosen, found, strict=True):
+            state = json.loads(raw)["status"] if raw else None
+            if state in FINAL:
+                self.states[one.number] = state
+            else:
+                yield one
+
+
+def _chunks(all_: list[Sent]) -> Iterable[list[Sent]]:
+    return (all_[n : n + LOOK_AT_MOST] for n in range(0, len(all_), LOOK_AT_MOST))
