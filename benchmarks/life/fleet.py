@@ -10,12 +10,16 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.apps.settings import Settings
 from benchmarks.life.plan import CONCURRENCY, QUEUES, WORKERS, Event
 from benchmarks.workers import Crew, Pool, children_of, end_group, start, stop
+
+#: A pool process that goes with its worker goes sooner than this.
+ALONE_SECONDS = 3.0
 
 #: A supervisor waits for so long before it kills what was told to end.
 PATIENCE_SECONDS = 15.0
@@ -36,18 +40,24 @@ class End:
 
 @dataclass(slots=True)
 class Worker:
-    """One worker of the fleet."""
+    """One worker of the fleet.
+
+    ``killed``: pool processes that the run has killed; ``gone``: those that nobody has, and since
+    when.
+    """
 
     name: str
     process: subprocess.Popen[bytes]
     ready: Path
     pool: set[int] = field(default_factory=set)
-    deploy_at: float | None = None
+    killed: set[int] = field(default_factory=set)
+    gone: dict[int, float] = field(default_factory=dict)
+    told_at: float | None = None
 
     @property
     def is_ready(self) -> bool:
         """Return whether it consumes, and nobody has told it to end."""
-        return self.deploy_at is None and self.ready.exists()
+        return self.told_at is None and self.ready.exists()
 
 
 class Fleet:
@@ -87,71 +97,75 @@ class Fleet:
                 self._note_end(worker)
                 end_group(worker.process)
                 self.workers[place] = self._started(worker.name)
-            elif worker.deploy_at is None:
+            elif worker.told_at is None:
                 self._look_at_pool(worker)
-            elif time.monotonic() > worker.deploy_at + PATIENCE_SECONDS:
+            elif time.monotonic() > worker.told_at + PATIENCE_SECONDS:
                 self.overdue += 1
                 end_group(worker.process)
 
     def _note_end(self, worker: Worker) -> None:
-        if worker.deploy_at is None:
+        if worker.told_at is None:
             what = f"{worker.name} ended by itself with {worker.process.returncode}"
-            self._ended(worker, None, time.monotonic(), what)
+            pids = {worker.process.pid, *worker.pool, *worker.gone}
+            self._ended(pids, None, time.monotonic(), what)
 
-    def _ended(self, worker: Worker, cause: Event | None, at: float, what: str) -> None:
-        processes = frozenset({worker.process.pid, *worker.pool})
-        self.ends.append(End(processes=processes, cause=cause, at=at, what=what))
+    def _ended(self, pids: Iterable[int], cause: Event | None, at: float, what: str) -> None:
+        self.ends.append(End(processes=frozenset(pids), cause=cause, at=at, what=what))
 
     def _look_at_pool(self, worker: Worker) -> None:
         """Note pool processes that have gone while their worker lives on."""
-        now = set(children_of(worker.process.pid))
-        # The children of a worker that dies are nobody's loss of their own.
-        if worker.is_ready and worker.process.poll() is None:
-            for pid in worker.pool - now:
-                what = f"pool process {pid} of {worker.name} ended by itself"
-                at = time.monotonic()
-                self.ends.append(End(processes=frozenset({pid}), cause=None, at=at, what=what))
-        if now:
-            worker.pool = now
+        now = time.monotonic()
+        pool = set(children_of(worker.process.pid)) - worker.killed
+        if worker.is_ready:
+            worker.gone |= dict.fromkeys(worker.pool - pool, now)
+        worker.pool = pool
+        for pid in [pid for pid, since in worker.gone.items() if now > since + ALONE_SECONDS]:
+            what = f"pool process {pid} of {worker.name} ended by itself"
+            self._ended({pid}, None, worker.gone.pop(pid), what)
 
     # -- what the run does to them; False when nobody can be hit right now
 
     def deploy(self, number: int) -> bool:
         """Tell a worker's whole process group to end, as a supervisor does."""
-        worker = self.workers[number % len(self.workers)]
-        if not self.is_ready:
+        worker = self._victim(number)
+        if worker is None:
             return False
-        self._look_at_pool(worker)
-        worker.deploy_at = time.monotonic()
-        self._ended(worker, Event.DEPLOY, worker.deploy_at, worker.name)
+        worker.told_at = time.monotonic()
+        pids = {worker.process.pid, *worker.pool}
+        self._ended(pids, Event.DEPLOY, worker.told_at, worker.name)
         os.killpg(worker.process.pid, signal.SIGTERM)
         return True
 
     def kill_worker(self, number: int) -> bool:
         """Kill a worker and its pool."""
-        worker = self.workers[number % len(self.workers)]
-        if not self.is_ready:
+        worker = self._victim(number)
+        if worker is None:
             return False
-        self._look_at_pool(worker)
-        worker.deploy_at = time.monotonic()
-        self._ended(worker, Event.WORKER, worker.deploy_at, worker.name)
+        worker.told_at = time.monotonic()
+        pids = {worker.process.pid, *worker.pool}
+        self._ended(pids, Event.WORKER, worker.told_at, worker.name)
         end_group(worker.process)
         return True
 
     def kill_pool_process(self, number: int) -> bool:
         """Kill one process of a worker's pool."""
-        worker = self.workers[number % len(self.workers)]
-        if not self.is_ready:
+        worker = self._victim(number)
+        if worker is None or not worker.pool:
             return False
-        self._look_at_pool(worker)
         pid = min(worker.pool)
         worker.pool.discard(pid)
-        end = End(
-            processes=frozenset({pid}), cause=Event.POOL, at=time.monotonic(), what=worker.name
-        )
-        self.ends.append(end)
+        worker.killed.add(pid)
+        self._ended({pid}, Event.POOL, time.monotonic(), worker.name)
         os.kill(pid, signal.SIGKILL)
         return True
+
+    def _victim(self, number: int) -> Worker | None:
+        """Return the workers in turns, None while one of them is away."""
+        if not self.is_ready:
+            return None
+        worker = self.workers[number % len(self.workers)]
+        self._look_at_pool(worker)
+        return worker
 
     def memory(self) -> dict[str, tuple[int, int]]:
         """Return process id and resident bytes of every process of the fleet, by its place."""

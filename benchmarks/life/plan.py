@@ -64,7 +64,7 @@ SINK_AWAY = "sink.away"
 BEGIN_FILE = "begin"
 
 #: From this length on no process is replaced in the second half, so that its memory can be judged.
-LONG_RUN_SECONDS = 120.0
+LONG_RUN_SECONDS = 240.0
 ROUND_SECONDS = 75.0
 LEAD_SECONDS = 1.5
 CALM_SECONDS = 5.0

@@ -368,8 +368,10 @@ def _marks(found: Findings) -> Iterator[tuple[float, str]]:
 
 
 def _empty_row(second: int) -> dict[str, Any]:
-    zeros = dict.fromkeys(("sent", "started", "ended", "waiting", "delayed", "unacked"), 0)
-    return {"second": second, **zeros, "urgent_max_ms": 0.0, "workers_mb": 0, "events": []}
+    counts = dict.fromkeys(("sent", "started", "ended"), 0)
+    # A second without a look at the broker has no such figures.
+    seen = dict.fromkeys(("waiting", "delayed", "unacked", "workers_mb"))
+    return {"second": second, **counts, **seen, "urgent_max_ms": 0.0, "events": []}
 
 
 # -- as people read it
@@ -380,7 +382,9 @@ def timeline_text(rows: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in rows[0] if name != "events"]
     lines = ["  ".join(f"{name:>7}" for name in names) + "  events"]
     for row in rows:
-        figures = "  ".join(f"{row[name]!s:>{max(7, len(name))}}" for name in names)
+        figures = "  ".join(
+            f"{'-' if row[name] is None else row[name]:>{max(7, len(name))}}" for name in names
+        )
         lines.append(f"{figures}  {', '.join(row['events'])}".rstrip())
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +193,10 @@ class _Scene:
         memory = self.fleet.memory()
         for name, process in self._processes.items():
             memory[name] = (process.pid, resident_bytes(process.pid))
-        for name, client in self._servers.items():
-            info: Any = client.info("memory")
-            memory[name] = (0, int(info["used_memory"]))
+        with suppress(redis.RedisError):  # a slow script may just have begun
+            for name, client in self._servers.items():
+                info: Any = client.info("memory")
+                memory[name] = (0, int(info["used_memory"]))
         self._samples.append(Sample(at=time.monotonic(), places=places, memory=memory))
 
     def _drain(self) -> float | None:
