@@ -83,6 +83,8 @@ class End(asyncio.Protocol):
             return
         transport.write(bytes(self.other._early))  # type: ignore[attr-defined]
         self.other._early.clear()
+        if self.other.transport.is_closing():
+            transport.close()
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
