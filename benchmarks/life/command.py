@@ -53,11 +53,11 @@ def main(options: argparse.Namespace) -> int:
     figures = live(plan, keep_logs=options.logs)
     if options.json:
         print(json.dumps({"machine": machine(), **figures}))
+        for problem in figures["problems"]:
+            print(f"life: {problem}", file=sys.stderr)
     else:
         print(report.timeline_text(figures["timeline"]), file=sys.stderr)
         print(report.text(figures))
-    for problem in figures["problems"]:
-        print(f"life: {problem}", file=sys.stderr)
     return 1 if figures["problems"] else 0
 
 

@@ -54,7 +54,7 @@ MAX_SIZE = 100
 
 #: Shares of the messages of a queue.
 FLAKY_SHARE = 0.01
-DOOMED_SHARE = 0.005
+DOOMED_SHARE = 0.01
 SINK_SHARE = 0.1
 
 #: While this file lies in the run's folder the sink is away.

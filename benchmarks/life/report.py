@@ -45,6 +45,7 @@ class Findings:
         states: final state of each message by its number.
         dead: how often each message is among the dead letters.
         worker_deaths: what the run did not cause, a sentence each.
+        charges: messages that were charged a delivery, by id, and when that was seen.
         ledger: the ledger of each queue.
         samples: what was seen once a second.
         refused: how often the producer had to send again.
@@ -60,6 +61,7 @@ class Findings:
     happened: Sequence[tuple[Event, float, float]]
     states: Mapping[int, str]
     dead: Mapping[int, int]
+    charges: Sequence[tuple[str, float]]
     ledger: Mapping[str, Mapping[str, Any]]
     samples: Sequence[Sample]
     evidence: Mapping[str, Mapping[str, Any]]
@@ -147,6 +149,7 @@ def counts_of(found: Findings, runs: Sequence[Run]) -> dict[str, int]:
         "results_never_came": len(sent - found.states.keys()),
         "wrong_results": len(wrong),
         "unexplained_runs": len(repeats(found, runs)[1]),
+        "unjust_charges": len(unjustly_charged(found)),
         "ledger_difference": sum(abs(int(one["difference"])) for one in found.ledger.values()),
         "misheld": sum(
             abs(int(one["recorded_unacked"]) - int(one["unacked"])) for one in found.ledger.values()
@@ -173,6 +176,17 @@ def repeats(found: Findings, runs: Sequence[Run]) -> tuple[Counter[str], list[Ru
                 unexplained.append(run)
         earlier.append(run)
     return caused, unexplained
+
+
+def unjustly_charged(found: Findings) -> list[str]:
+    """Return the ids that were charged though nothing had ended the process that ran them.
+
+    A deploy is no reason. A lease that ran out while the link was silent is one.
+    """
+    number_of = {one.id: one.number for one in found.sent}
+    reasons = (Event.POOL, Event.WORKER, Event.SILENT)
+    hit = {run.number for run in runs_of(found.notes) if hit_by(run, found) in reasons}
+    return [id_ for id_, _ in found.charges if number_of.get(id_) not in hit]
 
 
 def hit_by(run: Run, found: Findings) -> Event | None:

@@ -180,6 +180,7 @@ class _Scene:
 
     def _tick(self) -> None:
         self.fleet.tick()
+        self.broker.note_charges()
         if time.monotonic() >= self._next_sample:
             self._next_sample = time.monotonic() + SAMPLE_SECONDS
             self._sample()
@@ -223,6 +224,7 @@ class _Scene:
             happened=trouble.happened,
             states=self.results.states,
             dead=self.broker.dead_numbers(),
+            charges=[(id_, at) for (id_, _), at in self.broker.charges.items()],
             ledger=self.broker.ledger(),
             samples=self._samples,
             evidence=trouble.evidence(),
@@ -248,6 +250,11 @@ class _Scene:
             )
         healthy = [n for n in found.dead if n >= 0 and found.messages[n].behaviour.name != "DOOMED"]
         reasons = self.broker.dead_reasons() if healthy else {}
+        lines += [
+            f"message {id_} was charged at {at - found.began:.1f} s: {charge}"
+            for (id_, charge), at in list(self.broker.charges.items())[:NAMED]
+            if id_ in report.unjustly_charged(found)
+        ]
         lines += [f"message {n} is a dead letter: {reasons[n]}" for n in healthy[:NAMED]]
         return lines
 

@@ -46,12 +46,16 @@ class Sample:
 
 
 class Broker:
-    """The broker, as `celery queues` sees it."""
+    """The broker, as `celery queues` sees it.
+
+    ``charges``: id of a message and what it was charged -> when that was seen.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         table = Topology.load({"queues": {queue: {} for queue in QUEUES}})
         self._keys = Keys()
+        self.charges: dict[tuple[str, str], float] = {}
         self._verbs = Verbs(keys=self._keys, topology=table)
 
     def places(self) -> dict[str, int] | None:
@@ -63,6 +67,16 @@ class Broker:
                 for name in ("waiting", "delayed", "unacked")
             }
         return None
+
+    def note_charges(self) -> None:
+        """Note which messages are charged a delivery right now."""
+        with contextlib.suppress(redis.RedisError):
+            key = self._keys.deliveries()
+            if self.client.hlen(key):
+                now = time.monotonic()
+                found: Any = self.client.hgetall(key)
+                for id_, charge in found.items():
+                    self.charges.setdefault((id_.decode(), charge.decode()), now)
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return the ledger of each queue, with its records counted."""

@@ -24,6 +24,7 @@ ZERO = {
     "results_never_came",
     "wrong_results",
     "unexplained_runs",
+    "unjust_charges",
     "ledger_difference",
     "misheld",
     "not_drained",

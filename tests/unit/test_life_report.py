@@ -37,6 +37,7 @@ def findings(*notes: Note, behaviour: Behaviour = Behaviour.HEALTHY, **fields: A
         "happened": [],
         "states": {0: "SUCCESS"},
         "dead": {},
+        "charges": [],
         "ledger": {PLAIN: CLEAN},
         "samples": [],
         "evidence": {},
@@ -127,6 +128,14 @@ def test_a_retry_that_was_sent_twice_is_caused_by_what_hit_the_attempt_before() 
         ends=[ended(3.1)],
     )
     assert caused_and_not(sent_twice) == ({"worker": 2}, 0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "unjust"), [(Event.DEPLOY, 1), (None, 1), (Event.POOL, 0), (Event.WORKER, 0)]
+)
+def test_only_what_was_killed_while_it_ran_may_be_charged(cause: Event | None, unjust: int) -> None:
+    charged = findings(ends=[ended(2.5, cause)], charges=[("id", 4.0)])
+    assert counts_of(charged, runs_of(charged.notes))["unjust_charges"] == unjust
 
 
 def test_an_event_that_left_no_evidence_is_a_problem() -> None:
