@@ -28,7 +28,7 @@ WORKERS = 2
 LOAD = 0.6
 
 #: Messages a second of the trickle; few enough that two shared cores are not what limits them.
-RATES = {URGENT: 10.0, PLAIN: 90.0, BATCHED: 140.0}
+RATES = {URGENT: 10.0, PLAIN: 60.0, BATCHED: 140.0}
 
 #: Bursts are of so many times the trickle, for so long, and come in slices.
 BURST_TIMES = 10
