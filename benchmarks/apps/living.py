@@ -28,8 +28,8 @@ from routing import install
 #: Short, so that what a killed worker held is back soon.
 LEASE_SECONDS = 6.0
 
-#: Longer than a result may be looked for.
-RESULT_SECONDS = 600
+#: Results go by themselves; the run looks for each of them well before.
+RESULT_SECONDS = 150
 
 #: More than the run's own kills can charge one message with, and less than unjust charges reach.
 MAX_DELIVERIES = 3

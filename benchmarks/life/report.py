@@ -185,7 +185,9 @@ def unjustly_charged(found: Findings) -> list[str]:
     """
     number_of = {one.id: one.number for one in found.sent}
     reasons = (Event.POOL, Event.WORKER, Event.SILENT)
-    hit = {run.number for run in runs_of(found.notes) if hit_by(run, found) in reasons}
+    charged = {number_of.get(id_) for id_, _ in found.charges}
+    runs = [run for run in runs_of(found.notes) if run.number in charged] if charged else []
+    hit = {run.number for run in runs if hit_by(run, found) in reasons}
     return [id_ for id_, _ in found.charges if number_of.get(id_) not in hit]
 
 
@@ -321,7 +323,7 @@ def memory_of(found: Findings) -> dict[str, dict[str, Any]]:
     """Return the least memory of each minute, by process, and how it grew in the last half.
 
     Only samples with a small backlog count, where a minute has one. A process that was replaced in
-    the last half is not judged, nor is a run of a few minutes.
+    the last half is not judged, nor is a run of a few minutes, nor what a server (0) keeps.
     """
     minutes = int(found.plan.seconds // MINUTE)
     series: dict[str, dict[int, dict[bool, list[tuple[int, int]]]]] = {}
@@ -342,7 +344,7 @@ def _memory(
     figures: dict[str, Any] = {"mb_by_minute": [round(size / 1e6, 1) for size in least.values()]}
     last_half = [n for n in least if n >= minutes / 2]
     pids = {pid for n in last_half for kind in by_minute[n].values() for pid, _ in kind}
-    if minutes >= LEAST_MINUTES and len(pids) == 1:
+    if minutes >= LEAST_MINUTES and len(pids) == 1 and pids != {0}:
         figures["growth"] = round(max(least[n] for n in last_half) / least[last_half[0]], 3)
     return figures
 

@@ -159,7 +159,8 @@ class Results:
             if len(chosen) == LOOK_AT_MOST and not at_all:
                 break
         missing = [one for batch in _chunks(chosen) for one in self._missing(batch)]
-        self._pending.extendleft(reversed(missing))
+        # Behind the others, so that what is late keeps none of them from being looked for.
+        self._pending.extend(missing)
 
     def _read_sent(self) -> None:
         found, self._offset = read_sent(self.directory, self._offset)
