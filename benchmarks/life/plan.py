@@ -30,6 +30,10 @@ LOAD = 0.6
 #: Messages a second of the trickle; few enough that two shared cores are not what limits them.
 RATES = {URGENT: 10.0, PLAIN: 60.0, BATCHED: 140.0}
 
+#: Workers that do everything in one thread take less: what a message costs besides its run time is
+#: their slots' time too.
+RATE_SHARES: dict[Pool, float] = {"prefork": 1.0, "threads": 1.0, "gevent": 1.0, "solo": 0.5}
+
 #: Bursts are of so many times the trickle, for so long, and come in slices.
 BURST_TIMES = 10
 BURST_SECONDS = 0.3
@@ -172,6 +176,10 @@ class Plan:
         size = CONCURRENCY[self.pool]
         return WORKERS * max(size - RESERVED, 1)
 
+    def rate(self, queue: str) -> float:
+        """Return the messages a second of the trickle into a queue."""
+        return RATES[queue] * RATE_SHARES[self.pool]
+
     @property
     def mean_run_seconds(self) -> float:
         """Return the mean slot time of one message of the bulk queues, in full batches."""
@@ -180,13 +188,13 @@ class Plan:
     @property
     def capacity(self) -> float:
         """Return the bulk messages a second that the fleet can do."""
-        return (RATES[PLAIN] + RATES[BATCHED]) / LOAD
+        return (self.rate(PLAIN) + self.rate(BATCHED)) / LOAD
 
     @property
     def plain_run_seconds(self) -> float:
         """Return the mean run time of the plain tasks, so that the load is what it should be."""
         item = CALL_SECONDS / MAX_SIZE + ITEM_SECONDS
-        return (LOAD * self.slots - item * RATES[BATCHED]) / RATES[PLAIN]
+        return (LOAD * self.slots - item * self.rate(BATCHED)) / self.rate(PLAIN)
 
     @property
     def idle_seconds(self) -> float:
@@ -264,13 +272,13 @@ class Plan:
     def _times(self) -> Iterator[tuple[float, str, bool]]:
         for at in _steps(0.0, self.idle_seconds, IDLE_RATE):
             yield at, URGENT, False
-        for queue, rate in RATES.items():
-            for at in _steps(self.idle_seconds, self.load_ends, rate):
+        for queue in QUEUES:
+            for at in _steps(self.idle_seconds, self.load_ends, self.rate(queue)):
                 yield at, queue, False
         slices = round(BURST_SECONDS / BURST_SLICE_SECONDS)
         for begin in self.bursts():
             for queue in (PLAIN, BATCHED):
-                count = round(BURST_TIMES * RATES[queue] * BURST_SLICE_SECONDS)
+                count = round(BURST_TIMES * self.rate(queue) * BURST_SLICE_SECONDS)
                 for number in range(slices):
                     at = begin + number * BURST_SLICE_SECONDS
                     yield from itertools.repeat((at, queue, True), count)

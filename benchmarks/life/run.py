@@ -101,8 +101,7 @@ class _Scene:
         self._own = _settings(plan, directory, broker.broker_url, "")
         behind = f"redis://{HOST}:{port}/0"
         self.fleet = Fleet(plan.pool, _settings(plan, directory, behind, results.broker_url))
-        self._start("proxy", str(port), str(broker.port), str(directory))
-        self._answers(port)
+        self._ports = (port, broker.port)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.directory / f"{module}.log").open("ab") as log:
@@ -117,17 +116,6 @@ class _Scene:
             )
         return self._processes[module]
 
-    def _answers(self, port: int) -> None:
-        def answers() -> bool:
-            try:
-                with redis.Redis(host=HOST, port=port) as client:
-                    return bool(client.ping())
-            except redis.RedisError:
-                return False
-
-        if not wait_for(answers, seconds=READY_SECONDS):
-            raise BenchmarkError(f"the proxy does not answer\n{logs(self.directory)}")
-
     def close(self) -> None:
         """End every process."""
         self.fleet.stop()
@@ -138,6 +126,7 @@ class _Scene:
 
     def play(self) -> dict[str, Any]:
         """Run the plan, and return the figures."""
+        self._link()
         self.fleet.start()
         if not wait_for(self._fleet_is_ready, seconds=READY_SECONDS):
             raise BenchmarkError(f"the workers are not ready\n{logs(self.directory)}")
@@ -156,6 +145,19 @@ class _Scene:
         drained_at = self._drain(deadline)
         trouble.undo_all()
         return self._account(trouble, began, drained_at)
+
+    def _link(self) -> None:
+        """Start the proxy that workers reach the broker through."""
+        port = self._ports[0]
+        self._start("proxy", *map(str, self._ports), str(self.directory))
+
+        def answers() -> bool:
+            with suppress(redis.RedisError), redis.Redis(host=HOST, port=port) as client:
+                return bool(client.ping())
+            return False
+
+        if not wait_for(answers, seconds=READY_SECONDS):
+            raise BenchmarkError(f"the proxy does not answer\n{logs(self.directory)}")
 
     def _fleet_is_ready(self) -> bool:
         self.fleet.tick()
