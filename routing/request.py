@@ -149,8 +149,10 @@ class Request(stock.Request):
         super().on_retry(exc_info)
 
     def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
-        """End the message by the answer of its run in the pool."""
-        failed, result, _ = failed__retval__runtime
+        """End the message by the answer of its run in the pool, also when it was cancelled."""
+        failed, result, seconds = failed__retval__runtime
+        if seconds is not None:  # else its greenlet was killed, and it has not ended
+            self._already_cancelled = False
         if failed == ESCAPED:
             self.on_failure(result)
             return
