@@ -28,6 +28,7 @@ from routing.request import holdings_of
 from routing.running import Rule, Running
 from routing.shares import Shares
 from routing.slots import CountedSlots, SemaphoreSlots, Slots
+from routing.startup import batches_by_queue
 from routing.stopping import STOP
 from routing.units import Buffer, RequestUnit, Unit
 
@@ -79,6 +80,8 @@ class Dispatcher(bootsteps.StartStopStep):
         holdings.durable = True
         keep_leases(channel, hostname=consumer.hostname)
         self._share_out(holdings)
+        if consumer.app.conf.worker_disable_prefetch:
+            self._fetch_for_free_slots(channel, holdings)
         if self._slots is None:
             self._slots = self._make_slots(consumer)
         else:
@@ -98,6 +101,26 @@ class Dispatcher(bootsteps.StartStopStep):
         }
         if self._inflight is None:
             self._inflight = Running(rules, lambda: self._consumed_queues())
+
+    def _fetch_for_free_slots(self, channel: EngineMixin, holdings: Holdings) -> None:
+        """Hold no more than the slots run, as ``--disable-prefetch`` asks for.
+
+        Celery's own way stops the channel, which has endings to carry, once too much is held.
+        """
+        consuming: Any = channel
+        consuming.qos.__dict__.pop("can_consume", None)
+        batches = batches_by_queue(self._consumer.app)
+        largest = {queue: max(sizes.values()) for queue, sizes in batches.items()}
+        holdings.ceiling = lambda queue: self._slots_of(queue) * largest.get(queue, 1)
+
+    def _slots_of(self, queue: str) -> int:
+        """Return how many slots a queue has, or may take; also those that would be added for it."""
+        if self._slots is None or self._inflight is None:
+            return 0
+        pool, most = self._consumer.pool, getattr(self._consumer.controller, "max_concurrency", 0)
+        free = self._slots.free() + max(0, (most or 0) - int(pool.num_processes))
+        waiting = sum(len(units) for name, units in self._units.items() if name != queue)
+        return self._inflight.most(queue, free=max(0, free - waiting))
 
     def _make_slots(self, consumer: Any) -> Slots:
         # Handed-over work survives a reconnect, so the pool must not forget it.

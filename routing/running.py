@@ -20,10 +20,10 @@ class Rule:
     limit: int | None = None
 
 
-def may_start(
+def startable(
     queue: str, rules: Mapping[str, Rule], *, free: int, running: Mapping[str, int]
-) -> bool:
-    """Return whether a unit of this queue may take one of the free slots.
+) -> int:
+    """Return how many units of this queue may take one of the free slots each.
 
     Arguments:
         queue: the queue that the unit comes from.
@@ -32,21 +32,22 @@ def may_start(
         running: slots that each queue holds now.
 
     >>> rules = {"urgent": Rule(reserve=1)}
-    >>> may_start("bulk", rules, free=1, running={"bulk": 1})
-    False
-    >>> may_start("bulk", rules, free=1, running={"urgent": 1})
-    True
+    >>> startable("bulk", rules, free=1, running={"bulk": 1})
+    0
+    >>> startable("bulk", rules, free=3, running={"urgent": 1})
+    3
     """
-    rule = rules.get(queue)
-    if rule is not None and rule.limit is not None and running.get(queue, 0) >= rule.limit:
-        return False
     kept = sum(
         max(0, other.reserve - running.get(name, 0))
         for name, other in rules.items()
         if name != queue
     )
     slots = free + sum(running.values())
-    return free > min(kept, slots - 1)
+    may_take = max(0, free - min(kept, slots - 1))
+    rule = rules.get(queue)
+    if rule is None or rule.limit is None:
+        return may_take
+    return max(0, min(may_take, rule.limit - running.get(queue, 0)))
 
 
 class Running:
@@ -76,7 +77,15 @@ class Running:
     def eligible(self, queues: Iterable[str], *, free: int) -> list[str]:
         """Return the queues among these that may take one of the free slots."""
         if not self._rules:
-            return list(queues)
+            return list(queues) if free else []
+        rules = self._rules_of_consumed()
+        return [q for q in queues if startable(q, rules, free=free, running=self._units)]
+
+    def most(self, queue: str, *, free: int) -> int:
+        """Return how many slots a queue may hold now: those that it has, and the free ones."""
+        rules = self._rules_of_consumed()
+        return self._units[queue] + startable(queue, rules, free=free, running=self._units)
+
+    def _rules_of_consumed(self) -> dict[str, Rule]:
         consumed = self._consumed()
-        rules = {name: rule for name, rule in self._rules.items() if name in consumed}
-        return [q for q in queues if may_start(q, rules, free=free, running=self._units)]
+        return {name: rule for name, rule in self._rules.items() if name in consumed}

@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -117,17 +118,23 @@ class Courier:
     def _rooms(self) -> list[Room]:
         """Return what may be fetched of each queue, those that hold the least first.
 
-        A reply has one bound of bytes for all: who comes first finds room in it.
+        The least for its weight: a reply has one bound for all, and who comes first finds room.
         """
         queues = self.channel.engine_queues
         size_bytes = self._holdings.byte_rooms(queues)
         rooms = [self._room(queue, size_bytes[queue]) for queue in queues]
-        rooms.sort(key=lambda room: self._holdings.held_bytes(room.queue))
+        weights = self._verbs.topology.queue
+        rooms.sort(
+            key=lambda room: self._holdings.held_bytes(room.queue) / weights(room.queue).weight
+        )
         return rooms
 
     def _room(self, queue: str, size_bytes: int) -> Room:
         prefetch = self._holdings.prefetch(queue)
-        if self.inbox.waiting(queue) > INBOX_HIGH or not size_bytes:
+        waiting = self.inbox.waiting(queue)
+        if self._holdings.ceiling is not None:
+            waiting = INBOX_HIGH * len(self.inbox)  # they take the slots that seem to be free
+        if waiting >= INBOX_HIGH or not size_bytes:
             return Room(queue, 0, prefetch)
         return Room(queue, self._holdings.credit(queue), prefetch, size_bytes)
 
@@ -154,7 +161,11 @@ class Courier:
         # Before the fetch, which uses the credit that they have freed.
         self._bury_now()
         asked = tuple((room.queue, room.ask) for room in rooms)
-        fetch = Fetch(self._next_prefix(), asked, tuple(room.size_bytes for room in rooms))
+        size_bytes = tuple(room.size_bytes for room in rooms)
+        fetch = Fetch(self._next_prefix(), asked, size_bytes)
+        if self._holdings.ceiling is not None:
+            # What a slot can run is the same slot's for every queue.
+            fetch = replace(fetch, most_queues=1)
         self._settlement = self._holdings.outbox.take_settlement()
         self._fetch = fetch
         self._holdings.asking(fetch)

@@ -12,7 +12,7 @@ import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from routing.config import Topology
@@ -53,6 +53,8 @@ class Holdings:
         #: Queue to the prefetch with which the batches that go there can fill.
         self.batch_needs: Mapping[str, int] = {}
         self._prefetch: dict[str, int] = {}
+        #: What a queue may hold by what its slots can run; None when prefetch alone decides.
+        self.ceiling: Callable[[str], int] | None = None
         self._reset()
         _keep_out_of_children(self)
 
@@ -94,7 +96,10 @@ class Holdings:
 
     def credit(self, queue: str) -> int:
         """Return how many more messages may be fetched from a queue now."""
-        return self.prefetch(queue) - self._count.get(queue, 0) - self._asked.get(queue, 0)
+        most = self.prefetch(queue)
+        if self.ceiling is not None:
+            most = min(most, self.ceiling(queue))
+        return most - self._count.get(queue, 0) - self._asked.get(queue, 0)
 
     def byte_rooms(self, queues: Sequence[str]) -> dict[str, int]:
         """Return how many bytes may be fetched from each of these queues, the consumed ones."""

@@ -141,11 +141,13 @@ class Fetch:
     """A fetch whose reply has not been read: its tag prefix and what was asked of each queue.
 
     `rooms` has the most bytes of each queue; without them the bound of a fetch holds for each.
+    `most_queues` is from how many queues messages are taken.
     """
 
     prefix: str
     asked: tuple[tuple[str, int], ...]
     rooms: tuple[int, ...] = ()
+    most_queues: int = 1_000_000
 
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""

@@ -177,7 +177,7 @@ class Verbs:
         groups = settlement.groups()
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
-        args += [self._lease_ms, FETCH_BYTES, len(ids), *ids]
+        args += [self._lease_ms, FETCH_BYTES, fetch.most_queues, len(ids), *ids]
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]

@@ -11,7 +11,8 @@
 --        3 tag prefix; the tags are prefix .. queue number .. ":" .. 1, 2, 3 ...
 --        4 lease in milliseconds
 --        5 most bytes to fetch
---        6 number of message ids whose delivery count is over, then these ids
+--        6 most queues to fetch from
+--        7 number of message ids whose delivery count is over, then these ids
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, most bytes, number of ready lists
 -- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
@@ -23,7 +24,7 @@
 local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
 local groups, queues, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
-local key, arg = 7, 7
+local most_queues, key, arg = tonumber(ARGV[6]), 7, 8
 
 -- Calls a command with all values from ARGV[from] to ARGV[to], in pieces that Lua's stack holds.
 local function on_args(command, name, from, to)
@@ -35,7 +36,7 @@ local function on_args(command, name, from, to)
 end
 
 -- Removing comes first: a server at its memory limit still lets a script run whose first write removes.
-local ids = tonumber(ARGV[6])
+local ids = tonumber(ARGV[7])
 if ids > 0 then on_args('HDEL', DELIVERIES, arg, arg + ids - 1) end
 arg = arg + ids
 for _ = 1, groups do
@@ -110,6 +111,7 @@ for q = 1, queues do
   end
   if due and (not next_due or due < next_due) then next_due = due end
   local got, before = {0}, bytes
+  if most_queues == 0 then credit = 0 end
   local records, scores, expiries, origins = {}, {}, {}, {}
   for l = 1, lists do
     local list, empty = KEYS[key + 3 + l], false
@@ -137,6 +139,7 @@ for q = 1, queues do
       end
     end
   end
+  if #got > 1 then most_queues = most_queues - 1 end
   -- Recorded before anything else can fail.
   for i = 1, #records, 3500 do
     local to = math.min(i + 3499, #records)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.running import Rule, Running, may_start
+from routing.running import Rule, Running, startable
 
 rules = st.dictionaries(
     st.sampled_from("abc"),
@@ -18,7 +18,7 @@ def test_reserves_stay_free_and_limits_hold(
     running: dict[str, int] = {}
     for queue in arrivals:
         free = slots - sum(running.values())
-        if free and may_start(queue, table, free=free, running=running):
+        if free and startable(queue, table, free=free, running=running):
             running[queue] = running.get(queue, 0) + 1
     assert sum(running.values()) <= slots
     for queue, rule in table.items():
@@ -31,7 +31,7 @@ def test_reserves_stay_free_and_limits_hold(
             limit = table[queue].limit if queue in table else None
             free = slots - sum(running.values())
             expected = limit != 0 and (free > kept or (free == slots and free > 0))
-            started = may_start(queue, table, free=free, running=running)
+            started = startable(queue, table, free=free, running=running)
             assert started or not expected
 
 
@@ -39,7 +39,7 @@ def test_reserves_stay_free_and_limits_hold(
 def test_an_idle_worker_starts_whatever_there_is(
     table: dict[str, Rule], slots: int, queue: str
 ) -> None:
-    assert may_start(queue, table, free=slots, running={})
+    assert startable(queue, table, free=slots, running={})
 
 
 def test_a_unit_holds_its_slot_until_it_leaves_the_pool() -> None:
@@ -59,7 +59,7 @@ def test_a_reserve_for_a_queue_that_is_not_consumed_keeps_nothing() -> None:
     assert running.eligible(["bulk"], free=2) == ["bulk"]
 
 
-def test_without_rules_every_queue_may_start() -> None:
+def test_without_rules_every_queue_startable() -> None:
     running = Running({}, list)
     running.enter("a")
     assert running.eligible(["a", "b"], free=1) == ["a", "b"]
