@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, queue_size, urgent
+from benchmarks import batch, bound, crash, drain, enqueue, queue_size, trickle, urgent
 from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.runner import Scenario, Study, run
@@ -29,6 +29,7 @@ SCENARIOS: dict[str, Scenario | Study] = {
         bound.STUDY,
         urgent.STUDY,
         life.STUDY,
+        trickle.STUDY,
     )
 }
 ALL = "all"

@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 
-Side = Literal["ours", "stock", "sampled", "crashing", "living", "urgent"]
+Side = Literal["ours", "stock", "sampled", "crashing", "living", "trickled", "urgent"]
 Pool = Literal["prefork", "threads", "gevent", "solo"]
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -309,6 +310,7 @@ class Dispatcher(bootsteps.StartStopStep):
         for request in unit.requests:
             request.mark(State.HANDED)
         self._handing = queue
+        began = time.monotonic()
         try:
             unit.hand_over()
         except Exception as error:
@@ -321,6 +323,8 @@ class Dispatcher(bootsteps.StartStopStep):
             self.failed(unit, Mark.CHARGED, evidence)
         finally:
             self._handing = ""
+        if self._channel is not None:  # the solo pool has run it by now
+            self._channel.courier.held_up(time.monotonic() - began)
 
     def _take(self, queue: str) -> Unit:
         units = self._units[queue]

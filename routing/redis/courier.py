@@ -44,8 +44,8 @@ BELL_SECONDS = 1
 #: in between would cost three more round trips to be woken from it.
 BUSY_SECONDS = 0.02
 
-#: A reply that was read so long after its call says little about what waits now: the loop was held
-#: up meanwhile, such as by a task that ran inside it (solo).
+#: What a reply said is no longer known when the loop was held up for so long since its call, such
+#: as by a task that ran inside it (solo).
 STALE_SECONDS = 0.02
 
 #: A queue is not asked for more while that many of its messages wait for delivery.
@@ -304,6 +304,12 @@ class Courier:
             return True
         is_asked = self._fetch is not None and queue in dict(self._fetch.asked)
         return self._stale and (is_asked or self._holdings.credit(queue) > 0)
+
+    def held_up(self, seconds: float) -> None:
+        """Note that the loop stood still: what was known to be empty may not be so any more."""
+        if seconds > STALE_SECONDS:
+            self._stale = True
+            self._empty.clear()
 
     def ended(self, queue: str) -> None:
         """Note that endings wait; called for every one of them."""
