@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, TypeVar
 
 from batching.policy import Flush, Limits, Reason, decide, fits, is_full
@@ -25,12 +26,15 @@ class Window(Generic[G, E]):
     """Entries that go out together, in order.
 
     Attributes:
+        due_at: when it gets its turn at the latest.
         reason: why it was given its turn; None while it has none.
+        reopened: whether it had its turn before, and left it to a fuller batch.
     """
 
     group: G
-    oldest_at: float
+    due_at: float
     reason: Reason | None = None
+    reopened: bool = False
     entries: list[E] = field(default_factory=list)
     count: int = 0
     size_bytes: int = 0
@@ -43,9 +47,10 @@ class Buffer(Generic[G, E]):
         self.limits = limits
         # At most one for each group.
         self._open: dict[G, Window[G, E]] = {}
-        # Those of them without a turn, by the age of their oldest entry: a window is made with its
-        # first entry.
+        # Those of them without a turn, both in the order of when they are due: a window is made
+        # with its first entry.
         self._gathering: dict[G, Window[G, E]] = {}
+        self._reopened: dict[G, Window[G, E]] = {}
 
     def __len__(self) -> int:
         return sum(len(window.entries) for window in self._open.values())
@@ -63,7 +68,8 @@ class Buffer(Generic[G, E]):
             self._fill(window, Reason.BYTES, turns)
             window = None
         if window is None:
-            window = self._open[group] = self._gathering[group] = Window(group, now)
+            window = Window(group, now + self.limits.max_wait_seconds)
+            self._open[group] = self._gathering[group] = window
         window.entries.append(entry)
         window.count += 1
         window.size_bytes += size_bytes
@@ -79,21 +85,31 @@ class Buffer(Generic[G, E]):
 
         One at a time, because each takes a slot and so changes whether another one is idle.
         """
-        for group, window in self._gathering.items():
+        for group, window in chain(self._reopened.items(), self._gathering.items()):
             is_idle = idle(group)
             more = is_idle and backlog(group)
             decision = decide(self.limits, window, now, idle=is_idle, backlog=more)
             if isinstance(decision, Flush):
-                del self._gathering[group]
+                self._stop_gathering(group)
                 window.reason = decision.reason
                 return window
         return None
 
     def deadline(self) -> float | None:
         """When the next window is due for its turn; None when all that wait have theirs."""
-        for window in self._gathering.values():
-            return window.oldest_at + self.limits.max_wait_seconds
-        return None
+        firsts = (next(iter(some.values()), None) for some in (self._reopened, self._gathering))
+        return min((window.due_at for window in firsts if window is not None), default=None)
+
+    def reopen(self, window: Window[G, E], *, until: float) -> bool:
+        """Let a window wait for more once again, until then at most; False when it must go.
+
+        It must go when it is full, and the second time.
+        """
+        if window.reopened or self._open.get(window.group) is not window:
+            return False
+        window.reopened, window.reason, window.due_at = True, None, until
+        self._reopened[window.group] = window
+        return True
 
     def close(self, window: Window[G, E]) -> list[E]:
         """Return a window's entries for good, as a slot takes them; closing twice is safe."""
@@ -106,6 +122,7 @@ class Buffer(Generic[G, E]):
         entries = [entry for window in self._open.values() for entry in window.entries]
         self._open.clear()
         self._gathering.clear()
+        self._reopened.clear()
         return entries
 
     def _fill(self, window: Window[G, E], reason: Reason, turns: list[Window[G, E]]) -> None:
@@ -117,4 +134,8 @@ class Buffer(Generic[G, E]):
 
     def _forget(self, window: Window[G, E]) -> None:
         del self._open[window.group]
-        self._gathering.pop(window.group, None)
+        self._stop_gathering(window.group)
+
+    def _stop_gathering(self, group: G) -> None:
+        self._gathering.pop(group, None)
+        self._reopened.pop(group, None)

@@ -44,8 +44,8 @@ class Held(Protocol):
         """How many bytes of bodies."""
 
     @property
-    def oldest_at(self) -> float:
-        """Since when the oldest waits."""
+    def due_at(self) -> float:
+        """Until when it may wait for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,8 @@ def decide(limits: Limits, held: Held, now: float, *, idle: bool, backlog: bool)
     full = is_full(limits, held)
     if full is not None:
         return Flush(full)
-    due_at = held.oldest_at + limits.max_wait_seconds
-    if now >= due_at:
+    if now >= held.due_at:
         return Flush(Reason.WAIT)
     if idle and not backlog:
         return Flush(Reason.IDLE)
-    return Wait(due_at)
+    return Wait(held.due_at)

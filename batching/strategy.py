@@ -36,6 +36,11 @@ from routing.redis.records import State
 logger = logging.getLogger(__name__)
 
 
+#: A batch lets its slot wait that long, once, for items that the broker is known to have: a few
+#: round trips. When slots fall free together, what waits here is not enough for all of them.
+PATIENCE_SECONDS = 0.01
+
+
 class Group(NamedTuple):
     """What must be alike in one call."""
 
@@ -274,10 +279,22 @@ class Intake:
                 self.consumer,
                 queue=window.group.queue,
                 requests=window.entries,
+                wait=partial(self._wait, window),
                 close=partial(self._close, window),
                 slots=slots,
             )
         )
+
+    def _wait(self, window: Window[Group, ItemRequest]) -> bool:
+        """Hold back a batch that could be fuller in a moment: what ended just now made room."""
+        slots = self._slots
+        if slots is None or not slots.backlog(window.group.queue):
+            return False
+        with self._lock:
+            if not self._buffer.reopen(window, until=time.monotonic() + PATIENCE_SECONDS):
+                return False
+        self.consumer.timer.call_after(PATIENCE_SECONDS, self._flush_due)
+        return True
 
     def _close(self, window: Window[Group, ItemRequest]) -> list[ItemRequest]:
         with self._lock:

@@ -37,7 +37,8 @@ class BatchTask(BulkMethods, Task):
     - ``max_bytes``: most bytes of message bodies in one call; None for no bound. 8 MiB, as much as
       the engine fetches at once. A bigger item goes alone.
     - ``max_wait``: seconds that an item may wait for company while no slot is idle or more is on
-      its way. 0.05 is below what people notice.
+      its way. Then its batch is next for a slot, and others may join it until the slot is there.
+      0.05 is below what people notice.
     - ``key``: function of the task's arguments; items of different keys never share a call.
     - ``throws``: as in Celery, exceptions that are logged in one line; without it, those of items
       that do not fit the model or end as dead letters.

@@ -23,6 +23,7 @@ from batching.run import run_batch
 from batching.wire import pack
 from routing.exits import exits_in
 from routing.outcomes import at_once
+from routing.redis.records import State
 from routing.request import tell_repeated_starts
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class BatchUnit:
     Arguments:
         queue: where its items came from.
         requests: the items so far; until the hand-over others may join them.
+        wait: asks whether it is better to wait for some that are on their way, and if so arranges
+            for that; another unit takes the items then.
         close: ends that, and returns all of them.
         slots: the slot that the unit waits for is one of these.
     """
@@ -48,6 +51,7 @@ class BatchUnit:
         *,
         queue: str,
         requests: Sequence[ItemRequest],
+        wait: Callable[[], bool],
         close: Callable[[], Sequence[ItemRequest]],
         slots: Slots,
     ) -> None:
@@ -55,6 +59,7 @@ class BatchUnit:
         self.requests: Sequence[ItemRequest] = requests
         self._task = task
         self._consumer = consumer
+        self._wait = wait
         self._close = close
         self._slots = slots
         self._accepted = False
@@ -63,6 +68,10 @@ class BatchUnit:
 
     def hand_over(self) -> None:
         """Close the batch and give it to the pool; called when a slot is free for it."""
+        if self._wait():
+            self._each(lambda request: request.mark(State.WAITING))
+            self._slots.unused()
+            return
         self.requests = [request for request in self._close() if not request.is_gone()]
         pool = self._consumer.pool
         if not self.requests:

@@ -96,6 +96,30 @@ def test_a_batch_that_grew_full_while_it_waited_keeps_its_one_turn() -> None:
     assert len(waiting) == 1
 
 
+def test_a_batch_may_wait_once_more_for_what_is_on_its_way() -> None:
+    waiting = buffer(max_size=2)
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    window = due(waiting, MAX_WAIT)
+    assert window is not None
+    waiting.add(9, "b", size_bytes=1, now=MAX_WAIT)
+    assert waiting.reopen(window, until=MAX_WAIT + 0.01)
+    assert waiting.deadline() == MAX_WAIT + 0.01
+    assert due(waiting, MAX_WAIT) is None
+    assert due(waiting, MAX_WAIT + 0.01) is window
+    assert not waiting.reopen(window, until=5.0), "once"
+
+
+def test_a_batch_that_waits_once_more_goes_as_soon_as_it_is_full() -> None:
+    waiting = buffer(max_size=2)
+    waiting.add(1, "a", size_bytes=1, now=0.0)
+    window = due(waiting, MAX_WAIT)
+    assert window is not None
+    assert waiting.reopen(window, until=9.0)
+    assert turns(waiting.add(2, "a", size_bytes=1, now=1.1)) == [([1, 2], Reason.COUNT)]
+    assert not waiting.reopen(window, until=9.0), "it is full"
+    assert waiting.deadline() is None
+
+
 def test_clearing_forgets_everything() -> None:
     waiting = buffer()
     waiting.add(1, "a", size_bytes=1, now=0.0)
@@ -151,9 +175,12 @@ class BufferMachine(RuleBasedStateMachine):
         self.give_turn(window)
 
     @precondition(lambda self: self.turns)
-    @rule()
-    def a_slot_is_free(self) -> None:
+    @rule(more=st.booleans())
+    def a_slot_is_free(self, more: bool) -> None:
         window = self.turns.pop(0)
+        if more and self.waiting.reopen(window, until=self.now + 0.01):
+            assert len(window.entries) < MAX_SIZE
+            return
         entries = list(self.waiting.close(window))
         assert 1 <= len(entries) <= MAX_SIZE
         size = sum(self.arrivals[number].size for number in entries)
@@ -162,7 +189,9 @@ class BufferMachine(RuleBasedStateMachine):
 
     def give_turn(self, window: Window[str, int]) -> None:
         assert window not in self.turns, "one turn for each batch"
-        assert self.now - self.arrivals[window.entries[0]].at <= MAX_WAIT + 1e-9
+        waited = self.now - self.arrivals[window.entries[0]].at
+        assert waited <= MAX_WAIT + 1e-9 or window.reopened
+        assert self.now <= window.due_at + 1e-9
         self.turns.append(window)
 
     def groups_without_turn(self) -> list[str]:
@@ -190,7 +219,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         while self.turns:
-            self.a_slot_is_free()
+            self.a_slot_is_free(more=False)
         rest = self.waiting.clear()
         everything = sorted(number for numbers in self.out.values() for number in numbers)
         assert sorted(everything + rest) == list(range(len(self.arrivals)))

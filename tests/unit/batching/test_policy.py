@@ -15,14 +15,14 @@ from batching.policy import Flush, Limits, Reason, Wait, decide, fits, is_full
 class Held:
     count: int
     size_bytes: int
-    oldest_at: float
+    due_at: float
 
 
 LIMITS = Limits(max_size=10, max_bytes=1_000, max_wait_seconds=2.0)
 
 
-def held(count: int = 1, size_bytes: int = 100, oldest_at: float = 0.0) -> Held:
-    return Held(count, size_bytes, oldest_at)
+def held(count: int = 1, size_bytes: int = 100, due_at: float = 2.0) -> Held:
+    return Held(count, size_bytes, due_at)
 
 
 def test_a_full_batch_goes_at_once() -> None:
@@ -43,27 +43,27 @@ def test_an_idle_slot_takes_what_there_is_when_nothing_more_is_on_its_way() -> N
 
 @pytest.mark.parametrize(("idle", "backlog"), [(True, True), (False, False), (False, True)])
 def test_it_waits_while_slots_are_busy_or_more_is_on_its_way(idle: bool, backlog: bool) -> None:
-    assert decide(LIMITS, held(oldest_at=5.0), 6.0, idle=idle, backlog=backlog) == Wait(7.0)
+    assert decide(LIMITS, held(due_at=7.0), 6.0, idle=idle, backlog=backlog) == Wait(7.0)
 
 
 def test_an_item_bigger_than_max_bytes_fits_only_into_an_empty_batch() -> None:
-    assert fits(LIMITS, Held(0, 0, 0.0), 5_000)
+    assert fits(LIMITS, Held(0, 0, 2.0), 5_000)
     assert not fits(LIMITS, held(1, 1), 5_000)
 
 
 @given(
     count=st.integers(1, 20),
     size=st.integers(0, 2_000),
-    oldest_at=st.floats(0, 100),
+    due_at=st.floats(0, 100),
     now=st.floats(0, 200),
     idle=st.booleans(),
     backlog=st.booleans(),
 )
 def test_it_waits_only_with_room_left_and_time_left(
-    count: int, size: int, oldest_at: float, now: float, idle: bool, backlog: bool
+    count: int, size: int, due_at: float, now: float, idle: bool, backlog: bool
 ) -> None:
-    decision = decide(LIMITS, Held(count, size, oldest_at), now, idle=idle, backlog=backlog)
+    decision = decide(LIMITS, Held(count, size, due_at), now, idle=idle, backlog=backlog)
     if isinstance(decision, Wait):
-        assert is_full(LIMITS, Held(count, size, oldest_at)) is None
-        assert now < decision.until == oldest_at + LIMITS.max_wait_seconds
+        assert is_full(LIMITS, Held(count, size, due_at)) is None
+        assert now < decision.until == due_at
         assert backlog or not idle
