@@ -10,6 +10,7 @@
     ├── Dropped                                       a queue's bound dropped an accepted message
     ├── DeadLetter                                    a task says that trying it again is useless
     ├── TooManyDeliveries                             a message took its worker down too often
+    ├── AnswerUnreadable                              what a pool process answered cannot be read
     ├── PublishRefused                                some messages of a bulk call were refused
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
@@ -26,6 +27,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 
 __all__ = [
+    "AnswerUnreadable",
     "BrokerUnreachable",
     "DeadLetter",
     "Dropped",
@@ -181,6 +183,10 @@ class TooManyDeliveries(RoutingError):
             f"it took its worker down {self.count} times, as often as max_deliveries allows; the "
             f"last time: {self.last}"
         )
+
+
+class AnswerUnreadable(RoutingError):
+    """What a pool process answered cannot be unpickled in the worker; what it ran has failed."""
 
 
 class PublishRefused(RoutingError):

@@ -5,16 +5,29 @@ forgets it when it is reset. Stock Celery then finishes the payloads in ``pool.f
 the pool has not accepted, as the broker redelivers it, and loses half-read answers. Handed-over
 work is ours to keep, so both are finished here and nothing is dropped. The process at the other end
 is idle, or in the middle of its answer, so this waits for no task.
+
+An answer that cannot be unpickled here is replaced by a failure of the job that it belongs to. Our
+own functions answer nothing of that kind; stock Celery's worker ends by it.
 """
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Callable
+from functools import partial
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from billiard.pool import READY
+
+from routing.errors import AnswerUnreadable
+from routing.failure import failure_of
 
 if TYPE_CHECKING:
     Coroutine = GeneratorType[None, None, None]
+
+logger = logging.getLogger(__name__)
 
 
 class Pipes:
@@ -43,8 +56,25 @@ class Pipes:
             self._watch_process(process, hub)
 
     def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
-        reader = self._answers[fd] = self._receive(add_reader, fd, callback)
+        load = partial(self._load, fd)
+        reader = self._answers[fd] = self._receive(add_reader, fd, callback, load=load)
         return reader
+
+    def _load(self, fd: int, stream: IO[bytes]) -> Any:
+        try:
+            return pickle.load(stream)
+        except Exception as error:
+            return self._unreadable(fd, error)
+
+    def _unreadable(self, fd: int, error: Exception) -> Any:
+        """Return the failure of what the process at the other end runs, None if that is unknown."""
+        process = self._pool._result_handler.fileno_to_outq.get(fd)
+        logger.error("an answer of %r cannot be read", process, exc_info=error)
+        for job in self._pool._cache.values():
+            if process is not None and job._worker_pid == process.pid and not job.ready():
+                answer = (False, failure_of(AnswerUnreadable(repr(error))))
+                return READY, (job._job, None, answer, process.inqW_fd)
+        return None
 
     def finish(self) -> None:
         """Complete every payload and every answer that is half way."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
+from billiard.pool import READY
+
+from routing.failure import StandIn
 from routing.pipes import Pipes
 
 
@@ -20,3 +24,24 @@ def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
     for process in (fresh, gone, alive):
         pool._track_child_process(process, None)
     assert watched == [fresh, alive]
+
+
+def test_an_answer_that_cannot_be_read_fails_its_own_job_alone() -> None:
+    def receive(_: Any, __: int, callback: Any, *, load: Any) -> None:
+        callback(load(BytesIO(b"no pickle at all")))
+
+    process = SimpleNamespace(pid=7, inqW_fd=70)
+    ours = SimpleNamespace(_job=1, _worker_pid=7, ready=lambda: False)
+    other = SimpleNamespace(_job=2, _worker_pid=8, ready=lambda: False)
+    pool = SimpleNamespace(
+        _result_handler=SimpleNamespace(_recv_message=receive, fileno_to_outq={5: process}),
+        _track_child_process=None,
+        _cache={2: other, 1: ours},
+    )
+    Pipes(pool)
+    answers: list[Any] = []
+    pool._result_handler._recv_message(None, 5, answers.append)
+    ((state, (job, _, (succeeded, failure), writer)),) = answers
+    assert (state, job, succeeded, writer) == (READY, 1, False, 70)
+    assert isinstance(failure.exception, StandIn)
+    assert type(failure.exception).__name__ == "AnswerUnreadable"
