@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from batching.request import ItemRequest
 from batching.unit import BatchUnit
 from routing.redis.message import EngineMessage
-from routing.request import holdings_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Slots(Protocol):
 def slots_for(message: Any, consumer: Any) -> Slots:
     """Return the slots that the work of this message takes."""
     dispatcher = getattr(consumer, "dispatcher", None)
-    if dispatcher is None or holdings_of(message) is None:
+    if dispatcher is None or not isinstance(message, EngineMessage):
         return StockSlots(consumer)
     return DispatcherSlots(dispatcher, consumer)
 

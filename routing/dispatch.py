@@ -24,6 +24,7 @@ from routing.redis.channel import EngineMixin
 from routing.redis.faults import LOST
 from routing.redis.holdings import Holdings
 from routing.redis.leases import keep_leases
+from routing.redis.message import EngineMessage
 from routing.redis.records import Mark, State
 from routing.request import holdings_of
 from routing.running import Rule, Running
@@ -198,10 +199,10 @@ class Dispatcher(bootsteps.StartStopStep):
 
     def submit_request(self, request: Any) -> None:
         """Take a request from Celery's strategy."""
-        if holdings_of(request.message) is None:
-            self._stock_submit(request)
-        else:
+        if isinstance(request.message, EngineMessage):
             self.submit(RequestUnit(self, request))
+        else:
+            self._stock_submit(request)
 
     def submit(self, unit: Unit) -> None:
         """Take a unit; it is handed over when its turn comes and a slot is free."""

@@ -79,6 +79,8 @@ def _with_evidence(consumer: Any, refuse: Callable[..., Any], reason: Any) -> Ca
 
 def _say_kept(message: EngineMessage, reason: str) -> None:
     """Say where it is, as Celery's own line says that it is gone."""
+    if not message.is_held:
+        return
     queue = (message.delivery_info or {}).get("routing_key") or ""
     if message.channel.runtime.topology.queue(queue).max_dead:
         logger.error(

@@ -31,8 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def holdings_of(message: Any) -> Holdings | None:
-    """Return the holdings that a message counts in, None for a message of another transport."""
-    if isinstance(message, EngineMessage):
+    """Return the holdings that a message counts in.
+
+    None for a message that was never held: of another transport, or without acknowledgement.
+    """
+    if isinstance(message, EngineMessage) and message.is_held:
         holdings: Holdings = message.channel.runtime.holdings
         return holdings
     return None

@@ -7,6 +7,7 @@ events) stay kombu's: no records, no bells, no ledger.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from queue import Empty
@@ -17,7 +18,9 @@ from kombu.transport import redis as stock
 from routing.evidence import Evidence
 from routing.redis.aliases import stock_url
 from routing.redis.courier import Courier
+from routing.redis.delivery import NO_MESSAGE
 from routing.redis.faults import ANY_FAULT
+from routing.redis.inbox import SLICE_MESSAGES
 from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.publishing import Publishing
@@ -125,16 +128,51 @@ class EngineMixin(Publishing):
     def _engine_is_out(self) -> bool:
         return "courier" in self.__dict__ and self.courier.is_out
 
-    def _read_free_queues(self) -> None:
-        """Deliver from queues without acknowledgement that share the channel with the engine's."""
+    @property
+    def free_queues(self) -> Sequence[str]:
+        """The queues without acknowledgement that share the channel with the engine's."""
         this: Any = self
         ours = self.engine_queues
-        for queue in this.active_queues:
-            if queue not in ours:
+        return [queue for queue in this.active_queues if queue not in ours]
+
+    def _read_free_queues(self) -> None:
+        """Deliver from the queues without acknowledgement, a slice of each."""
+        for queue in self.free_queues:
+            for _ in range(SLICE_MESSAGES):
                 try:
-                    self.connection._deliver(super()._get(queue), queue)  # type: ignore[misc]
+                    payload = self._take(queue)
                 except Empty:
-                    continue
+                    break
+                self._deliver_free(payload, queue)
+            else:
+                self.courier.look_again()
+
+    def _deliver_free(self, payload: Any, queue: str) -> None:
+        """Hand a message without acknowledgement to its consumer; what is none is only logged."""
+        try:
+            self.connection._deliver(payload, queue)
+        except NO_MESSAGE as error:
+            logger.error(
+                "queue %r: not a task message, and not kept, as nothing of this queue is: %r",
+                queue,
+                error,
+                extra={"event": "message_undecodable"},
+            )
+
+    def _take(self, queue: str) -> dict[str, Any]:
+        """Take a message off a queue for good: whoever consumes it does not acknowledge."""
+        if queue not in self.runtime.topology.queues:
+            raw: dict[str, Any] = super()._get(queue)  # type: ignore[misc]
+            return raw
+        payload = self.courier.fetch_one(queue)
+        properties = payload["properties"]
+        self.end(properties["delivery_tag"], "started", at_once=True)
+        properties["delivery_tag"] = str(uuid.uuid4())
+        return payload
+
+    def has_fetched(self, tag: Any) -> bool:
+        """Return whether this channel gave a message its tag, and so held it when it came."""
+        return "courier" in self.__dict__ and str(tag).startswith(f"{self.courier.name}:")
 
     def _get(self, queue: str) -> dict[str, Any]:
         keep_leases(self)
@@ -143,7 +181,7 @@ class EngineMixin(Publishing):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> EngineMessage | None:
         """Fetch one message, None when there is none; without acknowledgement it is just popped."""
         try:
-            raw = super()._get(queue) if no_ack else self._get(queue)  # type: ignore[misc]
+            raw = self._take(queue) if no_ack else self._get(queue)
         except Empty:
             return None
         return self.Message(raw, channel=self)

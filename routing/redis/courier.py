@@ -145,7 +145,8 @@ class Courier:
         is_busy = time.monotonic() - self._last_ending < BUSY_SECONDS
         if unseen or is_busy or len(self._holdings.outbox):
             self._set_timer()
-        return bool(unseen) or not open_rooms or (is_busy and len(open_rooms) < len(rooms))
+        is_deaf = not open_rooms and not self.channel.free_queues
+        return bool(unseen) or is_deaf or (is_busy and len(open_rooms) < len(rooms))
 
     def _should_exchange(self, unseen: Sequence[Room], waiting: int) -> bool:
         if self._hub is None:
@@ -174,7 +175,8 @@ class Courier:
     def _send_listen(self, rooms: Sequence[Room]) -> None:
         self._listening = frozenset(room.queue for room in rooms)
         self._rung = False
-        bells = [self._verbs.keys.bell(room.queue) for room in rooms]
+        heard = [*(room.queue for room in rooms), *self.channel.free_queues]
+        bells = [self._verbs.keys.bell(queue) for queue in heard]
         self._send(["BRPOP", self._own_bell, *bells, BELL_SECONDS])
         self._alarm.set(self.channel.connection if self._hub is not None else None)
 
@@ -294,7 +296,7 @@ class Courier:
             raise Empty()
         if reply.counted:
             self._delivery.note_charged(reply.arrivals)
-        return self._delivery.payload(reply.arrivals[0])
+        return self._delivery.payload_or_refuse(reply.arrivals[0])
 
     # -- settling
 
@@ -413,6 +415,10 @@ class Courier:
             return
         if any(room.credit > 0 for room in self._rooms() if room.queue not in listening):
             self._ring()
+
+    def look_again(self) -> None:
+        """Have the next wait for a bell end at once."""
+        self._ring()
 
     def _ring_for_due(self) -> None:
         if self._listening is not None and not self._rung and not self.channel.closed:

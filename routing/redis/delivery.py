@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -111,6 +112,18 @@ class Delivery:
             self._holdings.give_back(arrival.tag, Mark.CHARGED, "it could not be taken in")
         else:
             self._bury(arrival, of_error("poison", error, queue=arrival.queue))
+
+    def payload_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
+        """Decode a message that was fetched by itself; what is none is set aside.
+
+        Raises:
+            queue.Empty: it was none.
+        """
+        try:
+            return self.payload(arrival)
+        except NO_MESSAGE as error:
+            self._refused(arrival, error)
+            raise Empty() from error
 
     def payload(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message for kombu, under the tag that it is held by."""

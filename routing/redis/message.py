@@ -25,6 +25,8 @@ class EngineMessage(virtual.Message):
     """A message that knows how it ended.
 
     Attributes:
+        is_held: this process held it when it came. What is consumed without acknowledgement, as
+            from a broadcast, never is: there is nothing to end, to give back, or to lose.
         ending: name of the counter that the ending belongs to; None means "done".
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
         loss: how it took its process down; a message that goes back then is charged a delivery.
@@ -33,6 +35,7 @@ class EngineMessage(virtual.Message):
     """
 
     channel: EngineMixin
+    is_held = True
     ending: str | None = None
     ends_at_start = False
     loss = ""
@@ -50,6 +53,7 @@ class EngineMessage(virtual.Message):
             check_inflated(kombu_channel.decode_body(payload["body"], encoding), compression)
         super().__init__(payload, channel=channel, **kwargs)
         self.was_kept = was_kept(payload)
+        self.is_held = channel.has_fetched(self.delivery_tag)
         channel.runtime.holdings.watch(self.delivery_tag, self)
 
     def _decode(self) -> Any:
