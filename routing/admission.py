@@ -46,6 +46,9 @@ _EMBEDDED: dict[str, Types] = {
 }
 
 _HEADERS = _TYPES | _EMBEDDED
+
+#: Headers that become part of a key in a broker or a result backend.
+_NAMES = ("id", "task", "root_id", "parent_id", "group")
 _NESTING = frozenset((list, tuple, dict))
 
 #: Seconds. More overflows the clock of some pool.
@@ -79,6 +82,24 @@ def _check_required(headers: Mapping[str, Any]) -> None:
         value = headers[name]
         if not isinstance(value, str) or not value:
             raise _unfit(name, "a text", value)
+    for name in _NAMES:
+        if isinstance(value := headers.get(name), str) and not is_writable(value):
+            raise InvalidTaskError(f"{name} must be a text that can be written as UTF-8")
+
+
+def is_writable(text: str) -> bool:
+    """Return whether a text can be part of a key: one with half a surrogate pair cannot.
+
+    >>> is_writable("caf\\xe9"), is_writable("caf\\udce9")
+    (True, False)
+    """
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_fields(

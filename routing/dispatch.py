@@ -12,13 +12,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
 
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
-from routing.intake import task_handler
+from routing.intake import store_refusal, task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
 from routing.redis.faults import LOST
@@ -76,6 +77,7 @@ class Dispatcher(bootsteps.StartStopStep):
             _refuse_stock_redis(consumer.connection)
             return
         self._channel = channel
+        channel.on_refused = partial(store_refusal, consumer.app)
         relax_collector()
         self._thread = threading.get_ident()
         holdings = channel.runtime.holdings

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from celery import states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
@@ -27,6 +26,7 @@ from routing.admission import check_message
 from routing.amqp import topology_of
 from routing.errors import Dropped
 from routing.outcomes import at_once
+from routing.payload import decode
 from routing.redis.channel import EngineMixin
 from routing.redis.delivery import NO_MESSAGE
 from routing.redis.exempt import accepted_before
@@ -118,7 +118,7 @@ class FinishDropped:
     def _finish(self, channel: EngineMixin, arrival: Arrival) -> None:
         queue = arrival.queue.removesuffix(dropped_queue(""))
         try:
-            payload = orjson.loads(arrival.text)
+            payload = decode(arrival.text)
             policy = str((payload.get("celeriac") or {}).get("dropped", ""))
             request = self._request(EngineMessage(payload, channel=channel))
             finish(self._app, request, Dropped(queue, policy))

@@ -15,7 +15,9 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
+from routing.admission import is_writable
 from routing.evidence import Evidence, of_error
+from routing.outcomes import at_once
 from routing.redis.keys import dead_queue
 from routing.redis.message import EngineMessage
 
@@ -72,9 +74,38 @@ def _with_evidence(consumer: Any, refuse: Callable[..., Any], reason: Any) -> Ca
             message.ending = "rejected"
             message.evidence = _evidence(message, reason, error, worker=consumer.hostname)
             _say_kept(message, reason)
+            if reason == "undecodable":
+                error = error or InvalidTaskError("it is no task message")
+                store_refusal(consumer.app, _id_of(message), error)
         return refuse(*arguments)
 
     return refuse_with_evidence
+
+
+def store_refusal(app: Any, task_id: str, error: Exception) -> None:
+    """Store that a message was refused, so that nobody waits for its result for ever."""
+    if not task_id or not is_writable(task_id):
+        return
+    try:
+        with at_once():
+            app.backend.mark_as_failure(task_id, InvalidTaskError(str(error)))
+    except Exception:
+        logger.exception(
+            "the failure of a refused message cannot be stored",
+            extra={"event": "refusal_not_stored"},
+        )
+
+
+def _id_of(message: EngineMessage) -> str:
+    """Return the id of a message, "" for none: in its headers, for protocol 1 in its body."""
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    found = headers.get("id")
+    if found is None:
+        try:
+            found = message.payload.get("id")
+        except Exception:  # it cannot be decoded, or is no object
+            return ""
+    return found if isinstance(found, str) else ""
 
 
 def _say_kept(message: EngineMessage, reason: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from queue import Empty
 from typing import Any
@@ -34,6 +34,9 @@ class EngineMixin(Publishing):
 
     QoS = EngineQoS
     Message = EngineMessage
+
+    #: Stores the failure of a message that has an id and cannot be taken in; set by a worker.
+    on_refused: Callable[[str, Exception], None] | None = None
 
     connection: Any
     client: Any

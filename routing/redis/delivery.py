@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import KombuError
 
+from routing.admission import is_writable
 from routing.evidence import Evidence, of_error
+from routing.payload import decode
 from routing.raw import wrap
 from routing.redis.delays import eta_of, in_ms, was_kept
 from routing.redis.faults import LOST
@@ -127,7 +128,7 @@ class Delivery:
 
     def payload(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message for kombu, under the tag that it is held by."""
-        payload: dict[str, Any] = orjson.loads(arrival.text)
+        payload: dict[str, Any] = decode(arrival.text)
         properties = payload["properties"]
         properties["delivery_tag"] = arrival.tag
         message_id = _as_id((payload.get("headers") or {}).get("id"))
@@ -176,6 +177,8 @@ class Delivery:
             arrival.text[:200],
             extra={"event": "message_undecodable"},
         )
+        if self._channel.on_refused is not None and (task_id := _message_id(arrival)):
+            self._channel.on_refused(task_id, error)
 
     def note_charged(self, arrivals: Sequence[Arrival]) -> None:
         """Look up which of these messages were charged a delivery before."""
@@ -190,11 +193,11 @@ class Delivery:
 
 def _message_id(arrival: Arrival) -> str:
     try:
-        return _as_id(orjson.loads(arrival.text)["headers"]["id"])
-    except (ValueError, TypeError, KeyError):
+        return _as_id(decode(arrival.text)["headers"]["id"])
+    except NO_MESSAGE:
         return ""
 
 
 def _as_id(value: Any) -> str:
     """Return a message's id; none for what cannot be one, such as lists nested a thousand deep."""
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and is_writable(value) else ""

@@ -1,4 +1,4 @@
-"""What is consumed without acknowledgement runs, plain and batched, and is nobody's to give back."""
+"""What is consumed without acknowledgement runs, plain and batched; nobody gives it back."""
 
 from __future__ import annotations
 
