@@ -9,6 +9,7 @@ runs the same engine with a batch of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, ClassVar
 
 from celery import Task
@@ -73,7 +74,9 @@ class BatchTask(BulkMethods, Task):
             del cls.run
         if callable(own.get("key")) and not isinstance(own["key"], staticmethod):
             cls.key = staticmethod(own["key"])
-        cls.__header__ = staticmethod(_one_item if cls.model else _any_arguments)
+        # Celery would call an error callback of many arguments where the task failed, with objects
+        # that no message can carry. A partial it sends as a message, with the id of what failed.
+        cls.__header__ = staticmethod(partial(_one_item if cls.model else _any_arguments))
         cls._dump_pydantic_arguments = staticmethod(_dump_models)
 
     def run_batch(self, batch: Batch[Any]) -> Any:
