@@ -20,6 +20,7 @@ from routing.condition import Server, Snapshot, Unacked, WorkerReport
 from routing.config import Topology
 from routing.redis import books
 from routing.redis.channel import EngineMixin
+from routing.redis.permissions import denied, unless_denied
 from routing.startup import STOCK_QUEUE
 
 PACKAGES = ("celeriac", "celery", "kombu", "redis")
@@ -104,7 +105,9 @@ def _server_seconds(channel: EngineMixin) -> float:
 
 
 def _server(client: Any) -> Server:
-    info = client.info()
+    refused = denied(client)
+    if (info := unless_denied(client.info)) is None:
+        return Server(is_told=False, denied=refused)
     product = str(info.get("server_name") or "redis")
     return Server(
         product=product,
@@ -120,6 +123,7 @@ def _server(client: Any) -> Server:
         saves=_setting(client, "save"),
         write_failed=info.get("aof_last_write_status", "ok") != "ok",
         save_failed=info.get("rdb_last_bgsave_status", "ok") != "ok",
+        denied=refused,
     )
 
 

@@ -26,6 +26,10 @@ class Server:
     saves: str | None = ""
     write_failed: bool = False
     save_failed: bool = False
+    #: False when it does not tell its user anything of the above (INFO is denied).
+    is_told: bool = True
+    #: Commands that the engine needs and that its user may not run.
+    denied: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ returns a `Finding` for everything that it looked at. ``celery doctor`` prints t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from routing.condition import Snapshot
+from routing.redis.permissions import grant
 
 #: ok: as it should be. warn: somebody should look. error: work is lost or stuck, or will be.
 Level = Literal["ok", "warn", "error"]
@@ -44,12 +45,32 @@ def examine(snapshot: Snapshot) -> list[Finding]:
     return [
         Finding(check=name, level=level, what=what, advice=advice)
         for name, check in CHECKS.items()
-        for level, what, advice in check(snapshot)
+        for level, what, advice in _judge(name, check, snapshot)
     ]
 
 
 #: Level, what was found, what to do.
 Judgement: TypeAlias = tuple[Level, str, str]
+
+#: Checks of what the server says about itself.
+_OF_INFO = frozenset(("server", "eviction", "persistence", "memory"))
+
+
+def _judge(
+    name: str, check: Callable[[Snapshot], Iterator[Judgement]], snapshot: Snapshot
+) -> Iterator[Judgement]:
+    if name in _OF_INFO and not snapshot.server.is_told:
+        yield "warn", "not looked at: this user may not run INFO", "allow it: +info"
+        return
+    yield from check(snapshot)
+
+
+def _permissions(snapshot: Snapshot) -> Iterator[Judgement]:
+    if names := list(snapshot.server.denied):
+        what = f"this user may not run what the engine needs: {', '.join(names)}"
+        yield "error", what, f"allow it: ACL SETUSER <user> {grant(names)}"
+    else:
+        yield "ok", "the engine may run what it needs", ""
 
 
 def _version(snapshot: Snapshot) -> Iterator[Judgement]:
@@ -289,6 +310,7 @@ def _versions(snapshot: Snapshot) -> Iterator[Judgement]:
 
 CHECKS = {
     "server": _version,
+    "permissions": _permissions,
     "eviction": _eviction,
     "persistence": _persistence,
     "memory": _memory,

@@ -14,6 +14,7 @@ from routing.errors import EngineError, TopologyError
 from routing.fit import prefetch_needed
 from routing.outcomes import wait_for_results
 from routing.redis.holdings import Holdings
+from routing.redis.permissions import denied, grant, unless_denied
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,12 @@ class CheckServer(bootsteps.StartStopStep):
         if self._checked or not is_engine_connection(parent.connection):
             return
         with parent.connection.channel() as channel:
-            check_server(channel.client.info(), uri=parent.connection.as_uri())
+            uri = parent.connection.as_uri()
+            warn_of_denied(channel.plain_client, uri=uri)
+            if (info := unless_denied(channel.client.info)) is None:
+                _warn_of_silence(uri)
+            else:
+                check_server(info, uri=uri)
             warn_of_stranded(channel, parent.app)
         self._checked = True
 
@@ -98,6 +104,27 @@ def check_server(info: dict[str, Any], *, uri: str) -> None:
             uri,
             policy,
             extra={"event": "may_evict"},
+        )
+
+
+def _warn_of_silence(uri: str) -> None:
+    logger.warning(
+        "the user of %s may not run INFO, so nobody looked whether the server is a cluster node or "
+        "may evict messages: it must be none, with maxmemory-policy noeviction",
+        uri,
+        extra={"event": "server_unseen"},
+    )
+
+
+def warn_of_denied(client: Any, *, uri: str) -> None:
+    """Name the commands that the engine needs and that its user may not run."""
+    if names := denied(client):
+        logger.error(
+            "the user of %s may not run what the engine needs: %s; allow it: ACL SETUSER <user> %s",
+            uri,
+            ", ".join(names),
+            grant(names),
+            extra={"event": "commands_denied", "commands": names},
         )
 
 

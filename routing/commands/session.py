@@ -16,13 +16,23 @@ from kombu.exceptions import OperationalError
 from routing.amqp import topology_of
 from routing.config import Topology
 from routing.redis.channel import EngineMixin
-from routing.redis.faults import LOST
+from routing.redis.faults import ANY_FAULT, LOST
+from routing.redis.permissions import COMMANDS, denied, grant, is_denied, unless_denied
+
+#: As sysexits.h has it.
+EX_NOPERM = 77
 
 
 class Unavailable(click.ClickException):
     """The broker does not answer."""
 
     exit_code = EX_UNAVAILABLE
+
+
+class NotAllowed(click.ClickException):
+    """The broker's user may not run what the command needs."""
+
+    exit_code = EX_NOPERM
 
 
 def table_of(app: Any) -> Topology:
@@ -47,6 +57,7 @@ def engine_channel(app: Any) -> Iterator[EngineMixin]:
     Raises:
         click.UsageError: the app has no queue table, or its broker is not one of the engine's.
         Unavailable: the broker does not answer, at once or later in the block.
+        NotAllowed: its user may not run what the block asks for.
     """
     table_of(app)
     with app.connection_for_write() as connection:
@@ -61,9 +72,25 @@ def engine_channel(app: Any) -> Iterator[EngineMixin]:
             yield channel
         except BrokenPipeError:
             raise  # the reader of this command's output has left, as `head` does
-        except (*LOST, OperationalError) as error:
+        except (*LOST, ANY_FAULT, OperationalError) as error:
+            if is_denied(error):
+                raise NotAllowed(_denial(app, connection, error)) from error
+            if not isinstance(error, (*LOST, OperationalError)):
+                raise
             remedy = app.conf.get("broker_remedy")
             raise Unavailable(
                 f"the broker at {connection.as_uri()} does not answer: {error}"
                 + (f"; {remedy}" if remedy else "")
             ) from error
+
+
+def _denial(app: Any, connection: Any, error: Exception) -> str:
+    def ask() -> list[str]:
+        with app.connection_for_write() as another:
+            return denied(another.default_channel.plain_client)
+
+    names = unless_denied(ask) or list(COMMANDS)
+    return (
+        f"the user of {connection.as_uri()} may not run what this command needs: {error}; allow it "
+        f"with ACL SETUSER <user> {grant(names)}"
+    )

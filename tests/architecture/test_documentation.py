@@ -7,8 +7,13 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from routing.redis.permissions import COMMANDS
+
+ROOT = Path(__file__).parents[2]
 
 PACKAGES = ["routing", "batching"]
 
@@ -44,3 +49,8 @@ def test_examples_are_true(name: str) -> None:
         importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     )
     assert outcome.failed == 0
+
+
+def test_the_documented_permissions_are_those_that_the_engine_asks_for() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    assert re.findall(r"\+([a-z|]+)\b", text) == list(COMMANDS)
