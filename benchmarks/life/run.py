@@ -242,14 +242,15 @@ class _Scene:
         """Return where the messages are that never came, and why healthy ones died."""
         lines = [end.what for end in found.ends if end.cause is None]
         missing = [one for one in found.sent if one.number not in found.states][:NAMED]
-        places = self.broker.whereabouts([one.id for one in missing]) if missing else {}
+        ids = [one.id for one in missing]
+        places, stored = self.broker.whereabouts(ids), self.results.stored(ids)
         for one in missing:
             message = found.messages[one.number]
             runs = [n for n in found.notes if n.number == one.number]
             steps = ", ".join(f"{n.step.name.lower()} {n.at - found.began:.1f} s" for n in runs)
             lines.append(
                 f"message {one.number} ({message.queue}, {one.id}) of {message.at:.1f} s has no "
-                f"result: {places[one.id]}; {steps or 'never ran'}"
+                f"result: stored {stored[one.id]}; {places[one.id]}; {steps or 'never ran'}"
             )
         healthy = [n for n in found.dead if n >= 0 and found.messages[n].behaviour.name != "DOOMED"]
         reasons = self.broker.dead_reasons() if healthy else {}

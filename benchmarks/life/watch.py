@@ -162,6 +162,12 @@ class Results:
         # Behind the others, so that what is late keeps none of them from being looked for.
         self._pending.extend(missing)
 
+    def stored(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the state that is stored for each of some messages now."""
+        keys = {one: f"celery-task-meta-{one}" for one in ids}
+        found = {one: self.client.get(key) for one, key in keys.items()}
+        return {one: json.loads(raw)["status"] if raw else "none" for one, raw in found.items()}
+
     def _read_sent(self) -> None:
         found, self._offset = read_sent(self.directory, self._offset)
         for one in found:
