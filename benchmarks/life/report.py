@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.life.fleet import End
-from benchmarks.life.plan import BATCHED, LOAD, URGENT, Behaviour, Event, Message, Plan
+from benchmarks.life.plan import BATCHED, LOAD, QUEUES, URGENT, Behaviour, Event, Message, Plan
 from benchmarks.life.records import Note, Sent, Step
 from benchmarks.life.watch import Sample
 
@@ -386,7 +386,9 @@ def _marks(found: Findings) -> Iterator[tuple[float, str]]:
 def _empty_row(second: int) -> dict[str, Any]:
     counts = dict.fromkeys(("sent", "started", "ended"), 0)
     # A second without a look at the broker has no such figures.
-    seen = dict.fromkeys(("waiting", "delayed", "unacked", "workers_mb"))
+    seen = dict.fromkeys(
+        (*(f"{queue}_waits" for queue in QUEUES), "delayed", "unacked", "workers_mb")
+    )
     return {"second": second, **counts, **seen, "urgent_max_ms": 0.0, "events": []}
 
 

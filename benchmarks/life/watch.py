@@ -62,9 +62,11 @@ class Broker:
         """Return how many messages are where; None when the broker does not say."""
         with contextlib.suppress(redis.RedisError):
             queues = books.read(self.client, self._verbs).queues
+            waiting = {f"{queue.queue}_waits": queue.waiting for queue in queues}
             return {
-                name: sum(getattr(queue, name) for queue in queues)
-                for name in ("waiting", "delayed", "unacked")
+                **waiting,
+                "delayed": sum(queue.delayed for queue in queues),
+                "unacked": sum(queue.unacked for queue in queues),
             }
         return None
 
