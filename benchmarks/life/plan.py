@@ -48,6 +48,11 @@ SHORT_SECONDS = (0.001, 0.015)
 LONG_SECONDS = (0.1, 5.0)
 URGENT_SECONDS = (0.001, 0.01)
 
+#: Before a worker is ended some of the long ones begin, so that it is ended while they run.
+VICTIM_SECONDS = 2.5
+VICTIMS = 2
+VICTIMS_BEFORE_SECONDS = 0.5
+
 #: Bytes of a message's payload, and which share of the messages has at most the upper ones.
 SIZES = ((0.90, 200, 1_000), (0.09, 1_000, 20_000), (0.01, 20_000, 500_000))
 
@@ -261,12 +266,11 @@ class Plan:
 
     def messages(self) -> list[Message]:
         """Return every message in the order in which they are sent."""
-        times = sorted(self._times())
+        runs = _RunTimes(self)
         ranks = {queue: itertools.count() for queue in QUEUES}
-        long_ranks = itertools.count()
         return [
-            self._message(number, at, queue, is_burst, next(ranks[queue]), long_ranks)
-            for number, (at, queue, is_burst) in enumerate(times)
+            self._message(number, *time_, next(ranks[time_[1]]), runs)
+            for number, time_ in enumerate(sorted(self._times()))
         ]
 
     def _times(self) -> Iterator[tuple[float, str, bool]]:
@@ -284,35 +288,56 @@ class Plan:
                     yield from itertools.repeat((at, queue, True), count)
 
     def _message(
-        self,
-        number: int,
-        at: float,
-        queue: str,
-        is_burst: bool,
-        rank: int,
-        long_ranks: Iterator[int],
+        self, number: int, at: float, queue: str, is_burst: bool, rank: int, runs: _RunTimes
     ) -> Message:
         return Message(
             number=number,
             at=at,
             queue=queue,
-            run_seconds=self._run_seconds(queue, rank, long_ranks),
+            run_seconds=runs.next(queue, at, rank),
             size_bytes=_size(rank),
             behaviour=_behaviour(queue, rank),
             is_burst=is_burst,
         )
 
-    def _run_seconds(self, queue: str, rank: int, long_ranks: Iterator[int]) -> float:
+
+class _RunTimes:
+    """How long each task takes: short ones, and a long one whenever the mean owes it.
+
+    Chance would make the load of a short run anything.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._surplus = max(0.0, plan.plain_run_seconds - _mean(*SHORT_SECONDS))
+        self._owed = 0.0
+        self._ranks = itertools.count()
+        self._next_long = self._long()
+        self._victims = [
+            one.at - VICTIMS_BEFORE_SECONDS
+            for one in plan.happenings()
+            if COURSES[one.event][0].replaces
+            for _ in range(VICTIMS)
+        ]
+
+    def next(self, queue: str, at: float, rank: int) -> float:
+        """Return the run time of the next message of a queue."""
         if queue == BATCHED:
             return 0.0
         if queue == URGENT:
             return _between(*URGENT_SECONDS, _spread(rank, 1))
-        short, long = _mean(*SHORT_SECONDS), _mean(*LONG_SECONDS)
-        share = max(0.0, (self.plain_run_seconds - short) / (long - short))
-        # Every so many-th: chance would make the load of a short run anything.
-        if math.floor((rank + 1) * share) > math.floor(rank * share):
-            return _between(*LONG_SECONDS, _spread(next(long_ranks), 1))
+        self._owed += self._surplus
+        if self._victims and at >= self._victims[0]:
+            self._victims.pop(0)
+            self._owed -= VICTIM_SECONDS
+            return VICTIM_SECONDS
+        if self._owed >= self._next_long:
+            seconds, self._next_long = self._next_long, self._long()
+            self._owed -= seconds
+            return seconds
         return _between(*SHORT_SECONDS, _spread(rank, 1))
+
+    def _long(self) -> float:
+        return _between(*LONG_SECONDS, _spread(next(self._ranks), 1))
 
 
 def _steps(begin: float, end: float, rate: float) -> Iterator[float]:

@@ -76,6 +76,16 @@ def test_the_trickle_takes_its_share_of_the_slots(pool: str) -> None:
     assert len(messages) / 100 == pytest.approx(LOAD * plan.capacity, rel=0.01)
 
 
+@pytest.mark.parametrize("pool", CONCURRENCY)
+def test_long_tasks_run_when_workers_are_ended(pool: str) -> None:
+    plan = Plan(pool=pool)  # type: ignore[arg-type]
+    plain = [message for message in plan.messages() if message.queue == PLAIN]
+    for one in plan.happenings():
+        if COURSES[one.event][0].replaces:
+            running = [m for m in plain if m.at < one.at < m.at + m.run_seconds]
+            assert sum(m.run_seconds > 2 for m in running) >= 2
+
+
 def test_a_burst_is_ten_times_the_trickle() -> None:
     plan = Plan()
     begin = plan.bursts()[0]
