@@ -22,7 +22,7 @@ from benchmarks.workers import Crew, Pool, children_of, end_group, start, stop
 ALONE_SECONDS = 3.0
 
 #: A supervisor waits for so long before it kills what was told to end.
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,28 +1,13 @@
-"""From what was written down to figures: pure.
-
-An attempt is a message's number and how often it was tried before; it is to run once. A further run
-of it is *caused* when an earlier one was hit: its process was ended by the run while it ran (or so
-shortly after, that its end was not known yet), or the link was silent then. Any other is
-*unexplained*.
-"""
+"""The report of a run: figures from what it has left behind, and their text. Pure."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.life.fleet import End
-from benchmarks.life.plan import BATCHED, LOAD, QUEUES, URGENT, Behaviour, Event, Message, Plan
-from benchmarks.life.records import Note, Sent, Step
-from benchmarks.life.watch import Sample
-
-FINAL = (Step.DONE, Step.FAILED)
-
-#: What had ended so shortly before it was hit may not have been acknowledged.
-MARGIN_SECONDS = 2.0
+from benchmarks.life.account import FINAL, Findings, Run, counts_of, repeats, runs_of
+from benchmarks.life.plan import BATCHED, LOAD, QUEUES, URGENT, Event, Plan
+from benchmarks.life.records import Step
 
 #: Memory may grow by so much in the last half of a run that is long enough to tell.
 FLAT = 1.10
@@ -32,54 +17,6 @@ LEAST_MINUTES = 4
 MINUTE = 60.0
 
 QUANTILES = (50, 99)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
-    """Everything that a run has left behind; times are of the machine's clock.
-
-    Attributes:
-        began: when the plan's time 0 was.
-        drained_at: when nothing was left at the broker, None when that did not come.
-        happened: each event with its begin and when it should have been healed.
-        states: final state of each message by its number.
-        dead: how often each message is among the dead letters.
-        worker_deaths: what the run did not cause, a sentence each.
-        charges: messages that were charged a delivery, by id, and when that was seen.
-        ledger: the ledger of each queue.
-        samples: what was seen once a second.
-        refused: how often the producer had to send again.
-    """
-
-    plan: Plan
-    began: float
-    drained_at: float | None
-    messages: Sequence[Message]
-    sent: Sequence[Sent]
-    notes: Sequence[Note]
-    ends: Sequence[End]
-    happened: Sequence[tuple[Event, float, float]]
-    states: Mapping[int, str]
-    dead: Mapping[int, int]
-    charges: Sequence[tuple[str, float]]
-    ledger: Mapping[str, Mapping[str, Any]]
-    samples: Sequence[Sample]
-    evidence: Mapping[str, Mapping[str, Any]]
-    refused: int = 0
-
-
-@dataclass(slots=True)
-class Run:
-    """One run of one attempt."""
-
-    number: int
-    attempt: int
-    size: int
-    parent: int
-    pid: int
-    started: float
-    ended: float | None = None
-    step: Step | None = None
 
 
 def report(found: Findings) -> dict[str, Any]:
@@ -109,98 +46,6 @@ def report(found: Findings) -> dict[str, Any]:
         "timeline": timeline_of(found, runs),
         "problems": problems(found.plan, counts, events, memory),
     }
-
-
-def runs_of(notes: Iterable[Note]) -> list[Run]:
-    """Return all runs in the order of their starts; a note ends the run of its process."""
-    runs: list[Run] = []
-    open_: dict[tuple[int, int, int], Run] = {}
-    for note in notes:
-        key = (note.pid, note.number, note.attempt)
-        if note.step is Step.STARTED:
-            run = Run(note.number, note.attempt, note.size, note.parent, note.pid, note.at)
-            runs.append(run)
-            open_[key] = run
-        elif run_ := open_.pop(key, None):
-            run_.ended, run_.step = note.at, note.step
-    return runs
-
-
-# -- what must be 0
-
-
-def counts_of(found: Findings, runs: Sequence[Run]) -> dict[str, int]:
-    """Return the counts that must be 0."""
-    doomed = {m.number for m in found.messages if m.behaviour is Behaviour.DOOMED}
-    sent = {one.number for one in found.sent}
-    ended = {run.number for run in runs if run.step in FINAL}
-    wrong = {
-        number
-        for number, state in found.states.items()
-        if state != ("FAILURE" if number in doomed else "SUCCESS")
-    }
-    return {
-        "dead_letters_of_healthy_work": sum(
-            count for number, count in found.dead.items() if number not in doomed
-        ),
-        "dead_letters_missing": len((doomed & sent) - found.dead.keys()),
-        "worker_deaths": sum(end.cause is None for end in found.ends),
-        "never_ended": len(sent - ended),
-        "results_never_came": len(sent - found.states.keys()),
-        "wrong_results": len(wrong),
-        "unexplained_runs": len(repeats(found, runs)[1]),
-        "unjust_charges": len(unjustly_charged(found)),
-        "ledger_difference": sum(abs(int(one["difference"])) for one in found.ledger.values()),
-        "misheld": sum(
-            abs(int(one["recorded_unacked"]) - int(one["unacked"])) for one in found.ledger.values()
-        ),
-        "not_drained": sum(
-            int(one["waiting"] + one["delayed"] + one["unacked"]) for one in found.ledger.values()
-        ),
-    }
-
-
-def repeats(found: Findings, runs: Sequence[Run]) -> tuple[Counter[str], list[Run]]:
-    """Return how many further runs each event has caused, and those that none explains."""
-    by_number: dict[int, list[Run]] = defaultdict(list)
-    caused: Counter[str] = Counter()
-    unexplained = []
-    for run in runs:
-        earlier = by_number[run.number]
-        if any(one.attempt == run.attempt for one in earlier):
-            # A hit between sending a retry and acknowledging its first attempt sends it twice.
-            causes = [cause for one in earlier if (cause := hit_by(one, found))]
-            if causes:
-                caused[causes[-1]] += 1
-            else:
-                unexplained.append(run)
-        earlier.append(run)
-    return caused, unexplained
-
-
-def unjustly_charged(found: Findings) -> list[str]:
-    """Return the ids that were charged though nothing had ended the process that ran them.
-
-    A deploy is no reason. A lease that ran out while the link was silent is one.
-    """
-    number_of = {one.id: one.number for one in found.sent}
-    reasons = (Event.POOL, Event.WORKER, Event.SILENT)
-    charged = {number_of.get(id_) for id_, _ in found.charges}
-    runs = [run for run in runs_of(found.notes) if run.number in charged] if charged else []
-    hit = {run.number for run in runs if hit_by(run, found) in reasons}
-    return [id_ for id_, _ in found.charges if number_of.get(id_) not in hit]
-
-
-def hit_by(run: Run, found: Findings) -> Event | None:
-    """Return the event that may have kept a run's end from being acknowledged."""
-    last = math.inf if run.ended is None else run.ended + MARGIN_SECONDS
-    for end in found.ends:
-        if end.cause and {run.pid, run.parent} & end.processes and run.started <= end.at <= last:
-            return end.cause
-    for event, at, healed_at in found.happened:
-        if event is Event.SILENT and run.started <= healed_at and at <= last:
-            return event
-    return None
 
 
 def problems(

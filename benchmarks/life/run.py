@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from benchmarks.apps.settings import Settings
-from benchmarks.life import report
+from benchmarks.life import account, report
 from benchmarks.life.fleet import Fleet, resident_bytes
 from benchmarks.life.plan import BEGIN_FILE, CONCURRENCY, MAX_SIZE, Plan
 from benchmarks.life.records import read_notes
@@ -216,7 +216,7 @@ class _Scene:
     def _account(self, trouble: Trouble, began: float, drained_at: float | None) -> dict[str, Any]:
         self._sample()
         self.results.look(at_all=True)
-        found = report.Findings(
+        found = account.Findings(
             plan=self.plan,
             began=began,
             drained_at=drained_at,
@@ -238,7 +238,7 @@ class _Scene:
         figures["problems"] += [*self._problems, *self._details(found)]
         return figures
 
-    def _details(self, found: report.Findings) -> list[str]:
+    def _details(self, found: account.Findings) -> list[str]:
         """Return where the messages are that never came, and why healthy ones died."""
         lines = [end.what for end in found.ends if end.cause is None]
         missing = [one for one in found.sent if one.number not in found.states][:NAMED]
@@ -254,7 +254,7 @@ class _Scene:
             )
         healthy = [n for n in found.dead if n >= 0 and found.messages[n].behaviour.name != "DOOMED"]
         reasons = self.broker.dead_reasons() if healthy else {}
-        unjust = set(report.unjustly_charged(found))
+        unjust = set(account.unjustly_charged(found))
         lines += [
             f"message {id_} was charged at {at - found.began:.1f} s: {charge}"
             for (id_, charge), at in self.broker.charges.items()

@@ -20,6 +20,7 @@ ZERO = {
     "dead_letters_of_healthy_work",
     "dead_letters_missing",
     "worker_deaths",
+    "hung_at_deploys",
     "never_ended",
     "results_never_came",
     "wrong_results",

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.life.account import Findings, counts_of, repeats, runs_of
 from benchmarks.life.fleet import End
 from benchmarks.life.plan import PLAIN, Behaviour, Event, Message, Plan
 from benchmarks.life.records import Note, Sent, Step
-from benchmarks.life.report import Findings, counts_of, memory_of, problems, repeats, runs_of
+from benchmarks.life.report import memory_of, problems
 from benchmarks.life.watch import Sample
 
 WORKER, POOL = 100, 101
