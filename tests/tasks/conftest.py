@@ -16,10 +16,15 @@ from tasks.settings import Settings
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """The environment of processes whose data lies in this test's folder."""
+    return environment_in(tmp_path)
+
+
+def environment_in(folder: Path) -> dict[str, str]:
+    """Return the environment of processes whose data lies in a folder."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CELERIAC_", "CELERY_"))}
     return {
         **inherited,
-        "CELERIAC_DATA_DIR": str(tmp_path / "data"),
+        "CELERIAC_DATA_DIR": str(folder / "data"),
         "CELERIAC_EMBEDDED_PORT": str(free_port()),
         "PYTHONUNBUFFERED": "1",
     }

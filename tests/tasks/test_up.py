@@ -5,6 +5,7 @@ import re
 import signal
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,10 +13,9 @@ from urllib.error import URLError
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tasks.settings import Settings
 from tasks.up import RESTARTS_PER_MINUTE
 from tests.support.wait import eventually
-from tests.tasks.conftest import free_port
+from tests.tasks.conftest import environment_in, free_port
 from tests.tasks.processes import Process
 
 
@@ -23,6 +23,7 @@ class Flower:
     """Flower's API, as a script would ask it."""
 
     def __init__(self, port: int) -> None:
+        self.port = port
         self.base = f"http://127.0.0.1:{port}"
 
     def get(self, path: str) -> Any:
@@ -54,22 +55,31 @@ class Flower:
             return json.load(answer)
 
 
-@pytest.fixture
-def flower_port(environment: dict[str, str]) -> int:
-    port = free_port()
-    environment["FLOWER_PORT"] = str(port)
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[Process, Flower]]:
+    """Run `make up` until it is ready, with its data in a folder."""
+    flower = Flower(free_port())
+    environment = environment_in(folder)
+    environment["FLOWER_PORT"] = str(flower.port)
     environment["FLOWER_UNAUTHENTICATED_API"] = "true"
-    return port
-
-
-@pytest.fixture
-def up(environment: dict[str, str], flower_port: int, tmp_path: Path) -> Iterator[Process]:
-    """`make up`, ready."""
-    with Process(["tasks.up"], environment=environment, log=tmp_path / "log") as process:
-        flower = Flower(flower_port)
+    with Process(["tasks.up"], environment=environment, log=folder / "log") as process:
         ready = lambda: flower.workers() == {"worker.1", "worker.2"}  # noqa: E731
         eventually(ready, 90, message=lambda: process.output[-5_000:])
+        yield process, flower
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Process]:
+    """`make up`, ready, for a test that ends it."""
+    with running(tmp_path) as (process, _):
         yield process
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Flower]]:
+    """`make up`, ready, and its Flower, for the tests that leave it as it was."""
+    with running(tmp_path_factory.mktemp("up")) as both:
+        yield both
 
 
 def test_ctrl_c_ends_everything_and_leaves_nothing_behind(up: Process) -> None:
@@ -88,8 +98,9 @@ def test_a_process_that_ends_by_itself_ends_the_others_and_is_an_error(up: Proce
 
 
 def test_a_killed_worker_is_started_again_and_leaves_no_pool_behind(
-    up: Process, flower_port: int
+    shared: tuple[Process, Flower],
 ) -> None:
+    up, flower = shared
     assert "Inspect method" not in up.output  # Flower came after the workers
     pid = re.search(r"worker\.1 started \(pid=(\d+)\)", up.output)
     assert pid is not None
@@ -102,7 +113,6 @@ def test_a_killed_worker_is_started_again_and_leaves_no_pool_behind(
     eventually(lambda: started in up.output, 30, message=lambda: up.output[-5_000:])
     ready = lambda: up.output.count(" worker.1@") == 2  # noqa: E731
     eventually(ready, 60, message=lambda: up.output[-5_000:])
-    flower = Flower(flower_port)
     eventually(lambda: flower.workers() == {"worker.1", "worker.2"}, 60)
     assert up.running
 
@@ -129,9 +139,9 @@ def test_ctrl_c_is_heard_while_a_worker_waits_for_its_next_start(broken: Process
 
 
 def test_flower_shows_workers_every_item_and_queue_lengths(
-    up: Process, flower_port: int, settings: Settings, environment: dict[str, str]
+    shared: tuple[Process, Flower],
 ) -> None:
-    flower = Flower(flower_port)
+    _, flower = shared
     flight = {
         "carrier": "UA",
         "flight": "1545",
