@@ -77,6 +77,14 @@ class Settling:
         return 0.0
 
 
+def unstorable(error: Exception) -> Ended:
+    """Return how an item ends whose outcome can never be stored: as a plain task, by that error."""
+    try:
+        raise error
+    except Exception:
+        return Ended((1, ExceptionInfo(internal=True), None))
+
+
 def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
     """Return or raise an item's outcome, in the item's own request."""
     match outcome:

@@ -19,6 +19,7 @@ from routing import runtime
 from routing.capture import Capture
 from routing.config import Topology
 from routing.errors import BrokerUnreachable
+from routing.outcomes import about_to_send, until_taken
 from routing.redis.aliases import engine_url, is_engine_url, register_aliases, stock_url
 from routing.router import Router
 
@@ -76,12 +77,20 @@ class RoutingAMQP:
             topology=self.topology,
         )
 
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Publish a callback; in a worker that waits, for as long as the broker is away."""
+        send: Any = super()
+        return until_taken(
+            self.app, "the broker", lambda: send._retry_publish(publish, *args, **kwargs)
+        )
+
     def _create_task_sender(self) -> Callable[..., Any]:
         send = super()._create_task_sender()  # type: ignore[misc]
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
+            about_to_send(_id_of(message))
             errors = (OperationalError, *producer.connection.recoverable_connection_errors)
             try:
                 return send(producer, name, message, **options)
@@ -91,6 +100,12 @@ class RoutingAMQP:
                 raise unreachable(error, producer.connection) from error
 
         return send_task_message
+
+
+def _id_of(message: Any) -> str:
+    """Return a task message's id, in either protocol."""
+    where = message.headers or (message.body if isinstance(message.body, dict) else {})
+    return str(where.get("id") or "")
 
 
 class _PerApp(type):

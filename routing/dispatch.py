@@ -16,6 +16,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker import state
 
+from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
 from routing.intake import task_handler
@@ -135,6 +136,7 @@ class Dispatcher(bootsteps.StartStopStep):
         if self._channel is None:
             return
         holdings = self._channel.runtime.holdings
+        CLERK.finish()
         returned = holdings.give_back_all()
         if returned:
             logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})

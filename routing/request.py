@@ -7,7 +7,8 @@ message just before Celery's own code acknowledges or rejects it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -16,9 +17,11 @@ from celery.worker import request as stock
 from celery.worker.state import task_ready
 
 from routing.admission import check_message
+from routing.clerk import CLERK
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
-from routing.outcomes import at_once
+from routing.outcomes import is_cut_off
+from routing.redis.faults import is_passing
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
@@ -38,6 +41,8 @@ class Request(stock.Request):
     """A task request of the engine; with other transports it behaves as Celery's."""
 
     acknowledged: bool
+    #: While its result is being stored: what becomes of the message when it is.
+    _then: list[Callable[[], None]] | None = None
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(message, EngineMessage):
@@ -90,18 +95,40 @@ class Request(stock.Request):
     def fail_early(self, error: Exception) -> None:
         """End it as failed without running it."""
         task_ready(self)
-        try:
-            with at_once():
-                self.task.backend.mark_as_failure(
-                    self.id, error, request=self._context, store_result=self.store_errors
-                )
-        except Exception:
-            # Its own arguments cannot be stored with it, or the backend is away. It must not come
-            # back all the same, again and again; its dead letter says what became of it.
-            logger.exception("the failure of %s cannot be stored", self)
         self._message.ending = "failed"
         self.note_death(error)
+        self._end_when_stored(partial(self._fail_early, error))
+
+    def _fail_early(self, error: Exception) -> None:
+        try:
+            self.task.backend.mark_as_failure(
+                self.id, error, request=self._context, store_result=self.store_errors
+            )
+        except Exception as problem:
+            if is_cut_off() and is_passing(problem):
+                raise
+            # Its own arguments cannot be stored with it. It must not come back all the same, again
+            # and again; its dead letter says what became of it.
+            logger.exception("the failure of %s cannot be stored", self)
         self.reject(requeue=False)
+
+    def _end_when_stored(self, end: Callable[[], None]) -> None:
+        """Make an ending outside of the event loop; the message goes when its result is stored."""
+        CLERK.do(self._app, partial(self._end_stored, end))
+
+    def _end_stored(self, end: Callable[[], None]) -> None:
+        self._then = []
+        try:
+            end()
+        except Exception as error:
+            if is_cut_off() and is_passing(error):
+                # The worker is cut off from its results as it ends: the message goes back.
+                self._then = None
+                raise
+            logger.exception("%s could not be ended in full", self)
+        then, self._then = self._then, None
+        for step in then:
+            step()
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
@@ -119,11 +146,21 @@ class Request(stock.Request):
         """
         if self._already_cancelled:
             return
+        if self._then is not None:
+            self._then.append(self.acknowledge)
+            return
         if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
             self._message.ack_log_error(logger, self.connection_errors)
             self.acknowledged = True
             return
         super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Return the message to its queue, or end it as a dead letter."""
+        if self._then is not None:
+            self._then.append(partial(self.reject, requeue))
+            return
+        super().reject(requeue=requeue)
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End its process in a cold shutdown; in a pool of threads it runs to its end."""
@@ -143,6 +180,8 @@ class Request(stock.Request):
             self._message.ending = "failed"
             self.note_death(TimeLimitExceeded(timeout))
             self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
+            self._end_when_stored(partial(super().on_timeout, soft, timeout))
+            return
         super().on_timeout(soft, timeout)
 
     def on_failure(
@@ -154,7 +193,11 @@ class Request(stock.Request):
         self.note_death(error, traceback=str(exc_info.traceback or ""))
         if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._message.loss = f"its process was lost on {self.hostname}: {error}"
-        super().on_failure(exc_info, send_failed_event, return_ok)
+        end = partial(super().on_failure, exc_info, send_failed_event, return_ok)
+        if return_ok and not isinstance(error, Reject):
+            end()  # its result was stored where it ran
+        else:
+            self._end_when_stored(end)
 
     def _success_was_stored(self) -> Any:
         """Tell whether the task had succeeded before its process was lost."""
@@ -172,14 +215,24 @@ class Request(stock.Request):
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self._message.ending = "expired" if expired else "revoked"
+        # From now on, although that is yet to be stored.
+        self._already_revoked = True
+        announce = partial(super()._announce_revoked, reason, terminated, signum, expired)
+        self._end_when_stored(partial(self._announce, announce, reason))
+
+    def _announce(self, announce: Callable[[], None], reason: str) -> None:
         try:
-            with at_once():
-                super()._announce_revoked(reason, terminated, signum, expired)
-        except Exception:
-            # The result backend is away. The task must not run all the same, nor end its worker.
+            announce()
+        except Exception as error:
+            if is_cut_off() and is_passing(error):
+                raise
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
-            self._already_revoked = True
+
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        # From now on, as what its process says when it is killed comes at any moment.
+        self._already_cancelled = True
+        CLERK.do(self._app, partial(super()._announce_cancelled, *args, **kwargs))
 
 
 def tell_repeated_starts(requests: Sequence[Request]) -> None:
