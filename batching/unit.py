@@ -22,9 +22,9 @@ from batching.request import ItemRequest
 from batching.run import run_batch
 from batching.wire import pack
 from routing.clerk import CLERK
-from routing.outcomes import is_cut_off
 from routing.redis.faults import is_passing
 from routing.request import tell_repeated_starts
+from routing.stopping import is_cut_off
 
 if TYPE_CHECKING:
     from batching.slots import Slots

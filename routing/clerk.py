@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from routing.outcomes import is_cut_off, waits
+from routing.outcomes import waits
+from routing.stopping import is_cut_off
 
 logger = logging.getLogger(__name__)
 

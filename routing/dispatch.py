@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import bootsteps
-from celery.worker import state
 
 from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
@@ -30,6 +29,7 @@ from routing.request import holdings_of
 from routing.running import Rule, Running
 from routing.shares import Shares
 from routing.slots import CountedSlots, SemaphoreSlots, Slots
+from routing.stopping import is_stopping
 from routing.units import Buffer, RequestUnit, Unit
 
 logger = logging.getLogger(__name__)
@@ -209,12 +209,13 @@ class Dispatcher(bootsteps.StartStopStep):
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         return self._channel is not None and self._channel.courier.backlog(queue)
 
-    def failed(self, unit: Unit, mark: Mark = Mark.NONE, evidence: str = "") -> None:
-        """Give back a unit that the pool did not take; the evidence says why it is charged."""
+    def failed(self, unit: Unit) -> None:
+        """Give back a unit that the pool did not take; it comes again later."""
         self.unused_slot()
+        mark = Mark.NONE if is_stopping() else Mark.LATER
         for request in unit.requests:
             if (holdings := holdings_of(request.message)) is not None:
-                holdings.give_back(request.message.delivery_tag, mark, evidence)
+                holdings.give_back(request.message.delivery_tag, mark)
 
     def unused_slot(self) -> None:
         """Release the slot of a unit that turned out to have nothing to run."""
@@ -264,7 +265,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self.pump()
 
     def _hand_over_while_free(self, slots: Slots) -> None:
-        while self._units and not _stopping():
+        while self._units and not is_stopping():
             eligible = self._eligible(slots.free())
             if not eligible or not slots.acquire():
                 return
@@ -286,14 +287,13 @@ class Dispatcher(bootsteps.StartStopStep):
         self._handing = queue
         try:
             unit.hand_over()
-        except Exception as error:
+        except Exception:
             logger.exception(
                 "could not hand over work of queue %r, giving it back",
                 queue,
                 extra={"event": "hand_over_failed"},
             )
-            evidence = f"it could not be handed to the pool: {type(error).__name__}"
-            self.failed(unit, Mark.CHARGED, evidence)
+            self.failed(unit)
 
     def _take(self, queue: str) -> Unit:
         units = self._units[queue]
@@ -313,15 +313,6 @@ class Dispatcher(bootsteps.StartStopStep):
                 self.soon(self.pump)
 
         return left
-
-
-def _stopping() -> bool:
-    """Whether the worker was told to stop: its loop may notice seconds later (gevent)."""
-    # An exit status of 0 is a reason to stop, as in celery.worker.state.maybe_shutdown.
-    return any(
-        reason is not None and reason is not False
-        for reason in (state.should_stop, state.should_terminate)
-    )
 
 
 def _refuse_stock_redis(connection: Any) -> None:

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Reject
 from celery.utils.time import get_exponential_backoff_interval
-from celery.worker import state as worker_state
 
 from routing.redis.faults import Fault, fault_of, is_passing
 from routing.redis.gathering import current
+from routing.stopping import is_cut_off
 from routing.storing import encoded, is_redis, store, stores_like_redis
 
 logger = logging.getLogger(__name__)
@@ -326,9 +326,3 @@ def _until(
 def _interval(tries: int) -> float:
     seconds: float = get_exponential_backoff_interval(FIRST_WAIT_MS, tries, LONGEST_WAIT_MS, True)
     return seconds / 1000
-
-
-def is_cut_off() -> bool:
-    """Whether a cold shutdown has begun: then what waits goes back (an exit status of 0 counts)."""
-    reason = worker_state.should_terminate
-    return reason is not None and reason is not False

@@ -20,11 +20,11 @@ from routing.admission import check_message
 from routing.clerk import CLERK
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
-from routing.outcomes import is_cut_off
 from routing.redis.faults import is_passing
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
+from routing.stopping import is_cut_off
 
 logger = logging.getLogger(__name__)
 
