@@ -12,24 +12,20 @@ Other backends are left alone: each result is stored by itself, as Celery does.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from celery import states
-from celery._state import _task_stack
 from celery.app.task import Context
 
+from routing.followers import count_part
 from routing.outcomes import stock_class, until_taken
 from routing.redis.exempt import accepted_before
-from routing.redis.faults import is_passing
 from routing.redis.gathering import Gathering, gathering
 from routing.storing import Result, encoded, store, stores_like_redis
 from routing.whole import publisher
-
-logger = logging.getLogger(__name__)
 
 _collecting: ContextVar[Any] = ContextVar("batching_results", default=None)
 
@@ -99,7 +95,7 @@ def collecting(backend: Any, task: Any) -> Iterator[dict[str, Exception]]:
     if view is not None:
         failed.update(store(backend, list(view.results.values())))
         for part in view.parts:
-            return_part(backend, task, part)
+            count_part(backend, task, part.request, part.state, part.result)
     _send(task.app, gathered)
 
 
@@ -159,19 +155,3 @@ def _successes(backend: Any, ids: list[str]) -> dict[str, Any]:
     payloads = backend.ensure(backend.client.mget, (keys,))
     metas = {k: backend.decode_result(raw) for k, raw in zip(ids, payloads, strict=True) if raw}
     return {k: meta for k, meta in metas.items() if meta["status"] == states.SUCCESS}
-
-
-def return_part(backend: Any, task: Any, part: ChordPart) -> None:
-    """Count a chord part with its task as the current one, as when the tracer does it."""
-    _task_stack.push(task)
-    task.request_stack.push(part.request)
-    try:
-        backend.on_chord_part_return(part.request, part.state, part.result)
-    except Exception as error:
-        if is_passing(error):
-            raise
-        # Its result is stored, which is final; running the batch again would not help the chord.
-        logger.exception("Chord part of task %s could not be counted", part.request.id)
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker import request as stock
 from celery.worker.state import task_ready
@@ -20,6 +21,7 @@ from routing.admission import check_message
 from routing.clerk import CLERK
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
+from routing.followers import count_success
 from routing.redis.faults import is_passing
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
@@ -184,6 +186,28 @@ class Request(stock.Request):
             return
         super().on_timeout(soft, timeout)
 
+    def may_be_repeated(self) -> bool:
+        """Whether it may have succeeded before, and been skipped now, as a part of a chord."""
+        return bool(
+            self._app.conf.worker_deduplicate_successful_tasks
+            and self.delivery_info.get("redelivered")
+            and self._context.chord
+        )
+
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
+        """End the message as done; a part of a chord that may be uncounted is counted again."""
+        end = partial(super().on_success, failed__retval__runtime, **kwargs)
+        if failed__retval__runtime[0] or not self.may_be_repeated():
+            end()
+        else:
+            self._end_when_stored(partial(self._end_repeated, end))
+
+    def _end_repeated(self, end: Callable[[], None]) -> None:
+        meta = self.task.backend.get_task_meta(self.id, cache=False)
+        if meta["status"] == states.SUCCESS:
+            count_success(self.task, self._context, meta.get("result"))
+        end()
+
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
@@ -203,6 +227,7 @@ class Request(stock.Request):
         """Tell whether the task had succeeded before its process was lost."""
         if stored := super()._success_was_stored():
             self._message.ending = "done"
+            count_success(self.task, self._context, stored.get("result"))
         return stored
 
     def _retry_worker_lost(self, exc: Any, exc_info: Any) -> bool:

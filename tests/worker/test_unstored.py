@@ -189,3 +189,24 @@ def test_a_failure_is_never_replaced_by_the_retry_before_it(at: Yard, task: str)
             result.get(timeout=20)
     eventually(at.settled)
     assert {result.state for result in sent} == {"FAILURE"}
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_chord_ends_whose_part_was_stored_and_not_counted(valkey: Server, task: str) -> None:
+    urls = {name: valkey.fresh_url() for name in ("broker", "results", "store")}
+    settings = {"worker_deduplicate_successful_tasks": True, "task_acks_late": True}
+    with yard("prefork", settings=settings, **urls) as at:
+        at.traces.client.set("kill", 1)
+        held = "held" if task == "plain" else "held_many"
+        body = at.app.tasks["plain"].si("body")
+        link = at.app.tasks["plain"].si("link")
+        header = at.app.tasks[held].si("part", "gate")
+        header.link(link)
+        result = chord([header])(body)
+        at.traces.next_start()
+        at.traces.open("gate")
+        assert result.get(timeout=30) == "body"
+        eventually(at.settled)
+        counts = at.traces.counts()
+        assert (counts["part"], counts["body"]) == (1, 1)
+        assert counts["link"] >= 1
