@@ -94,19 +94,34 @@ def until_taken(app: Any, what: str, attempt: Callable[[], T]) -> T:
     """
     if not waits(app):
         return attempt()
-    return _until(what, attempt, _was_not_taken, _interval)
+    return _until(what, attempt, is_passing, _interval)
 
 
-def _was_not_taken(error: Exception) -> bool:
-    """Return whether a publish may succeed later; a refused retry comes as Celery's Reject."""
-    refusal = error.reason if isinstance(error, Reject) else error
-    return isinstance(refusal, Exception) and is_passing(refusal)
+def retried(task: Any, error: Any, attempt: Callable[[], T]) -> T:
+    """Call a task's stock `retry`: in a worker until its message is taken.
+
+    Just before that is sent, the state is stored: the next run may end before this one does.
+
+    Arguments:
+        task: the current task.
+        error: why it is retried; it is raised when the retries are spent.
+        attempt: calls `retry`.
+    """
+    if not waits(task.app):
+        return attempt()
+
+    def was_refused(refused: Exception) -> bool:
+        # Everything else is said about the task, not about its message.
+        reason = refused.reason if isinstance(refused, Reject) and refused is not error else None
+        return isinstance(reason, Exception) and is_passing(reason)
+
+    with _storing_first(task, error):
+        return _until("the broker", attempt, was_refused, _interval)
 
 
 @contextmanager
-def storing_first(task: Any, error: Any) -> Iterator[None]:
-    """Store that the current task is retried just before its retry is sent within."""
-    token = _RETRYING.set((task, error) if waits(task.app) else None)
+def _storing_first(task: Any, error: Any) -> Iterator[None]:
+    token = _RETRYING.set((task, error))
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from kombu.utils.imports import symbol_by_name
 
 from routing.call import Arguments, Call, Read
 from routing.errors import DeadLetter
-from routing.outcomes import storing_first, until_taken
+from routing.outcomes import retried
 from routing.publish import send
 from routing.receipts import Receipts
 
@@ -101,8 +101,7 @@ def missing_attributes(kind: Any) -> dict[str, Any]:
 def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
     """Return a task's `retry` which lets a `DeadLetter` pass: also `autoretry_for` calls it.
 
-    In a worker it stores the state before it sends the retry, which may end before this run does,
-    and waits for a broker that is away: the run is over, and is not to be repeated.
+    In a worker it waits for a broker that is away: the run is over, and is not to be repeated.
     """
 
     @wraps(retry)
@@ -110,8 +109,7 @@ def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
         error = options.get("exc", args[2] if len(args) > 2 else None)
         if isinstance(error, DeadLetter):
             raise error
-        with storing_first(self, error):
-            return until_taken(self.app, "the broker", lambda: retry(self, *args, **options))
+        return retried(self, error, lambda: retry(self, *args, **options))
 
     setattr(retry_unless_dead, _SPARES_THE_DEAD, True)
     return retry_unless_dead
