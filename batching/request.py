@@ -13,6 +13,7 @@ from typing import Any
 
 from celery.worker import state
 
+from routing.followers import count_success, send_links
 from routing.redis.records import State
 from routing.request import Request
 from routing.stopping import STOP
@@ -67,6 +68,9 @@ class ItemRequest(Request):
 
     def _succeed(self, result: str, runtime: float | None) -> None:
         """Do what `on_success` does, without the costly note of ids that only tracers read."""
+        if self.may_be_repeated():
+            self.on_success((0, result, runtime))
+            return
         state.task_ready(self)
         if self.task.acks_late:
             self.acknowledge()
@@ -94,6 +98,9 @@ class ItemRequest(Request):
         """End it as the success that was stored before its pool process died."""
         logger.warning("Item %s[%s] had succeeded before its process was lost", self.name, self.id)
         self._already_cancelled = False
+        # A batch sends after it has stored: what follows may not have been told.
+        count_success(self.task, self._context, stored.get("result"))
+        send_links(self._app, self._context, stored.get("result"))
         self.on_success((0, repr(stored.get("result")), None))
 
     def terminate(self, pool: Any, signal: Any = None) -> None:

@@ -2,47 +2,32 @@
 
 Celery's tracer stores each item's state through `task.backend`. While a batch is settled, that is a
 `collecting` view of the Redis backend: the same object, with the two methods that talk to the
-server replaced by ones that keep what they were given. `flush` then writes everything: one MGET,
-so that a stored success is never overwritten, one pipeline of SET and PUBLISH, then the chord
-parts, which count only results that exist. When it raises, nothing of the batch may be
-acknowledged.
+server replaced by ones that keep what they were given. Then everything is written: all states, so
+that nothing that the batch sends can be overtaken by them; then the chord parts, which count only
+results that exist; then the retries, links and error callbacks, which were gathered meanwhile. Each
+step waits for its server. When it raises, nothing of the batch may be acknowledged.
 
 Other backends are left alone: each result is stored by itself, as Celery does.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from celery import states
-from celery._state import _task_stack
 from celery.app.task import Context
-from celery.exceptions import BackendStoreError
-from kombu.utils.encoding import bytes_to_str
 
-try:
-    from celery.backends.redis import RedisBackend
-except ImportError:  # pragma: no cover - redis is a dependency of ours
-    RedisBackend = None
-
-logger = logging.getLogger(__name__)
-
-#: Payload of one pipeline; larger batches are written in several.
-PIPELINE_BYTES = 8 * 1024**2
+from routing.followers import count_part
+from routing.outcomes import stock_class, until_taken
+from routing.redis.exempt import accepted_before
+from routing.redis.gathering import Gathering, gathering
+from routing.storing import Result, encoded, store, stores_like_redis
+from routing.whole import publisher
 
 _collecting: ContextVar[Any] = ContextVar("batching_results", default=None)
-
-
-class Result(NamedTuple):
-    """One encoded state on its way to the backend."""
-
-    key: Any
-    payload: Any
-    state: str
 
 
 class ChordPart(NamedTuple):
@@ -74,17 +59,7 @@ class Collecting:
         # STARTED was written before the call; and as in Celery, success is final.
         if state == states.STARTED or (earlier and earlier.state == states.SUCCESS):
             return result
-        meta = self._get_result_meta(  # type: ignore[attr-defined]
-            result=result, state=state, traceback=traceback, request=request
-        )
-        meta["task_id"] = bytes_to_str(task_id)
-        payload = self.encode(meta)  # type: ignore[attr-defined]
-        if len(payload) > self._MAX_STR_VALUE_SIZE:  # type: ignore[attr-defined]
-            raise BackendStoreError(
-                "value too large for Redis backend", state=state, task_id=task_id
-            )
-        key = self.get_key_for_task(task_id)  # type: ignore[attr-defined]
-        self.results[task_id] = Result(key, payload, state)
+        self.results[task_id] = encoded(self, task_id, result, state, traceback, request)
         return result
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
@@ -101,28 +76,38 @@ def collected() -> Any:
 
 
 @contextmanager
-def collecting(backend: Any, task: Any) -> Iterator[None]:
-    """Collect the results of a batch; written at the end, in one go.
+def collecting(backend: Any, task: Any) -> Iterator[dict[str, Exception]]:
+    """Collect the results of a batch, and what it sends; written and sent at the end, in one go.
+
+    Afterwards, what it yields has the errors of the results that can never be stored, by task id.
 
     Raises:
         Exception: what the backend raises when it cannot be reached, after its own retries.
     """
-    cls = _collecting_class(type(backend))
-    if cls is None:
-        yield
-        return
-    view = _view(cls, backend)
+    failed: dict[str, Exception] = {}
+    view = _view(backend)
     token = _collecting.set(view)
     try:
-        yield
+        with gathering(exempt_only=True) as gathered:
+            yield failed
     finally:
         _collecting.reset(token)
-    _flush(backend, view, task)
+    if view is not None:
+        failed.update(store(backend, list(view.results.values())))
+        for part in view.parts:
+            count_part(backend, task, part.request, part.state, part.result)
+    _send(task.app, gathered)
+
+
+def _send(app: Any, gathered: Gathering) -> None:
+    """Send what the batch has to send; it is work that was accepted before."""
+    with accepted_before():
+        until_taken(app, "the broker", publisher(app, gathered, {}))
 
 
 def stored_successes(backend: Any, ids: list[str]) -> dict[str, Any]:
     """Return what is stored for those ids that have succeeded, by id, in one read."""
-    if _collecting_class(type(backend)) is None:
+    if _collecting_class(backend) is None:
         metas = {task_id: backend.get_task_meta(task_id, cache=False) for task_id in ids}
         return {k: meta for k, meta in metas.items() if meta["status"] == states.SUCCESS}
     return _successes(backend, ids)
@@ -137,34 +122,27 @@ def mark_started(backend: Any, task: Any, requests: list[dict[str, Any]], meta: 
                 backend.store_result(request["id"], meta, states.STARTED, request=Context(request))
             return
         for request in requests:
-            state = backend._get_result_meta(meta, states.STARTED, None, Context(request))
-            state["task_id"] = request["id"]
-            key = backend.get_key_for_task(request["id"])
-            target.results[request["id"]] = Result(key, backend.encode(state), states.STARTED)
+            target.results[request["id"]] = encoded(
+                backend, request["id"], meta, states.STARTED, None, Context(request)
+            )
 
 
-def _collecting_class(cls: type) -> type | None:
+def _collecting_class(backend: Any) -> type | None:
     """Return the collecting subclass of a backend's class; None when it stores in its own way."""
+    cls = type(backend)
     if cls not in _classes:
         slots = {"__slots__": ("parts", "results")}
-        name = f"Collecting{cls.__name__}"
-        _classes[cls] = type(name, (Collecting, cls), slots) if _stores_like_redis(cls) else None
+        is_known = stores_like_redis(stock_class(backend))
+        _classes[cls] = (
+            type(f"Collecting{cls.__name__}", (Collecting, cls), slots) if is_known else None
+        )
     return _classes[cls]
 
 
-def _stores_like_redis(cls: Any) -> bool:
-    return (
-        RedisBackend is not None
-        and issubclass(cls, RedisBackend)
-        and cls.store_result is RedisBackend.store_result
-        and cls._store_result is RedisBackend._store_result
-        and cls.set is RedisBackend.set
-        and cls._set is RedisBackend._set
-    )
-
-
-def _view(cls: type, backend: Any) -> Any:
+def _view(backend: Any) -> Any:
     """Return the backend seen through another class: one state, other methods."""
+    if (cls := _collecting_class(backend)) is None:
+        return None
     view: Any = object.__new__(cls)
     view.__dict__ = backend.__dict__
     view.results = {}
@@ -172,60 +150,8 @@ def _view(cls: type, backend: Any) -> Any:
     return view
 
 
-def _flush(backend: Any, view: Any, task: Any) -> None:
-    if view.results:
-        done = _successes(backend, list(view.results))
-        chunk: list[Result] = []
-        size = 0
-        for task_id, result in view.results.items():
-            if task_id in done:
-                continue
-            chunk.append(result)
-            size += len(result.payload)
-            if size >= PIPELINE_BYTES:
-                _patiently(backend, _write, (backend, chunk))
-                chunk, size = [], 0
-        if chunk:
-            _patiently(backend, _write, (backend, chunk))
-    for part in view.parts:
-        _return_part(backend, task, part)
-
-
-def _patiently(backend: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Call with the backend's retries, for as long as it is configured to wait when it is away."""
-    return backend._ensure_retryable(backend.ensure, call, args)
-
-
-def _write(backend: Any, results: list[Result]) -> None:
-    failure_expires = backend.failure_expires
-    with backend.client.pipeline(transaction=False) as pipe:
-        for key, payload, state in results:
-            # None means the default, as in RedisBackend.set; 0 means for ever.
-            expires = failure_expires if state == states.FAILURE else None
-            expires = backend.expires if expires is None else expires
-            pipe.set(key, payload, ex=expires or None)
-            pipe.publish(key, payload)
-        pipe.execute()
-
-
 def _successes(backend: Any, ids: list[str]) -> dict[str, Any]:
     keys = [backend.get_key_for_task(task_id) for task_id in ids]
-    payloads = _patiently(backend, backend.client.mget, (keys,))
+    payloads = backend.ensure(backend.client.mget, (keys,))
     metas = {k: backend.decode_result(raw) for k, raw in zip(ids, payloads, strict=True) if raw}
     return {k: meta for k, meta in metas.items() if meta["status"] == states.SUCCESS}
-
-
-def _return_part(backend: Any, task: Any, part: ChordPart) -> None:
-    """Count a chord part with its task as the current one, as when the tracer does it."""
-    _task_stack.push(task)
-    task.request_stack.push(part.request)
-    try:
-        backend.on_chord_part_return(part.request, part.state, part.result)
-    except backend.connection_errors:
-        raise
-    except Exception:
-        # Its result is stored, which is final; running the batch again would not help the chord.
-        logger.exception("Chord part of task %s could not be counted", part.request.id)
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()

@@ -24,7 +24,7 @@ from batching import results
 from batching.batch import Failed, Item, Repeated
 from batching.call import SOFT_LIMIT, call
 from batching.errors import InvalidItem, NotSettled
-from batching.settle import Ended, Settling
+from batching.settle import Ended, Settling, unstorable
 from batching.validate import value_of
 from batching.wire import Parcel, unpack
 from routing.collector import paused
@@ -189,8 +189,14 @@ def _call(
 
 
 def _settle(task: Any, opened: Sequence[_Opened], settling: Settling) -> list[Ended]:
-    with paused(), results.collecting(task.backend, task):
-        return [settling.settle(one.item, one.request) for one in opened]
+    with results.collecting(task.backend, task) as failed, paused():
+        ended = [settling.settle(one.item, one.request) for one in opened]
+    if failed:
+        ids = [one.item.id for one in opened]
+        ended = [
+            unstorable(failed[i]) if i in failed else end for i, end in zip(ids, ended, strict=True)
+        ]
+    return ended
 
 
 def _log_not_settled(name: str, count: int, error: BaseException) -> None:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
+from billiard.einfo import ExceptionInfo
 from celery.app import trace
 from celery.exceptions import BackendStoreError, Reject
 from celery.utils.time import get_exponential_backoff_interval
@@ -87,6 +88,14 @@ class Settling:
             return self._share
         self._started = True
         return 0.0
+
+
+def unstorable(error: Exception) -> Ended:
+    """Return how an item ends whose outcome can never be stored: as a plain task, by that error."""
+    try:
+        raise error
+    except Exception:
+        return Ended(Answer(1, failure(ExceptionInfo(internal=True)), None))
 
 
 def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:

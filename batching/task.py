@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from celery import Task
-from celery.exceptions import Reject
 from pydantic import BaseModel
 
 from batching import results
@@ -125,16 +124,11 @@ class BatchTask(BulkMethods, Task):
         """Retry the current item for real.
 
         An invalid item never fits later, whatever `autoretry_for` says, and a dead one said so. A
-        retry that cannot be published gives the message back; Celery would reject it.
+        retry that can never be published ends it as a dead letter, as Celery has it.
         """
         if isinstance(exc, InvalidItem | DeadLetter):
             raise exc
-        try:
-            return super().retry(exc=exc, **options)
-        except Reject as refused:
-            if refused is exc:
-                raise  # the item's own, with its retries spent
-            raise Reject(refused.reason, requeue=True) from refused.__cause__
+        return super().retry(exc=exc, **options)
 
 
 def _one_item(*args: Any, **fields: Any) -> None:

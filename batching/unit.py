@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.common import TERM_SIGNAL
@@ -21,10 +22,12 @@ from batching.errors import NotSettled
 from batching.request import ItemRequest
 from batching.run import run_batch
 from batching.wire import pack
+from routing.clerk import CLERK
 from routing.exits import exits_in
-from routing.outcomes import at_once
+from routing.redis.faults import is_passing
 from routing.redis.records import State
 from routing.request import tell_repeated_starts
+from routing.stopping import is_cut_off
 
 if TYPE_CHECKING:
     from batching.slots import Slots
@@ -169,6 +172,9 @@ class BatchUnit:
         return True
 
     def _end_unless_stored(self, end: Callable[[ItemRequest], None]) -> None:
+        CLERK.do(self._task.app, partial(self._end_each_unless_stored, end))
+
+    def _end_each_unless_stored(self, end: Callable[[ItemRequest], None]) -> None:
         stored = self._stored_successes()
         for request in self.requests:
             if request.id in stored:
@@ -186,10 +192,11 @@ class BatchUnit:
         if not ids:
             return {}
         try:
-            with at_once():
-                return results.stored_successes(self._task.backend, ids)
-        except Exception:
-            # No backend, or out of reach: then every item is handled as lost.
+            return results.stored_successes(self._task.backend, ids)
+        except Exception as error:
+            if is_cut_off() and is_passing(error):
+                raise  # as the worker ends: they go back
+            # No backend: then every item is handled as lost.
             logger.warning("Results of a lost batch could not be read", exc_info=True)
             return {}
 

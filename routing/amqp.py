@@ -21,6 +21,7 @@ from routing import runtime
 from routing.capture import Capture
 from routing.config import Topology
 from routing.errors import BrokerUnreachable
+from routing.outcomes import about_to_send, until_taken
 from routing.redis.aliases import engine_url, is_engine_url, register_aliases, stock_url
 from routing.router import Router
 from routing.waiting import as_beat
@@ -79,12 +80,20 @@ class RoutingAMQP:
             topology=self.topology,
         )
 
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Publish a callback; in a worker that waits, for as long as the broker is away."""
+        send: Any = super()
+        return until_taken(
+            self.app, "the broker", lambda: send._retry_publish(publish, *args, **kwargs)
+        )
+
     def _create_task_sender(self) -> Callable[..., Any]:
         send = super()._create_task_sender()  # type: ignore[misc]
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
+            about_to_send(_id_of(message))
             errors = (OperationalError, *producer.connection.recoverable_connection_errors)
             attempt = _Attempt(producer)
             is_beats = (options.get("headers") or {}).get("celery_beat_task")
@@ -161,6 +170,12 @@ def tell_after(
         routing_key=options["routing_key"],
         **({} if error is None else {"error": error}),
     )
+
+
+def _id_of(message: Any) -> str:
+    """Return a task message's id, in either protocol."""
+    where = message.headers or (message.body if isinstance(message.body, dict) else {})
+    return str(where.get("id") or "")
 
 
 class _PerApp(type):

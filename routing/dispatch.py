@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
 from routing.intake import store_refusal, task_handler
@@ -169,6 +170,7 @@ class Dispatcher(bootsteps.StartStopStep):
         if self._channel is None:
             return
         holdings = self._channel.runtime.holdings
+        CLERK.finish()
         returned = holdings.give_back_all()
         if returned:
             logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})
@@ -240,12 +242,13 @@ class Dispatcher(bootsteps.StartStopStep):
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         return self._channel is not None and self._channel.courier.backlog(queue)
 
-    def failed(self, unit: Unit, mark: Mark = Mark.NONE, evidence: str = "") -> None:
-        """Give back a unit that the pool did not take; the evidence says why it is charged."""
+    def failed(self, unit: Unit) -> None:
+        """Give back a unit that the pool did not take; it comes again later."""
         self.unused_slot()
+        mark = Mark.NONE if STOP.told else Mark.LATER
         for request in unit.requests:
             if (holdings := holdings_of(request.message)) is not None:
-                holdings.give_back(request.message.delivery_tag, mark, evidence)
+                holdings.give_back(request.message.delivery_tag, mark)
 
     def unused_slot(self) -> None:
         """Release the slot of a unit that turned out to have nothing to run."""
@@ -316,14 +319,13 @@ class Dispatcher(bootsteps.StartStopStep):
         began = time.monotonic()
         try:
             unit.hand_over()
-        except Exception as error:
+        except Exception:
             logger.exception(
                 "could not hand over work of queue %r, giving it back",
                 queue,
                 extra={"event": "hand_over_failed"},
             )
-            evidence = f"it could not be handed to the pool: {type(error).__name__}"
-            self.failed(unit, Mark.CHARGED, evidence)
+            self.failed(unit)
         finally:
             self._handing = ""
         if self._channel is not None:  # the solo pool has run it by now

@@ -7,24 +7,28 @@ message just before Celery's own code acknowledges or rejects it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker import request as stock
 from celery.worker.state import successful_requests, task_ready
 
 from routing.admission import check_message
+from routing.clerk import CLERK
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
 from routing.failure import forget_frames
-from routing.outcomes import at_once
+from routing.followers import count_success
+from routing.redis.faults import is_passing
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
-from routing.stopping import STOP, asked_to_end
+from routing.stopping import STOP, asked_to_end, is_cut_off
 from routing.traced import ESCAPED
 
 logger = logging.getLogger(__name__)
@@ -45,6 +49,8 @@ class Request(stock.Request):
     """A task request of the engine; with other transports it behaves as Celery's."""
 
     acknowledged: bool
+    #: While its result is being stored: what becomes of the message when it is.
+    _then: list[Callable[[], None]] | None = None
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(message, EngineMessage):
@@ -99,18 +105,36 @@ class Request(stock.Request):
     def fail_early(self, error: Exception) -> None:
         """End it as failed without running it."""
         task_ready(self)
-        try:
-            with at_once():
-                self.task.backend.mark_as_failure(
-                    self.id, error, request=self._context, store_result=self.store_errors
-                )
-        except Exception:
-            # Its own arguments cannot be stored with it, or the backend is away. It must not come
-            # back all the same, again and again; its dead letter says what became of it.
-            logger.exception("the failure of %s cannot be stored", self)
         self._message.ending = "failed"
         self.note_death(error)
+        self._end_when_stored(partial(self._fail_early, error))
+
+    def _fail_early(self, error: Exception) -> None:
+        try:
+            self.task.backend.mark_as_failure(
+                self.id, error, request=self._context, store_result=self.store_errors
+            )
+        except Exception as problem:
+            if is_cut_off() and is_passing(problem):
+                raise
+            # Its own arguments cannot be stored with it. It must not come back all the same, again
+            # and again; its dead letter says what became of it.
+            logger.exception("the failure of %s cannot be stored", self)
         self.reject(requeue=False)
+
+    def _end_when_stored(self, end: Callable[[], None]) -> None:
+        """Make an ending outside of the event loop; the message goes when its result is stored."""
+        CLERK.do(self._app, partial(self._end_stored, end))
+
+    def _end_stored(self, end: Callable[[], None]) -> None:
+        self._then = []
+        try:
+            with self._ending_surely():
+                end()
+        finally:
+            then, self._then = self._then, None
+        for step in then:
+            step()
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
@@ -129,19 +153,28 @@ class Request(stock.Request):
         if self._already_cancelled:
             self._give_back_cancelled()
             return
+        if self._then is not None:
+            self._then.append(self.acknowledge)
+            return
         if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
             self._message.ack_log_error(logger, self.connection_errors)
             self.acknowledged = True
             return
         super().acknowledge()
 
+    def reject(self, requeue: bool = False) -> None:
+        """Return the message to its queue, or end it as a dead letter."""
+        if self._then is not None:
+            self._then.append(partial(self.reject, requeue))
+            return
+        super().reject(requeue=requeue)
+
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
         # First, as under gevent the pool answers while the cancellation is being announced.
         self._already_cancelled = bool(self.time_start)
         try:
-            with at_once():
-                super().cancel(pool, *args, **kwargs)
+            super().cancel(pool, *args, **kwargs)
         except NotImplementedError:
             self._already_cancelled = False
             logger.info("%s runs to its end: this pool cannot stop it", self)
@@ -152,15 +185,22 @@ class Request(stock.Request):
         super().on_retry(exc_info)
 
     def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
-        """End the message by the answer of its run in the pool, also when it was cancelled."""
+        """End the message by the answer of its run in the pool, also when it was cancelled.
+
+        A part of a chord that may be uncounted is counted again.
+        """
         failed, result, seconds = failed__retval__runtime
         if seconds is not None:  # else its greenlet was killed, and it has not ended
             self._already_cancelled = False
         if failed == ESCAPED:
             self.on_failure(result)
             return
+        end = partial(super().on_success, failed__retval__runtime, **kwargs)
+        if not failed and self.may_be_repeated():
+            self._end_when_stored(partial(self._end_repeated, end))
+            return
         with self._ending_surely():
-            super().on_success(failed__retval__runtime, **kwargs)
+            end()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End the message as failed after a hard time limit, unless it is to run again."""
@@ -168,8 +208,23 @@ class Request(stock.Request):
             self._message.ending = "failed"
             self.note_death(TimeLimitExceeded(timeout))
             self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
-        with self._ending_surely():
-            super().on_timeout(soft, timeout)
+            self._end_when_stored(partial(super().on_timeout, soft, timeout))
+            return
+        super().on_timeout(soft, timeout)
+
+    def may_be_repeated(self) -> bool:
+        """Whether it may have succeeded before, and been skipped now, as a part of a chord."""
+        return bool(
+            self._app.conf.worker_deduplicate_successful_tasks
+            and self.delivery_info.get("redelivered")
+            and self._context.chord
+        )
+
+    def _end_repeated(self, end: Callable[[], None]) -> None:
+        meta = self.task.backend.get_task_meta(self.id, cache=False)
+        if meta["status"] == states.SUCCESS:
+            count_success(self.task, self._context, meta.get("result"))
+        end()
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
@@ -178,15 +233,28 @@ class Request(stock.Request):
         error = unwrap(exc_info)
         self._message.ending = _ending_by(error)
         self.note_death(error, traceback=str(exc_info.traceback or ""))
+        end = partial(super().on_failure, exc_info, send_failed_event, return_ok)
         if isinstance(error, _EXITS):
-            if self._was_interrupted(error) and not self._success_was_stored():
-                self._run_again(error)
+            if self._was_interrupted(error):
+                self._end_when_stored(partial(self._end_interrupted, error, end))
                 return
             self._message.loss = f"its process was lost on {self.hostname}: {error}"
-        with self._ending_surely():
-            super().on_failure(exc_info, send_failed_event, return_ok)
-            if self._already_cancelled:
-                self._give_back_cancelled()
+        if not return_ok or isinstance(error, Reject):
+            self._end_when_stored(partial(self._end_failed, end))
+            return
+        with self._ending_surely():  # its result was stored where it ran
+            self._end_failed(end)
+
+    def _end_failed(self, end: Callable[[], None]) -> None:
+        end()
+        if self._already_cancelled:
+            self._give_back_cancelled()
+
+    def _end_interrupted(self, error: BaseException, end: Callable[[], None]) -> None:
+        if self._success_was_stored():
+            end()
+        else:
+            self._run_again(error)
 
     @contextmanager
     def _ending_surely(self) -> Iterator[None]:
@@ -194,6 +262,8 @@ class Request(stock.Request):
         try:
             yield
         except Exception as error:
+            if is_cut_off() and is_passing(error):
+                raise  # the worker is cut off from its results as it ends: the message goes back
             logger.exception(
                 "%s has ended, but not all could be done that follows",
                 self,
@@ -210,7 +280,7 @@ class Request(stock.Request):
         return bool(may_run_again and is_ours and (STOP.told or asked_to_end(error)))
 
     def _run_again(self, error: BaseException) -> None:
-        """Return the message of an interrupted run at once; it is nobody's fault."""
+        """Return the message of an interrupted run; it is nobody's fault."""
         task_ready(self)
         if self._already_cancelled:
             self._give_back_cancelled()
@@ -237,6 +307,7 @@ class Request(stock.Request):
         """Tell whether the task had succeeded before its process was lost."""
         if stored := super()._success_was_stored():
             self._message.ending = "done"
+            count_success(self.task, self._context, stored.get("result"))
         return stored
 
     def _retry_worker_lost(self, exc: Any, exc_info: Any) -> bool:
@@ -249,14 +320,24 @@ class Request(stock.Request):
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self._message.ending = "expired" if expired else "revoked"
+        # From now on, although that is yet to be stored.
+        self._already_revoked = True
+        announce = partial(super()._announce_revoked, reason, terminated, signum, expired)
+        self._end_when_stored(partial(self._announce, announce, reason))
+
+    def _announce(self, announce: Callable[[], None], reason: str) -> None:
         try:
-            with at_once():
-                super()._announce_revoked(reason, terminated, signum, expired)
-        except Exception:
-            # The result backend is away. The task must not run all the same, nor end its worker.
+            announce()
+        except Exception as error:
+            if is_cut_off() and is_passing(error):
+                raise
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
-            self._already_revoked = True
+
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        # From now on, as what its process says when it is killed comes at any moment.
+        self._already_cancelled = True
+        CLERK.do(self._app, partial(super()._announce_cancelled, *args, **kwargs))
 
 
 def tell_repeated_starts(requests: Sequence[Request]) -> None:

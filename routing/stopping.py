@@ -93,3 +93,9 @@ def asked_to_end(error: BaseException) -> bool:
     if isinstance(error, SystemExit):
         return error.code in _EXIT_CODES
     return _ASKED_TO_END.search(str(error)) is not None
+
+
+def is_cut_off() -> bool:
+    """Return whether the worker stops cold: what it is doing is given up."""
+    reason = state.should_terminate
+    return reason is not None and reason is not False

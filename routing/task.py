@@ -11,6 +11,7 @@ from kombu.utils.imports import symbol_by_name
 
 from routing.call import Arguments, Call, Read
 from routing.errors import DeadLetter
+from routing.outcomes import retried
 from routing.publish import send
 from routing.receipts import Receipts
 
@@ -98,14 +99,17 @@ def missing_attributes(kind: Any) -> dict[str, Any]:
 
 
 def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a task's `retry` which lets a `DeadLetter` pass: also `autoretry_for` calls it."""
+    """Return a task's `retry` which lets a `DeadLetter` pass: also `autoretry_for` calls it.
+
+    In a worker it waits for a broker that is away: the run is over, and is not to be repeated.
+    """
 
     @wraps(retry)
     def retry_unless_dead(self: Any, *args: Any, **options: Any) -> Any:
         error = options.get("exc", args[2] if len(args) > 2 else None)
         if isinstance(error, DeadLetter):
             raise error
-        return retry(self, *args, **options)
+        return retried(self, error, lambda: retry(self, *args, **options))
 
     setattr(retry_unless_dead, _SPARES_THE_DEAD, True)
     return retry_unless_dead

@@ -51,11 +51,18 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
     def apply_async(self: Any, *args: Any, **options: Any) -> Any:
         app = self.app
         # A group inside of a group belongs to the outer one.
-        if current() is not None or not _has_bounds(topology_of(app)) or app.conf.task_always_eager:
+        outer = current()
+        is_inner = outer is not None and not outer.exempt_only
+        if is_inner or not _has_bounds(topology_of(app)) or app.conf.task_always_eager:
             return stock(self, *args, **options)
         with gathering() as gathered:
             result = stock(self, *args, **options)
-        publish(app, gathered, options)
+        if outer is None or not all(map(outer.takes, gathered.lanes)):
+            publish(app, gathered, options)
+            return result
+        for lane, texts in gathered.lanes.items():
+            for text in texts:
+                outer.add(lane, text)
         return result
 
     setattr(apply_async, _MARK, True)
@@ -76,16 +83,25 @@ def publish(app: Any, gathered: Gathering, options: Mapping[str, Any]) -> None:
         QueueFull: a queue has no room for its share; nothing was published.
         BrokerUnreachable: the broker is away.
     """
-    if not gathered.lanes:
-        return
+    publisher(app, gathered, options)()
+
+
+def publisher(app: Any, gathered: Gathering, options: Mapping[str, Any]) -> Callable[[], None]:
+    """Return what publishes gathered messages; called again after an error, it goes on."""
     conf = app.conf
     policy = {
         "retry": options.get("retry", conf.task_publish_retry),
         "retry_policy": options.get("retry_policy") or conf.task_publish_retry_policy,
     }
     publication = _Publication(gathered)
-    with producer_for(app, options) as producer:
-        ensure(producer, lambda: publication.send(producer.channel), policy)
+
+    def publish_rest() -> None:
+        if publication.is_over:
+            return
+        with producer_for(app, options) as producer:
+            ensure(producer, lambda: publication.send(producer.channel), policy)
+
+    return publish_rest
 
 
 class _Publication:
@@ -99,6 +115,10 @@ class _Publication:
             for lane, texts in gathered.lanes.items()
             for start in range(0, len(texts), CHUNK)
         ]
+
+    @property
+    def is_over(self) -> bool:
+        return not self._calls
 
     def send(self, channel: Any) -> None:
         if len(self._calls) == 1 and not self._calls[0][0].exempt:

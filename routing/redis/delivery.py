@@ -103,16 +103,7 @@ class Delivery:
                 exc_info=error,
                 extra={"event": "intake_failed"},
             )
-            self._try_again(arrival, error)
-
-    def _try_again(self, arrival: Arrival, error: Exception) -> None:
-        """Give a message back, unless that was done often enough, or nobody could count it."""
-        held = self._holdings.get(arrival.tag)
-        limit = self._holdings.topology.queue(arrival.queue).max_deliveries
-        if held is not None and held.message_id and held.charges.count + 1 < limit:
-            self._holdings.give_back(arrival.tag, Mark.CHARGED, "it could not be taken in")
-        else:
-            self._bury(arrival, of_error("poison", error, queue=arrival.queue))
+            self._holdings.give_back(arrival.tag, Mark.LATER)
 
     def payload_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message that was fetched by itself; what is none is set aside.
@@ -138,6 +129,7 @@ class Delivery:
             message_id,
             charges=self._charges.pop(arrival.tag, UNCHARGED),
             at_ms=at if isinstance(at := noted.get("at"), int) else 0,
+            returned=count if isinstance(count := noted.get("returned"), int) else 0,
         )
         if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True

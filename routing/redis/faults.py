@@ -53,6 +53,8 @@ def fault_of(error: BaseException) -> Fault:
     'refused'
     >>> fault_of(exceptions.ReadOnlyError("You can't write against a read only replica.")).value
     'lost'
+    >>> fault_of(exceptions.ResponseError("Command # 1 of pipeline caused error: BUSY")).value
+    'refused'
     >>> fault_of(exceptions.ResponseError("WRONGTYPE Operation against a key")).value
     'bug'
     """
@@ -69,7 +71,8 @@ def fault_of(error: BaseException) -> Fault:
     if not isinstance(error, exceptions.RedisError):
         cause = error.__cause__
         return fault_of(cause) if cause is not None and cause is not error else Fault.BUG
-    text = str(error)
+    # A pipeline puts the command before what the server said.
+    text = str(error).rpartition(" of pipeline caused error: ")[2]
     if text.startswith(_NO_WRITES):
         return Fault.LOST
     # Servers before version 7 wrap what a script was refused into an error of the script.

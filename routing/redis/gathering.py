@@ -1,7 +1,8 @@
 """Messages that must be published together: kept until all of them are there.
 
 While a group or a chord is being published (`routing.whole`), channels put its messages here
-instead of pushing them one by one.
+instead of pushing them one by one; so they do with what the items of a batch send, until the states
+of all of them are stored.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class Gathering:
     """Messages of one publication, by lane, in the order in which they were made."""
 
     lanes: dict[Lane, list[str | Delay]] = field(default_factory=dict)
+    #: Keep only what no bound can refuse.
+    exempt_only: bool = False
+
+    def takes(self, lane: Lane) -> bool:
+        """Return whether messages of a lane are kept here."""
+        return lane.exempt or not self.exempt_only
 
     def add(self, lane: Lane, text: str | Delay) -> None:
         """Keep a message."""
@@ -45,9 +52,9 @@ def current() -> Gathering | None:
 
 
 @contextmanager
-def gathering() -> Iterator[Gathering]:
+def gathering(*, exempt_only: bool = False) -> Iterator[Gathering]:
     """Gather what this context publishes meanwhile."""
-    gathered = Gathering()
+    gathered = Gathering(exempt_only=exempt_only)
     token = _CURRENT.set(gathered)
     try:
         yield gathered

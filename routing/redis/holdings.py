@@ -9,6 +9,7 @@ renews the leases.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import weakref
 from collections import deque
@@ -22,6 +23,7 @@ from routing.redis.clocks import Fence, ServerClock
 from routing.redis.native import new_lock
 from routing.redis.outbox import Carrier, Outbox
 from routing.redis.records import (
+    LONGEST_RETURN_SECONDS,
     UNCHARGED,
     Burial,
     Charges,
@@ -34,6 +36,8 @@ from routing.redis.records import (
     State,
     Watch,
 )
+
+logger = logging.getLogger(__name__)
 
 #: The prefetch of a queue that neither the table nor a batch task says anything about.
 DEFAULT_PREFETCH = 32
@@ -148,7 +152,13 @@ class Holdings:
     # -- states
 
     def identify(
-        self, tag: str, message_id: str, *, charges: Charges = UNCHARGED, at_ms: int = 0
+        self,
+        tag: str,
+        message_id: str,
+        *,
+        charges: Charges = UNCHARGED,
+        at_ms: int = 0,
+        returned: int = 0,
     ) -> None:
         """Note whose a held message is.
 
@@ -157,11 +167,13 @@ class Holdings:
             message_id: its id.
             charges: how often it took a process down before.
             at_ms: when it was pushed, by the server's clock; 0 when nobody has noted it.
+            returned: how often it was given back because it could not be run then.
         """
         if held := self._held.get(tag):
             held.message_id = message_id
             held.charges = charges
             held.at_ms = at_ms
+            held.returned = returned
 
     def watch(self, tag: str, message: object) -> None:
         """Give a message back if it dies before it ends: nobody is left who could end it."""
@@ -243,6 +255,9 @@ class Holdings:
     def give_back(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
         """Note that a message goes back to the front of its queue; False when it is not held.
 
+        One that comes later is neither counted as a delivery nor becomes a dead letter, however
+        often that happens.
+
         Arguments:
             tag: the message.
             mark: what its next worker must know.
@@ -253,6 +268,8 @@ class Holdings:
             if held is None:
                 return False
         self._return(held, mark, evidence)
+        if mark is Mark.LATER:
+            _say_later(held)
         self._tell(tag, held.queue)
         return True
 
@@ -365,6 +382,18 @@ class Holdings:
         """Return the channel that fetched this tag or, when it has gone, another."""
         name = tag.partition(":")[0]
         return self._carriers.get(name) or next(iter(self._carriers.values()), None)
+
+
+def _say_later(held: Held) -> None:
+    seconds = min(LONGEST_RETURN_SECONDS, 2 ** min(held.returned, 6))
+    logger.warning(
+        "queue %r: message %s is given back, %d times by now, and comes again in %d s",
+        held.queue,
+        held.message_id or held.tag,
+        held.returned + 1,
+        seconds,
+        extra={"event": "given_back_later", "count": held.returned + 1},
+    )
 
 
 def _keep_out_of_children(holdings: Holdings) -> None:

@@ -16,6 +16,7 @@ from routing.payload import loads
 from routing.redis.delays import was_kept
 from routing.redis.inflate import check_inflated
 from routing.redis.records import Mark
+from routing.stopping import STOP
 
 if TYPE_CHECKING:
     from routing.redis.channel import EngineMixin
@@ -68,9 +69,15 @@ class EngineMessage(virtual.Message):
         self._state = "ACK"
 
     def reject(self, requeue: bool = False) -> None:
-        """End the message as a dead letter, or return it to the front of its queue."""
+        """End the message as a dead letter, or return it to its queue.
+
+        A worker takes it again after a delay that doubles each time. It comes at once when it was
+        lost with its process, from a worker that stops, and from other consumers.
+        """
         if requeue:
-            mark = Mark.CHARGED if self.loss else Mark.REDELIVERED
+            waits = self.channel.runtime.holdings.durable and not STOP.told
+            mark = Mark.LATER if waits else Mark.REDELIVERED
+            mark = Mark.CHARGED if self.loss else mark
             self.channel.give_back(self.delivery_tag, mark, self.loss)
         else:
             self.channel.bury(self.delivery_tag, self.evidence or Evidence(reason="rejected"))

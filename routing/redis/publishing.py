@@ -117,7 +117,7 @@ class Publishing:
         overflow = self.overflow(lane.queue, delayed=lane.delayed)
         if not lane.exempt:
             overflow.check_size(text)
-        if (gathered := gathering.current()) is not None:
+        if (gathered := gathering.current()) is not None and gathered.takes(lane):
             gathered.add(lane, text)
             return
         terms: Terms = "exempt" if lane.exempt else ""

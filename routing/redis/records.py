@@ -28,6 +28,11 @@ class Mark(StrEnum):
     NONE = ""  #: nobody may have begun it
     REDELIVERED = "redelivered"  #: it may have run in part: it was handed over
     CHARGED = "charged"  #: the same, and it counts as a delivery that took a process down
+    LATER = "later"  #: it cannot be run now: it comes again after a delay that doubles each time
+
+
+#: Seconds until a message comes again that was given back later, at most.
+LONGEST_RETURN_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ class Held:
     charges: Charges = UNCHARGED
     #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
     at_ms: int = 0
+    #: How often it was given back because it could not be run then.
+    returned: int = 0
     #: Set while a worker owns the message: tells when nobody could end it any more.
     watch: Watch | None = None
 

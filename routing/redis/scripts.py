@@ -76,6 +76,7 @@ SCRIPTS = {
         "rebase",
         "renew",
         "reclaim",
+        "store",
     )
 }
 

@@ -211,6 +211,7 @@ class Verbs:
     def give_back(self, client: redis.Redis, queue: str, returns: Sequence[Return]) -> int:
         """Return messages to the front of their queue, given in fetch order; returns how many."""
         keys = [*self.keys.records(), self.keys.bell(queue), self._ledger(queue)]
+        keys += [*self._delayed(queue), self.keys.delayed_count()]
         returned = 0
         # The newest chunk goes first: each chunk passes the one before it.
         for start in reversed(range(0, len(returns), GIVE_BACK_AT_MOST)):

@@ -18,7 +18,7 @@ from routing.redis.delays import Delay
 from routing.redis.graves import Graves, Move
 from routing.redis.keys import Keys
 from routing.redis.records import Burial, Ending, Fetch, Return, Settlement
-from routing.redis.scripts import SCRIPTS, Script
+from routing.redis.scripts import SCRIPTS, Script, call
 from routing.redis.verbs import Verbs
 
 LUA = Path(__file__).parent.parent.parent / "routing" / "redis" / "lua"
@@ -126,6 +126,8 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     "renew": (lambda client: verbs().renew(client, "host", [("t", ""), ("u", "an-id")]), [], 0, 4),
     # ledger and bell of the table's one queue; its name
     "reclaim": (lambda client: verbs().reclaim(client), 0, 0, 0),
+    # a key; text, seconds, whether final, and what it may replace
+    "store": (lambda client: call(client, "store", ["key"], ["{}", 0, "1", ""]), [[], []], 1, 4),
     "purge": (lambda client: verbs().purge(client, "q"), 0, 4, 0),
 }
 
@@ -172,9 +174,9 @@ def test_a_body_uses_only_numbered_keys_and_arguments_of_its_header(name: str) -
 
 @pytest.mark.parametrize("name", script_names())
 def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
-    call, reply, more_keys, more_args = CALLS[name]
+    verb, reply, more_keys, more_args = CALLS[name]
     client = Recorder(reply)
-    call(client)
+    verb(client)
     keys, args = (numbered(SCRIPTS[name].header[part]) for part in ("KEYS", "ARGV"))
     assert len(client.keys) == len(keys) + more_keys
     assert len(client.args) == len(args) + more_args
@@ -184,7 +186,7 @@ def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
 
 
 #: A full server refuses these: the first two add, the others change no message.
-ADDING = {"push", "delay", "ledger", "rebase"}
+ADDING = {"push", "delay", "ledger", "rebase", "store"}
 
 
 @pytest.mark.parametrize("name", sorted(set(script_names()) - ADDING))

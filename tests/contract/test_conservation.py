@@ -205,12 +205,34 @@ class Conservation(Play):
         self.exchange("w", {}, charged, ending, "")
 
     @if_held
-    @rule(picks=picks, mark=st.sampled_from(Mark), twice=st.booleans())
+    @rule(picks=picks, mark=st.sampled_from(sorted({*Mark} - {Mark.LATER})), twice=st.booleans())
     def give_back(self, picks: list[int], mark: Mark, twice: bool) -> None:
         for queue, tags in self.by_queue(self.some(picks)).items():
             returns = [Return(tag, self.tags[tag][1], mark, "it was lost") for tag in tags]
             back = self.should.give_back(tags, mark)
             assert self.verbs.give_back(self.client, queue, returns) == back
+            assert not twice or self.verbs.give_back(self.client, queue, returns) == 0
+
+    @if_held
+    @rule(picks=picks, twice=st.booleans())
+    def give_back_later(self, picks: list[int], twice: bool) -> None:
+        for queue, tags in self.by_queue(self.some(picks)).items():
+            if queue not in QUEUES:
+                continue
+            messages = [self.tags[tag][1] for tag in tags]
+            returns = [
+                Return(tag, message, Mark.LATER)
+                for tag, message in zip(tags, messages, strict=True)
+            ]
+            known = set(self.client.zrange(self.keys.delayed(queue), 0, -1))
+            back = self.verbs.give_back(self.client, queue, returns)
+            # No two are due together, and each at a time that is known here.
+            dues = [48 * 3600.0 + int(message) for message in messages]
+            for member in set(self.client.zrange(self.keys.delayed(queue), 0, -1)) - known:
+                due = 48 * 3600 + int(member.decode().partition("#")[2])
+                due_ms = int((self.epoch.timestamp() + due) * 1000)
+                self.client.zadd(self.keys.delayed(queue), {member: due_ms}, xx=True)
+            assert back == self.should.give_back_later(tags, dues)
             assert not twice or self.verbs.give_back(self.client, queue, returns) == 0
 
     @if_held

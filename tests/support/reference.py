@@ -26,6 +26,8 @@ class Delayed:
     message: str
     step: int
     over: bool = False
+    #: It was given back, and goes to the front.
+    returned: bool = False
 
 
 @dataclass
@@ -180,10 +182,14 @@ class Reference:
     def fetch(self, name: str, credit: int, tags: str) -> list[str]:
         """Take what is due or waits under the tags `tags` + 1, 2, 3 ...; returns the messages."""
         queue = self.queues[name]
-        for one in queue.delayed:
-            if one.over:
+        over = [one for one in queue.delayed if one.over]
+        for one in over:
+            if not one.returned:
                 queue.ready[one.step].append(one.message)
                 self.redelivered.discard(one.message)
+        for one in reversed(over):
+            if one.returned:
+                queue.ready[one.step].insert(0, one.message)
         queue.delayed = [one for one in queue.delayed if not one.over]
         taken = [(message, step) for step in STEPS for message in queue.ready[step]][:credit]
         for n, (message, step) in enumerate(taken, start=1):
@@ -217,6 +223,19 @@ class Reference:
         for held in back:
             self.deliveries[held.message] += mark == "charged"
         self._to_front(back, "given_back", redelivered=bool(mark))
+        return len(back)
+
+    def give_back_later(self, tags: Sequence[str], dues: Sequence[float]) -> int:
+        """Delay messages that are held, and come back to the front; returns how many."""
+        back = [
+            (held, due) for tag, due in zip(tags, dues, strict=True) if (held := self._leave(tag))
+        ]
+        for held, due in back:
+            queue = self.queues[held.queue]
+            later = Delayed(due, held.message, held.step, returned=True)
+            queue.delayed = sorted([*queue.delayed, later], key=lambda one: one.due)
+            queue.count("given_back", 1)
+            self.redelivered.add(held.message)
         return len(back)
 
     def reclaim(self, tags: Sequence[str]) -> int:

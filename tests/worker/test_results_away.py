@@ -32,7 +32,7 @@ def test_a_success_waits_for_the_backend_and_never_becomes_a_failure(
         at.traces.next_start()
         backend.stop()
         at.traces.open("gate")
-        at.worker.wait_log("Failed operation")
+        at.worker.wait_log("waiting for the result backend")
         backend.start()
         at.wait_until_settled(timeout=40)
         ledger = at.broker.ledger("bulk")

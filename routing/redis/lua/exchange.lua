@@ -66,7 +66,8 @@ local expiry = string.format('%.0f', now + lease)
 local promotions, next_due = 500, nil
 
 -- Appends what is due to the ready lists, first due first. Age counts from the due time, and the
--- mark tells the worker that no clock of its own is to be asked again.
+-- mark tells the worker that no clock of its own is to be asked again. What was given back waited in
+-- line before: it goes to the front, with its own age and marks.
 local function promote(delayed, texts, ledger)
   local members, dues = {}, {}
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'WITHSCORES', 'LIMIT', 0, promotions)
@@ -76,22 +77,26 @@ local function promote(delayed, texts, ledger)
   redis.call('ZREM', delayed, unpack(members))
   local values = redis.call('HMGET', texts, unpack(members))
   redis.call('HDEL', texts, unpack(members))
-  local ready, added = {}, 0
+  local ready, again, added = {}, {}, 0
   for i, value in ipairs(values) do
     -- The value is "<length of the list's name>:<name><text>".
     local digits = string.match(value, '^%d+')
     local from = #digits + 2 + tonumber(digits)
     local list, text = string.sub(value, #digits + 2, from - 1), string.sub(value, from)
     if string.sub(text, -1) ~= '}' then text = string.match(text, '^(.*})%s*$') or text end
-    if string.sub(text, -1) == '}' then
+    local is_back = string.find(string.sub(text, -300), ',"celeriac":{[^{}]*"returned":%d+[^{}]*}}$')
+    if string.sub(text, -1) == '}' and not is_back then
       local stamp = ',"celeriac":{"at":' .. dues[i] .. ',"due":' .. dues[i] .. '}}'
       text = string.sub(text, 1, -2) .. stamp
     end
-    ready[list] = ready[list] or {}
-    table.insert(ready[list], text)
+    local texts_of = is_back and again or ready
+    texts_of[list] = texts_of[list] or {}
+    -- Each push to the front passes the one before it.
+    table.insert(texts_of[list], is_back and 1 or #texts_of[list] + 1, text)
     added = added + #text
   end
   for list, due_texts in pairs(ready) do redis.call('LPUSH', list, unpack(due_texts)) end
+  for list, due_texts in pairs(again) do redis.call('RPUSH', list, unpack(due_texts)) end
   promotions = promotions - #members
   if ledger ~= '' then redis.call('HINCRBY', ledger, 'bytes', added) end
 end

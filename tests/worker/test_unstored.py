@@ -1,0 +1,212 @@
+"""What a task became waits until it is stored, and is never found out again because it was not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, chord
+
+from tests.apps.basic import Traces
+from tests.apps.unstored import create
+from tests.support.broker import Broker
+from tests.support.servers import Server, valkey_binary
+from tests.support.wait import eventually
+from tests.support.worker import Worker
+from tests.worker.conftest import POOLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yard:
+    """A worker whose results are on a server that can be full, and where its traces are not."""
+
+    app: Celery
+    worker: Worker
+    broker: Broker
+    traces: Traces
+    results: redis.Redis
+
+    def send(self, task: str, *args: Any, **options: Any) -> Any:
+        return self.app.tasks[task].apply_async(args, **options)
+
+    def fill(self) -> None:
+        """Let the server of the results take nothing more."""
+        self.results.config_set("maxmemory", 1)
+
+    def free(self) -> None:
+        self.results.config_set("maxmemory", 0)
+
+    def settled(self) -> bool:
+        return self.broker.holds_nothing() and self.broker.length("default") == 0
+
+
+@contextmanager
+def yard(
+    pool: str,
+    *,
+    broker: str,
+    results: str,
+    store: str,
+    settings: Mapping[str, Any] | None = None,
+    concurrency: int = 2,
+) -> Iterator[Yard]:
+    env = {
+        "CELERIAC_TEST_BROKER": broker,
+        "CELERIAC_TEST_RESULTS": results,
+        "CELERIAC_TEST_STORE": store,
+        "CELERIAC_TEST_SETTINGS": json.dumps(settings or {}),
+    }
+    worker = Worker("tests.apps.unstored", pool, concurrency, env=env)
+    app = create(broker, results=results, store=store, settings=settings)
+    traces, client = Traces(store), redis.Redis.from_url(results)
+    with worker, Broker(broker) as view, client:
+        yield Yard(app=app, worker=worker, broker=view, traces=traces, results=client)
+    app.close()
+    traces.client.close()
+
+
+@pytest.fixture
+def spare(tmp_path: Path) -> Iterator[Server]:
+    """A server that may be full or away."""
+    server = Server(valkey_binary(), tmp_path)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=POOLS)
+def at(request: pytest.FixtureRequest, valkey: Server, spare: Server) -> Iterator[Yard]:
+    urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
+    with yard(request.param, results=spare.fresh_url(), **urls) as at:
+        yield at
+        at.free()
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_full_result_server_repeats_nothing_and_loses_nothing(at: Yard, task: str) -> None:
+    at.fill()
+    sent = [at.send(task, f"item-{n}") for n in range(20)]
+    at.worker.wait_log("waiting for the result backend")
+    at.free()
+    assert [result.get(timeout=20) for result in sent] == [f"item-{n}" for n in range(20)]
+    eventually(at.settled)
+    assert at.traces.counts() == {f"item-{n}": 1 for n in range(20)}
+    assert at.broker.ledger("default").get("dead", 0) == 0
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_full_server_of_broker_and_results_repeats_nothing(
+    valkey: Server, spare: Server, task: str
+) -> None:
+    url = spare.fresh_url()
+    with yard("prefork", broker=url, results=url, store=valkey.fresh_url()) as at:
+        held = "held" if task == "plain" else "held_many"
+        sent = [at.send(held, f"item-{n}", "gate") for n in range(20)]
+        at.traces.next_start()
+        at.fill()
+        at.traces.open("gate", times=20)
+        at.worker.wait_log("waiting for the result backend")
+        at.free()
+        for result in sent:
+            result.get(timeout=20)
+        eventually(at.settled)
+        assert at.traces.counts() == {f"item-{n}": 1 for n in range(20)}
+        assert at.broker.ledger("default").get("dead", 0) == 0
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_chord_ends_after_its_parts_could_not_be_counted(at: Yard, task: str) -> None:
+    held = "held" if task == "plain" else "held_many"
+    tasks = at.app.tasks
+    body = tasks["plain"].si("body")
+    result = chord([tasks[held].si(f"part-{n}", "gate") for n in range(2)])(body)
+    at.traces.next_start()
+    at.fill()
+    at.traces.open("gate", times=2)
+    at.worker.wait_log("waiting for the result backend")
+    at.free()
+    assert result.get(timeout=30) == "body"
+    eventually(at.settled)
+    assert at.traces.counts() == {"part-0": 1, "part-1": 1, "body": 1}
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_revoked_task_is_told_so_once_its_result_can_be_stored(at: Yard, task: str) -> None:
+    at.fill()
+    late = at.send(task, "late", expires=-10)
+    at.worker.wait_log("waiting for the result backend")
+    assert at.broker.unacked() == 1, "its message is held until then"
+    assert at.app.control.inspect(timeout=10, limit=1).ping(), "the worker goes on"
+    at.free()
+    eventually(lambda: late.state == "REVOKED", 20)
+    eventually(at.settled)
+    assert at.traces.counts() == {}
+
+
+@pytest.mark.parametrize("task", ["nowhere", "nowhere_many"])
+def test_a_retry_that_can_never_be_sent_ends_its_task_as_a_dead_letter(at: Yard, task: str) -> None:
+    result = at.send(task, "lost")
+    eventually(lambda: at.broker.ledger("default").get("dead", 0) == 1)
+    eventually(lambda: result.state == "FAILURE")
+    eventually(at.settled)
+    assert at.traces.counts() == {"lost": 1}
+
+
+def test_a_retry_waits_for_a_broker_that_takes_nothing(valkey: Server, spare: Server) -> None:
+    urls = {"results": valkey.fresh_url(), "store": valkey.fresh_url()}
+    with yard("prefork", broker=spare.fresh_url(), **urls) as at:
+        again = at.send("again", "twice", "gate")
+        at.traces.next_start()
+        with redis.Redis.from_url(spare.url) as broker:
+            broker.config_set("maxmemory", 1)
+            at.traces.open("gate")
+            at.worker.wait_log("waiting for the broker")
+            broker.config_set("maxmemory", 0)
+        at.traces.next_start()
+        at.traces.open("gate")
+        assert again.get(timeout=20) == "twice"
+        eventually(at.settled)
+        assert at.traces.counts() == {"twice": 2}
+
+
+@pytest.mark.parametrize("task", ["stumble", "stumble_many"])
+def test_a_failure_is_never_replaced_by_the_retry_before_it(at: Yard, task: str) -> None:
+    names = [f"bad-{n}" for n in range(20)]
+    sent = []
+    for name in names:
+        sent.append(at.send(task, name))
+        if task == "stumble_many":
+            for n in range(10):
+                at.send(task, f"good-{name}-{n}")
+    for result in sent:
+        with pytest.raises(ValueError, match="bad"):
+            result.get(timeout=20)
+    eventually(at.settled)
+    assert {result.state for result in sent} == {"FAILURE"}
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_chord_ends_whose_part_was_stored_and_not_counted(valkey: Server, task: str) -> None:
+    urls = {name: valkey.fresh_url() for name in ("broker", "results", "store")}
+    settings = {"worker_deduplicate_successful_tasks": True, "task_acks_late": True}
+    with yard("prefork", settings=settings, **urls) as at:
+        at.traces.client.set("kill", 1)
+        held = "held" if task == "plain" else "held_many"
+        body = at.app.tasks["plain"].si("body")
+        link = at.app.tasks["plain"].si("link")
+        header = at.app.tasks[held].si("part", "gate")
+        header.link(link)
+        result = chord([header])(body)
+        at.traces.next_start()
+        at.traces.open("gate")
+        assert result.get(timeout=30) == "body"
+        eventually(at.settled)
+        counts = at.traces.counts()
+        assert (counts["part"], counts["body"]) == (1, 1)
+        assert counts["link"] >= 1
