@@ -22,11 +22,10 @@ from routing.clerk import CLERK
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
 from routing.followers import count_success
-from routing.redis.faults import is_passing
+from routing.outcomes import CutOff
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
-from routing.stopping import is_cut_off
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ class Request(stock.Request):
                 self.id, error, request=self._context, store_result=self.store_errors
             )
         except Exception as problem:
-            if is_cut_off() and is_passing(problem):
+            if isinstance(problem, CutOff):
                 raise
             # Its own arguments cannot be stored with it. It must not come back all the same, again
             # and again; its dead letter says what became of it.
@@ -123,7 +122,7 @@ class Request(stock.Request):
         try:
             end()
         except Exception as error:
-            if is_cut_off() and is_passing(error):
+            if isinstance(error, CutOff):
                 # The worker is cut off from its results as it ends: the message goes back.
                 self._then = None
                 raise
@@ -249,7 +248,7 @@ class Request(stock.Request):
         try:
             announce()
         except Exception as error:
-            if is_cut_off() and is_passing(error):
+            if isinstance(error, CutOff):
                 raise
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
