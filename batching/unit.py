@@ -24,10 +24,9 @@ from batching.run import run_batch
 from batching.wire import pack
 from routing.clerk import CLERK
 from routing.exits import exits_in
-from routing.redis.faults import is_passing
+from routing.outcomes import CutOff
 from routing.redis.records import State
 from routing.request import tell_repeated_starts
-from routing.stopping import is_cut_off
 
 if TYPE_CHECKING:
     from batching.slots import Slots
@@ -194,7 +193,7 @@ class BatchUnit:
         try:
             return results.stored_successes(self._task.backend, ids)
         except Exception as error:
-            if is_cut_off() and is_passing(error):
+            if isinstance(error, CutOff):
                 raise  # as the worker ends: they go back
             # No backend: then every item is handled as lost.
             logger.warning("Results of a lost batch could not be read", exc_info=True)

@@ -8,6 +8,7 @@ run.
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 import time
 from collections import Counter, deque
@@ -245,8 +246,12 @@ class Dispatcher(bootsteps.StartStopStep):
     def failed(self, unit: Unit) -> None:
         """Give back a unit that the pool did not take; it comes again later."""
         self.unused_slot()
+        self._give_back(unit.requests)
+
+    @staticmethod
+    def _give_back(requests: Sequence[Any]) -> None:
         mark = Mark.NONE if STOP.told else Mark.LATER
-        for request in unit.requests:
+        for request in requests:
             if (holdings := holdings_of(request.message)) is not None:
                 holdings.give_back(request.message.delivery_tag, mark)
 
@@ -319,13 +324,17 @@ class Dispatcher(bootsteps.StartStopStep):
         began = time.monotonic()
         try:
             unit.hand_over()
-        except Exception:
+        except Exception as error:
             logger.exception(
                 "could not hand over work of queue %r, giving it back",
                 queue,
                 extra={"event": "hand_over_failed"},
             )
-            self.failed(unit)
+            self.unused_slot()
+            stuck = [request for request in unit.requests if not _can_travel(request)]
+            self._give_back([request for request in unit.requests if request not in stuck])
+            for request in stuck:  # trying again would not help
+                request.fail_early(error)
         finally:
             self._handing = ""
         if self._channel is not None:  # the solo pool has run it by now
@@ -341,6 +350,15 @@ class Dispatcher(bootsteps.StartStopStep):
     def _unit_entered(self) -> Callable[[], None]:
         assert self._inflight is not None
         return self._inflight.enter(self._handing)
+
+
+def _can_travel(request: Any) -> bool:
+    """Whether what a pool process needs of a request can be pickled at all."""
+    try:
+        pickle.dumps((request.request_dict, request.body))
+    except Exception:
+        return False
+    return True
 
 
 def _refuse_stock_redis(connection: Any) -> None:

@@ -39,6 +39,14 @@ T = TypeVar("T")
 FIRST_WAIT_MS = 100
 LONGEST_WAIT_MS = 5000
 
+
+class CutOff(Reject):
+    """The worker stops cold while an outcome waits: its message goes back."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error, requeue=True)
+
+
 #: In a request: its retry is stored, so that the tracer does not store it again, after it was sent.
 RETRY_STORED = "_celeriac_retry_stored"
 
@@ -164,8 +172,10 @@ class Patient:
     def _sleep(self, seconds: float) -> None:
         """What Celery's backends call between two tries, while they handle the error."""
         error = sys.exc_info()[1]
-        if (_AT_ONCE.get() or is_cut_off()) and error is not None:
+        if _AT_ONCE.get() and error is not None:
             raise error
+        if is_cut_off() and error is not None:
+            raise CutOff(error) from error
         time.sleep(seconds)
 
     def mark_as_retry(
@@ -316,8 +326,10 @@ def _until(
         try:
             value = attempt()
         except Exception as error:
-            if tries >= at_most or not again(error) or is_cut_off():
+            if tries >= at_most or not again(error):
                 raise
+            if is_cut_off():
+                raise CutOff(error) from error
             tries += 1
             if tries == 1:
                 since = time.monotonic()

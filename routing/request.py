@@ -24,11 +24,11 @@ from routing.errors import DeadLetter, TooManyDeliveries
 from routing.evidence import Reason, of_error, unwrap
 from routing.failure import forget_frames
 from routing.followers import count_success
-from routing.redis.faults import is_passing
+from routing.outcomes import CutOff
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import State
-from routing.stopping import STOP, asked_to_end, is_cut_off
+from routing.stopping import STOP, asked_to_end
 from routing.traced import ESCAPED
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Request(stock.Request):
                 self.id, error, request=self._context, store_result=self.store_errors
             )
         except Exception as problem:
-            if is_cut_off() and is_passing(problem):
+            if isinstance(problem, CutOff):
                 raise
             # Its own arguments cannot be stored with it. It must not come back all the same, again
             # and again; its dead letter says what became of it.
@@ -262,7 +262,7 @@ class Request(stock.Request):
         try:
             yield
         except Exception as error:
-            if is_cut_off() and is_passing(error):
+            if isinstance(error, CutOff):
                 raise  # the worker is cut off from its results as it ends: the message goes back
             logger.exception(
                 "%s has ended, but not all could be done that follows",
@@ -329,7 +329,7 @@ class Request(stock.Request):
         try:
             announce()
         except Exception as error:
-            if is_cut_off() and is_passing(error):
+            if isinstance(error, CutOff):
                 raise
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()

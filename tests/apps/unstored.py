@@ -18,6 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.backends.redis import RedisBackend
+from celery.exceptions import Reject
 
 from batching import Batch, BatchTask
 from routing import install
@@ -60,6 +61,11 @@ def _add_simple(app: Celery, traces: Traces) -> None:
         for item in batch:
             traces.ran(item.value)
         return batch.values
+
+    @app.task(name="refuses", shared=False)
+    def refuses(name: str) -> None:
+        traces.ran(name)
+        raise Reject("not now", requeue=True)
 
     @app.task(name="held", shared=False)
     def held(name: str, gate: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,3 +211,32 @@ def test_a_chord_ends_whose_part_was_stored_and_not_counted(valkey: Server, task
         counts = at.traces.counts()
         assert (counts["part"], counts["body"]) == (1, 1)
         assert counts["link"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("pool", "task"), [("prefork", "plain"), ("threads", "plain"), ("threads", "many")]
+)
+def test_a_cold_shutdown_gives_back_what_waits_to_be_stored(
+    valkey: Server, spare: Server, pool: str, task: str
+) -> None:
+    urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
+    with yard(pool, results=spare.fresh_url(), **urls) as at:
+        at.fill()
+        at.send(task, "once")
+        at.worker.wait_log("waiting for the result backend")
+        at.worker.send(signal.SIGQUIT)
+        at.worker.wait(20)
+        assert at.broker.unacked() == 0
+        assert at.broker.length("default") == 1
+        assert not at.broker.client.hgetall("celeriac:deliveries"), "nobody is charged"
+
+
+def test_a_rejected_message_comes_again_later_and_is_never_a_delivery(valkey: Server) -> None:
+    urls = {name: valkey.fresh_url() for name in ("broker", "results", "store")}
+    with yard("prefork", **urls) as at:
+        at.send("refuses", "again")
+        at.worker.wait_log("comes again in 1 s")
+        at.worker.wait_log("comes again in 2 s")
+        assert at.traces.counts()["again"] <= 3
+        assert not at.broker.client.hgetall("celeriac:deliveries")
+        assert at.broker.ledger("default")["given_back"] >= 2
