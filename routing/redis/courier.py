@@ -301,13 +301,12 @@ class Courier:
     # -- settling
 
     def backlog(self, queue: str) -> bool:
-        """Return whether more of this queue is on its way, or known to wait where we have room."""
-        if self.inbox.waiting(queue) > 0:
+        """Return whether more of this queue is on its way, or known to wait at the broker."""
+        # Whether there is credit for it is not asked: what ended just now may still be counted.
+        if self.inbox.waiting(queue) > 0 or self._left.get(queue, 0) > 0:
             return True
         is_asked = self._fetch is not None and queue in dict(self._fetch.asked)
-        if not is_asked and self._holdings.credit(queue) <= 0:
-            return False  # whatever waits there
-        return self._stale or self._left.get(queue, 0) > 0
+        return self._stale and (is_asked or self._holdings.credit(queue) > 0)
 
     def held_up(self, seconds: float) -> None:
         """Note that the loop stood still: what was known to be empty may not be so any more."""
