@@ -27,7 +27,7 @@ from batching.errors import InvalidItem, NotSettled
 from batching.settle import Ended, Settling, unstorable
 from batching.validate import value_of
 from batching.wire import Parcel, unpack
-from routing.collector import paused
+from routing.collector import GROWTH, paused
 from routing.evidence import text_of
 from routing.exits import PROCESS_EXITS, Exits
 from routing.traced import raise_exit
@@ -74,6 +74,7 @@ def run_batch(
         _log_not_settled(name, len(parcels), error)
         return NotSettled(f"{type(error).__name__}: {text_of(error)}")
     finally:
+        GROWTH.look()
         if soft_limit:
             SOFT_LIMIT.restore()
 

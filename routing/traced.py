@@ -19,6 +19,7 @@ from celery.app import trace
 from celery.app.task import Context
 from celery.utils.serialization import get_pickleable_exception
 
+from routing.collector import GROWTH
 from routing.evidence import text_of
 from routing.exits import Exits, exits_in
 from routing.failure import Failure, failure, failure_of, stand_in
@@ -70,6 +71,8 @@ def run_traced(
         if exits.has(error):
             raise_exit(error)
         return end_escaped(name, request, error, exits)
+    finally:
+        GROWTH.look()
     return Answer(failed, failure(result) if failed else result, runtime)
 
 

@@ -1,0 +1,33 @@
+"""When a worker collects garbage that its thresholds do not see."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from routing import collector
+from routing.collector import GrowthWatch
+
+
+class Cycle:
+    def __init__(self, size: int) -> None:
+        self.itself = self
+        self.heavy = b"x" * size
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_few_heavy_objects_in_cycles_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "LOOK_SECONDS", 0.0)
+    gc.collect()
+    watch = GrowthWatch()
+    watch.look()
+    with collector.paused():
+        small = weakref.ref(Cycle(1))
+        watch.look()
+        assert small() is not None
+        heavy = weakref.ref(Cycle(2 * collector.GROWTH_BYTES))
+        watch.look()
+    assert heavy() is None
