@@ -27,7 +27,7 @@ from routing.followers import count_success
 from routing.outcomes import CutOff
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
-from routing.redis.records import State
+from routing.redis.records import Mark, State
 from routing.stopping import STOP, asked_to_end
 from routing.traced import ESCAPED
 
@@ -291,7 +291,7 @@ class Request(stock.Request):
             error,
             extra={"event": "interrupted"},
         )
-        self.reject(requeue=True)
+        self._return_at_once()
 
     def _give_back_cancelled(self) -> None:
         """Return the message of a cancelled run, which Celery leaves unacknowledged.
@@ -301,7 +301,13 @@ class Request(stock.Request):
         if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
             # What gevent's pool reports as a success would not be run again by this worker.
             successful_requests.discard(self.id)
-            self.reject(requeue=True)
+            self._return_at_once()
+
+    def _return_at_once(self) -> None:
+        """Return the message, which may have run in part, to the front of its queue uncharged."""
+        self._message.channel.give_back(self._message.delivery_tag, Mark.REDELIVERED)
+        self.acknowledged = True
+        self.send_event("task-rejected", requeue=True)
 
     def _success_was_stored(self) -> Any:
         """Tell whether the task had succeeded before its process was lost."""

@@ -301,13 +301,15 @@ class Holdings:
         return len(chosen)
 
     def give_back_forsaken(self) -> int:
-        """Give back messages that died before they ended, as their callbacks were lost."""
+        """Give back messages that died before they ended, as their callbacks were lost.
+
+        Uncharged: the process that they ran in lives.
+        """
         returned = 0
         while self._forsaken:
             tag = self._forsaken.popleft()
             begun = self.state(tag) in (State.HANDED, State.STARTED)
-            mark = Mark.CHARGED if self.state(tag) is State.STARTED else Mark.REDELIVERED
-            returned += self.give_back(tag, mark if begun else Mark.NONE, "nobody could end it")
+            returned += self.give_back(tag, Mark.REDELIVERED if begun else Mark.NONE)
         return returned
 
     def _drop(self, tag: str) -> Held | None:

@@ -73,7 +73,7 @@ def test_a_message_that_dies_before_it_ends_is_not_renewed_and_goes_back() -> No
     assert holdings.leases() == [("3", "")]
     assert holdings.give_back_forsaken() == 2
     ((_, returns),) = holdings.outbox.take_returns()
-    assert [(r.tag, r.mark) for r in returns] == [("1", Mark.NONE), ("2", Mark.CHARGED)]
+    assert [(r.tag, r.mark) for r in returns] == [("1", Mark.NONE), ("2", Mark.REDELIVERED)]
     assert holdings.held("a") == 1
     del message
 
