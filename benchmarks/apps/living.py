@@ -36,12 +36,17 @@ MAX_DELIVERIES = 3
 
 RETRY_SECONDS = 0.5
 
+#: Shares are counted in turns: without a weight, as many calls of the batched task as plain tasks
+#: would take most of the slots' time, each for a few items.
+PLAIN_WEIGHT = 8
+MAX_WAIT_SECONDS = 0.25
+
 settings = Settings.from_environment()
 
 TABLE: dict[str, Any] = {
     "queues": {
         URGENT: {"reserve": RESERVED, "prefetch": 8, "max_deliveries": MAX_DELIVERIES},
-        PLAIN: {"prefetch": 32, "max_deliveries": MAX_DELIVERIES},
+        PLAIN: {"weight": PLAIN_WEIGHT, "prefetch": 32, "max_deliveries": MAX_DELIVERIES},
         BATCHED: {"prefetch": settings.prefetch, "max_deliveries": MAX_DELIVERIES},
     },
     "routes": {"life.urgent": URGENT, "life.plain": PLAIN, "life.batched": BATCHED},
@@ -112,6 +117,7 @@ def _work(task: Any, number: int, seconds: float, behaviour: int) -> int:
     name="life.batched",
     base=BatchTask,
     max_size=MAX_SIZE,
+    max_wait=MAX_WAIT_SECONDS,
     autoretry_for=(SinkAway,),
     default_retry_delay=RETRY_SECONDS,
     max_retries=1000,

@@ -25,7 +25,7 @@ RESERVED = 1
 WORKERS = 2
 
 #: Share of the capacity that the trickle takes.
-LOAD = 0.6
+LOAD = 0.55
 
 #: Messages a second of the trickle; few enough that two shared cores are not what limits them.
 RATES = {URGENT: 10.0, PLAIN: 60.0, BATCHED: 140.0}

@@ -79,6 +79,8 @@ class Trouble:
         self._undo.clear()
 
     def _begin(self, happening: Happening) -> bool:
+        if not self.fleet.is_ready:
+            return False
         count, lasts = self._counts[happening.event], happening.until - happening.at
         match happening.event:
             case Event.DEPLOY:
