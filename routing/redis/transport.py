@@ -17,12 +17,17 @@ from routing.redis.inbox import Nudge
 logger = logging.getLogger(__name__)
 
 
+#: Seconds between two looks for a reply that is overdue.
+WATCH_SECONDS = 1.0
+
+
 class TransportMixin:
     """Delivers what channels fetched: from the event loop in slices, else from ``drain_events``."""
 
     #: kombu's event loop once a worker runs on it; None for gevent and for plain clients.
     hub: Any = None
     _nudge: Nudge | None = None
+    _watch: Any = None
     _ticks: frozenset[Any] = frozenset()
     channels: list[Any]
 
@@ -34,6 +39,12 @@ class TransportMixin:
         self.hub = loop
         self._nudge = Nudge()
         loop.add_reader(self._nudge.fileno(), self._deliver_slices)
+        self._watch = loop.call_repeatedly(WATCH_SECONDS, self._check_silence)
+
+    def _check_silence(self) -> None:
+        for channel in list(self.channels):
+            if "courier" in channel.__dict__:
+                channel.courier.check_silence()
 
     def inbox_filled(self) -> None:
         """Deliver soon what was fetched."""
@@ -52,6 +63,7 @@ class TransportMixin:
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver one slice of messages, after waiting for some when none were fetched."""
         if not self._deliver_slices():
+            self._check_silence()
             super().drain_events(connection, timeout=timeout)  # type: ignore[misc]
 
     def close_connection(self, connection: Any) -> None:
@@ -60,6 +72,8 @@ class TransportMixin:
         if self.hub is None:
             return
         self.hub.on_tick.difference_update(self._ticks)
+        if self._watch is not None:
+            self._watch.cancel()
         if self._nudge is not None:
             self.hub.remove_reader(self._nudge.fileno())
             self._nudge.close()
