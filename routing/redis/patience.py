@@ -84,25 +84,28 @@ PRODUCER_SECONDS = 5.0
 TASK_SECONDS = 60.0
 
 
-def patiently(call: Callable[[], T], *, is_worker: bool) -> T:
+def patiently(call: Callable[[], T], *, is_worker: bool, is_push: bool = False) -> T:
     """Return what a call returns, called again for a while as long as the server refuses it.
 
     Arguments:
         call: changes nothing when it is refused.
         is_worker: whether this process is a worker's, whose event loop must not wait.
+        is_push: whether to raise what the server said, when it has been waited for: kombu would
+            try a refusal again as it does a lost connection, each time for so long.
 
     Raises:
-        redis.exceptions.RedisError: what the server still answers at the end.
+        ServerRefused: the server still refuses.
     """
-    until = time.monotonic() + _seconds(is_worker)
+    if not (seconds := _seconds(is_worker)):
+        return call()
+    until = time.monotonic() + seconds
     pause = FIRST_SECONDS
     while True:
         try:
             return call()
         except ServerRefused as error:
             if time.monotonic() + pause > until:
-                # The answer itself: kombu would try a lost connection again, each time for so long.
-                raise (error.__cause__ or error) from None
+                raise (error.__cause__ if is_push and error.__cause__ else error) from None
         time.sleep(pause)
         pause = min(LONGEST_SECONDS, pause * 2)
 

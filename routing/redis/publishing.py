@@ -86,14 +86,15 @@ class Publishing:
 
         def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
             pushed: Pushed = self._patiently(
-                lambda: verb(self.plain_client, queue, some, priority=priority, terms=on_terms)
+                lambda: verb(self.plain_client, queue, some, priority=priority, terms=on_terms),
+                is_push=True,
             )
             return pushed
 
         return self.overflow(queue, delayed=delayed).push(push, texts, terms, took=took)
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        return patiently(call, is_worker=self.runtime.holdings.durable)
+    def _patiently(self, call: Callable[[], T], *, is_push: bool = False) -> T:
+        return patiently(call, is_worker=self.runtime.holdings.durable, is_push=is_push)
 
     # What kombu asks before it publishes.
 

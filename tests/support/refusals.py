@@ -73,6 +73,7 @@ def not_saving(server: Server) -> Iterator[None]:
     eventually(lambda: failed.items() <= client.info("persistence").items())
     yield
     client.config_set("save", "")
+    client.config_set("dbfilename", "dump.rdb")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +34,12 @@ class Place:
     broker: Broker
     traces: Traces
 
-    def send(self) -> dict[str, str]:
+    def send(self, *, kinds: Sequence[str] = ENDINGS) -> dict[str, str]:
         """Send what ends in every way, plain and batched, at once and delayed: name -> id."""
         attempt, item = self.app.tasks["refusals.attempt"], self.app.tasks["refusals.item"]
         ids: dict[str, str] = {}
         for n in range(8):
-            for how in ENDINGS:
+            for how in kinds:
                 name = f"{how}-{n}"
                 options = {"countdown": 0.2 * n} if n % 4 == 3 else {}
                 ids[name] = attempt.apply_async((name, how, 0.05), **options).id
@@ -84,7 +84,8 @@ def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
 ) -> None:
     pid, dead = at.worker.pid, {q: len(at.broker.dead(q)) for q in TABLE["queues"]}
     at.traces.client.delete("ran", "runs")
-    ids = at.send()
+    # A retry that cannot be sent for longer than Celery's publish policy tries is a failure.
+    ids = at.send(kinds=ENDINGS[:2] if how == "crowded" else ENDINGS)
     at.traces.next_run()
     with outage(at.server, how):
         pass

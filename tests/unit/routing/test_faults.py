@@ -82,7 +82,7 @@ def test_waits_double_up_to_a_longest_one_and_the_outage_is_told_once(
     assert [record.event for record in caplog.records] == ["broker_refused"]  # type: ignore[attr-defined]
 
 
-def test_a_worker_loop_waits_for_no_refusal_and_raises_what_the_server_said() -> None:
+def test_a_worker_loop_waits_for_no_refusal_and_takes_it_for_a_lost_connection() -> None:
     calls = []
 
     def refused() -> None:
@@ -90,8 +90,8 @@ def test_a_worker_loop_waits_for_no_refusal_and_raises_what_the_server_said() ->
         error = exceptions.ResponseError(REFUSALS[0])
         raise sorted_error(error) from error
 
-    with pytest.raises(exceptions.ResponseError, match="BUSY"):
-        patiently(refused, is_worker=True)
+    with pytest.raises(exceptions.ConnectionError, match="BUSY"):
+        patiently(refused, is_worker=True, is_push=True)
     assert len(calls) == 1
 
 
