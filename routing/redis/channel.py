@@ -19,12 +19,13 @@ from routing.evidence import Evidence
 from routing.redis.aliases import stock_url
 from routing.redis.courier import Courier
 from routing.redis.delivery import NO_MESSAGE
-from routing.redis.faults import ANY_FAULT
+from routing.redis.faults import ANY_FAULT, Sorting, sorting
 from routing.redis.inbox import SLICE_MESSAGES
 from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.publishing import Publishing
 from routing.redis.records import Mark
+from routing.redis.silence import set_timeouts
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class EngineMixin(Publishing):
     on_refused: Callable[[str, Exception], None] | None = None
 
     connection: Any
+    connection_class: Any
     client: Any
     closed: bool
     _in_poll: Any
@@ -52,6 +54,15 @@ class EngineMixin(Publishing):
     def courier(self) -> Courier:
         """The fetch loop of this channel."""
         return Courier(self)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        lease_seconds = self.runtime.topology.lease_seconds
+        set_timeouts(params, self.connection.client.transport_options or {}, lease_seconds)
+        if not issubclass(params.get("connection_class") or self.connection_class, Sorting):
+            # A unix socket's, which kombu names itself.
+            params["connection_class"] = sorting(params["connection_class"])
+        return params
 
     # -- removing
 
@@ -281,12 +292,16 @@ class EngineMixin(Publishing):
 class EngineChannel(EngineMixin, stock.Channel):
     """A channel to one Redis or Valkey server."""
 
+    connection_class = sorting(stock.Channel.connection_class)
+    connection_class_ssl = sorting(stock.Channel.connection_class_ssl)
     from_transport_options = (*stock.Channel.from_transport_options, "celeriac")
 
 
 class EngineSentinelChannel(EngineMixin, stock.SentinelChannel):
     """A channel to the master that Sentinel names."""
 
+    connection_class = sorting(stock.SentinelChannel.connection_class)
+    connection_class_ssl = sorting(stock.SentinelChannel.connection_class_ssl)
     from_transport_options = (*stock.SentinelChannel.from_transport_options, "celeriac")
 
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,14 @@ from routing.credit import SETTLE_SECONDS, Room, should_call
 from routing.redis.alarm import Alarm
 from routing.redis.clocks import boot_seconds
 from routing.redis.delivery import Delivery
-from routing.redis.faults import LOST
+from routing.redis.faults import LOST, NO_WRITES, ServerRefused, answer_of, is_lost
 from routing.redis.flusher import Flusher
 from routing.redis.inbox import Inbox
-from routing.redis.records import Fetch, Settlement
-from routing.redis.scripts import SCRIPTS, as_lost_connection, command
-from routing.redis.verbs import NOTHING, Exchanged
+from routing.redis.patience import Patience
+from routing.redis.records import Burial, Fetch, Return, Settlement
+from routing.redis.scripts import SCRIPTS, command
+from routing.redis.silence import is_silent
+from routing.redis.verbs import NOTHING, Arrival, Exchanged
 
 if TYPE_CHECKING:
     from routing.redis.channel import EngineMixin
@@ -47,6 +49,15 @@ BUSY_SECONDS = 0.02
 #: What a reply said is no longer known when the loop was held up for so long since its call, such
 #: as by a task that ran inside it (solo).
 STALE_SECONDS = 0.02
+
+#: A server that takes no writes for longer is left: another connection may find the new master.
+LEAVE_SECONDS = 5.0
+
+#: How long a channel that closes waits for a server that refuses: what ended would run again.
+STOP_SECONDS = 5.0
+
+#: What a server answers that refuses, or that finds the call itself wrong.
+ANSWERED = (ServerRefused, exceptions.ResponseError)
 
 #: A queue is not asked for more while that many of its messages wait for delivery.
 INBOX_HIGH = 256
@@ -84,6 +95,10 @@ class Courier:
         self._flusher: Flusher | None = None
         self._settling = threading.RLock()
         self._alarm = Alarm(self._ring_for_due)
+        self._fetching = Patience("let this worker fetch")
+        self._carrying = Patience("settle")
+        self._is_waking = False
+        self._is_lost = False
 
     @property
     def is_out(self) -> bool:
@@ -96,11 +111,11 @@ class Courier:
         """Send the next command on the channel's connection; False when there is none."""
         self._forget_unanswered()
         self._thread = threading.get_ident()
-        if self._stopped:
+        if self._stopped or not self._may_fetch():
             return False
         self._holdings.give_back_forsaken()
         if self._holdings.outbox.has_returns:
-            self._give_back_now()
+            self._carry(self._give_back_now)
         if self._alarm.is_over():
             self._empty.clear()
         rooms = self._rooms()
@@ -128,6 +143,27 @@ class Courier:
             key=lambda room: self._holdings.held_bytes(room.queue) / weights(room.queue).weight
         )
         return rooms
+
+    def _may_fetch(self) -> bool:
+        """Return whether to talk to the server now, which may have refused to just before."""
+        if not (seconds := self._fetching.seconds_left):
+            return True
+        if self._hub is None:
+            time.sleep(seconds)
+            return not self._stopped
+        self._wake_after(seconds)
+        return False
+
+    def _carry(self, carry: Callable[[], None]) -> None:
+        """Carry what is owed before a fetch; what the server refuses is kept and holds up none."""
+        if self._carrying.seconds_left:
+            return
+        try:
+            carry()
+        except Exception as error:
+            if is_lost(error):
+                raise
+            self._carrying.refused(error)
 
     def _room(self, queue: str, size_bytes: int) -> Room:
         prefetch = self._holdings.prefetch(queue)
@@ -160,7 +196,7 @@ class Courier:
 
     def _send_exchange(self, rooms: Sequence[Room]) -> None:
         # Before the fetch, which uses the credit that they have freed.
-        self._bury_now()
+        self._carry(self._bury_now)
         asked = tuple((room.queue, room.ask) for room in rooms)
         size_bytes = tuple(room.size_bytes for room in rooms)
         fetch = Fetch(self._next_prefix(), asked, size_bytes)
@@ -209,14 +245,14 @@ class Courier:
         except exceptions.NoScriptError:
             self._send_again()
             return False
-        except exceptions.ResponseError as error:
-            self._drop_connection()
-            logger.error("the broker refused a fetch: %s", error, extra={"event": "fetch_refused"})
-            raise exceptions.ConnectionError(str(as_lost_connection(error))) from error
+        except ANSWERED as error:
+            self._put_off(error)
+            return False
         except LOST:
             self._drop_connection()
             raise
         self.channel._in_poll = None
+        self._fetching.passed()
         if self._fetch is None:
             self._listening = None
             self._empty.clear()
@@ -230,11 +266,52 @@ class Courier:
 
     def _send_again(self) -> None:
         """Load the scripts on a server that forgot them; a refused call has not run."""
-        for script in SCRIPTS.values():
-            self.channel.plain_client.script_load(script.text)
+        try:
+            for script in SCRIPTS.values():
+                self.channel.plain_client.script_load(script.text)
+        except ANSWERED as error:
+            self._put_off(error)
+            return
+        except LOST:
+            self._drop_connection()
+            raise
         if self._fetch is not None:
             keys_and_args = self._verbs.exchange_call(self._settlement, self._fetch)
             self._send(command("exchange", *keys_and_args))
+
+    def _put_off(self, error: Exception) -> None:
+        """Keep what a refused command carried, and try again after a while."""
+        self.channel._in_poll = None
+        self._listening = None
+        if self._fetch is not None:
+            fetch, settlement = self._fetch, self._settlement
+            self._fetch, self._settlement = None, NOTHING
+            if isinstance(error, ServerRefused):
+                self._holdings.refused(fetch)
+            else:
+                self._holdings.unanswered(fetch)  # it may have run in part
+            self._holdings.outbox.restore_settlement(settlement)
+        self.put_off(error)
+        is_elsewhere = answer_of(error).startswith(NO_WRITES)
+        if is_elsewhere and self._fetching.lasts_seconds > LEAVE_SECONDS:
+            self._drop_connection()
+            raise error
+
+    def put_off(self, error: Exception) -> None:
+        """Fetch nothing for a while, as the server refuses what a fetch needs."""
+        self._fetching.refused(error)
+        if self._hub is not None:
+            self._wake_after(self._fetching.seconds_left)
+
+    def _wake_after(self, seconds: float) -> None:
+        def wake() -> None:
+            self._is_waking = False
+            if not self.channel.closed:
+                self.channel.connection.inbox_filled()
+
+        if not self._is_waking:
+            self._is_waking = True
+            self.channel.connection.call_later(seconds, wake)
 
     def _take(self, reply: Exchanged) -> bool:
         fetch, self._fetch, self._settlement = self._fetch, None, NOTHING
@@ -250,10 +327,43 @@ class Courier:
         self._empty = {q for q, left in reply.left.items() if left == 0 and not self._stale}
         self._last_reply = time.monotonic()
         self._alarm.learn(due_ms=reply.next_due_ms, server_ms=reply.server_ms)
-        if reply.counted and reply.arrivals:
-            self._delivery.note_charged(reply.arrivals)
+        if reply.counted and reply.arrivals and not self._note_charged(reply.arrivals):
+            return False
         self.inbox.add(reply.arrivals)
         return bool(reply.arrivals)
+
+    def _note_charged(self, arrivals: Sequence[Arrival]) -> bool:
+        """Look up what took a process down before; False when the server does not say."""
+        try:
+            self._delivery.note_charged(arrivals)
+        except ANSWERED as error:
+            for arrival in arrivals:
+                self._holdings.give_back(arrival.tag)
+            self.put_off(error)
+            return False
+        return True
+
+    def check_silence(self) -> None:
+        """Drop a connection on which a command has had no reply for longer than it may take.
+
+        The loop waits for a reply without reading, so no timeout of the socket ends that.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection is lost.
+        """
+        limit = getattr(self.channel._in_poll, "socket_timeout", None)
+        if not limit or not is_silent(self.channel, limit + BELL_SECONDS):
+            return
+        self._drop_connection()
+        # These have heard nothing either: each would be waited for in turn.
+        self.channel.pool.disconnect()
+        self._is_lost = True
+        self._holdings.doubt()
+        raise exceptions.ConnectionError(f"the broker did not answer for {limit:g} s")
+
+    def is_unheard(self, seconds: float) -> bool:
+        """Return whether a command has had no reply for so long; called from any thread."""
+        return is_silent(self.channel, seconds)
 
     def _drop_connection(self) -> None:
         self.channel._in_poll = None
@@ -348,27 +458,35 @@ class Courier:
             raise
 
     def _bury_now(self) -> None:
+        kept: dict[str, list[Burial]] = {}
+        fault: Exception | None = None
         burials = self._holdings.outbox.take_burials()
-        while burials:
-            queue, entries = next(iter(burials.items()))
+        for queue, entries in burials.items():
             try:
+                if isinstance(fault, LOST):
+                    raise fault
                 self._verbs.bury(self.channel.plain_client, queue, entries)
-            except Exception:
-                self._holdings.outbox.restore_burials(burials)
-                raise
-            del burials[queue]
+            except Exception as error:
+                kept[queue], fault = entries, error
+        if fault is not None:
+            self._holdings.outbox.restore_burials(kept)
+            raise fault
 
     def _give_back_now(self) -> None:
-        returns = self._holdings.outbox.take_returns()
-        while returns:
-            queue, entries = returns[0]
+        kept: list[tuple[str, list[Return]]] = []
+        fault: Exception | None = None
+        for queue, entries in self._holdings.outbox.take_returns():
             try:
+                if isinstance(fault, LOST):
+                    raise fault
                 self._verbs.give_back(self.channel.plain_client, queue, entries)
-            except Exception:
-                self._holdings.outbox.restore_returns(returns)
-                raise
-            returns.pop(0)
+            except Exception as error:
+                kept.append((queue, entries))
+                fault = error
         self._empty.clear()
+        if fault is not None:
+            self._holdings.outbox.restore_returns(kept)
+            raise fault
 
     @property
     def _hub(self) -> Any:
@@ -378,13 +496,15 @@ class Courier:
     def _set_timer(self) -> None:
         if not self._timer_set:
             self._timer_set = True
-            self.channel.connection.call_later(SETTLE_SECONDS, self._on_timer)
+            seconds = max(SETTLE_SECONDS, self.pause_seconds)
+            self.channel.connection.call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_set = False
         # Without a command out, the next tick of the loop carries what is due, if it still
         # consumes.
-        if self._listening is not None or self._stopped or not self.channel.engine_queues:
+        is_waiting = self._listening is not None or self._fetching.seconds_left > 0
+        if is_waiting or self._stopped or not self.channel.engine_queues:
             self.flush()
 
     def flush(self) -> None:
@@ -394,18 +514,34 @@ class Courier:
         """
         if self.channel.closed:
             return
+        if self.pause_seconds and not self._stopped:
+            self._flush_later()
+            return
         try:
             self.settle_now()
+            self._carrying.passed()
             self.wake_for_room()
-        except LOST as error:
+        except ANSWERED as error:
+            self._carrying.refused(error)
+            self._flush_later()
+        except (*LOST, exceptions.RedisError) as error:
             # The endings are kept; the consuming connection notices the loss and reconnects.
             logger.debug("could not settle yet: %s", error)
-        except exceptions.RedisError as error:
-            logger.warning(
-                "the broker refused to settle, trying again: %s",
-                error,
-                extra={"event": "settle_refused"},
-            )
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long nothing is carried, as the server has refused it just now."""
+        return self._carrying.seconds_left
+
+    def _flush_later(self) -> None:
+        if self._stopped:
+            return
+        if self._hub is None:
+            self._notify_flusher()
+        elif threading.get_ident() == self._thread:
+            self._set_timer()
+        else:
+            self._hub.call_soon(self._set_timer)
 
     def wake_for_room(self) -> None:
         """Wake the connection when a queue that it does not listen to has room."""
@@ -457,7 +593,15 @@ class Courier:
         self.channel._in_poll = None
         self._forget_unanswered()
         self.return_inbox()
+        if not self._is_lost:
+            self._flush_at_last()
+
+    def _flush_at_last(self) -> None:
+        until = time.monotonic() + STOP_SECONDS
         self.flush()
+        while (seconds := self.pause_seconds) and time.monotonic() + seconds < until:
+            time.sleep(seconds)
+            self.flush()
 
     def return_inbox(self, queue: str | None = None) -> None:
         """Give back what was fetched and not delivered, of one queue or of all."""

@@ -19,7 +19,7 @@ from routing.evidence import Evidence, of_error
 from routing.payload import decode
 from routing.raw import wrap
 from routing.redis.delays import eta_of, in_ms, was_kept
-from routing.redis.faults import LOST
+from routing.redis.faults import ANY_FAULT, is_lost, is_passing
 from routing.redis.keys import dead_queue
 from routing.redis.records import UNCHARGED, Charges, Mark, State
 from routing.redis.verbs import Arrival
@@ -66,9 +66,9 @@ class Delivery:
         try:
             payload = self.payload(arrival)
             is_early = self._postpone(arrival, payload)
-        except LOST:
-            raise
         except Exception as error:
+            if is_lost(error):
+                raise
             self._refused(arrival, error)
         else:
             if not is_early:
@@ -77,11 +77,9 @@ class Delivery:
     def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], payload: Any) -> None:
         try:
             callback(payload)
-        except LOST:
-            raise
         except Exception as error:
-            if not self._holdings.durable:
-                raise  # outside of a worker that is the application's own business
+            if is_lost(error) or not self._holdings.durable:
+                raise  # outside of a worker the rest is the application's own business
             self._refused(arrival, error)
 
     def _refused(self, arrival: Arrival, error: Exception) -> None:
@@ -94,6 +92,10 @@ class Delivery:
                 exc_info=error,
                 extra={"event": "refusal_not_stored"},
             )
+        elif isinstance(error, ANY_FAULT) or is_passing(error):
+            # That is no fault of the message's: nothing is charged, and nothing buried.
+            self._holdings.give_back(arrival.tag)
+            self._channel.courier.put_off(error)
         elif isinstance(error, NO_MESSAGE):
             self._set_aside(arrival, error)
         else:

@@ -13,6 +13,10 @@ class _Flushes(Protocol):
     def flush(self) -> None:
         """Carry what has ended to the broker."""
 
+    @property
+    def pause_seconds(self) -> float:
+        """How long to wait, as the broker has refused it just now."""
+
 
 class Flusher:
     """A thread (under gevent a greenlet) that settles a few milliseconds after an ending.
@@ -42,5 +46,5 @@ class Flusher:
             if self._stopped:
                 return
             self._event.clear()
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(max(SETTLE_SECONDS, self._courier.pause_seconds))
             self._courier.flush()

@@ -145,6 +145,11 @@ class Holdings:
             self._release(fetch)
         self.outbox.add_unread(fetch)
 
+    def refused(self, fetch: Fetch) -> None:
+        """Note that the server refused a fetch, which took nothing."""
+        with self._lock:
+            self._release(fetch)
+
     def _release(self, fetch: Fetch) -> None:
         for queue, credit in fetch.asked:
             self._asked[queue] -= credit
@@ -330,16 +335,20 @@ class Holdings:
 
     # -- leases
 
-    def leases(self) -> list[tuple[str, str]]:
+    def leases(self, *, without_waiting: bool = False) -> list[tuple[str, str]]:
         """Return the tags to renew, each with the message's id when it has started, else "".
 
         What has ended stays ours until that is settled; what died stays nobody's.
+
+        Arguments:
+            without_waiting: leave to others what was not handed to the pool.
         """
+        least = State.HANDED if without_waiting else State.WAITING
         with self._lock:
             alive = [
                 (held.tag, held.message_id if held.state is State.STARTED else "")
                 for held in self._held.values()
-                if held.watch is None or held.watch() is not None
+                if held.state >= least and (held.watch is None or held.watch() is not None)
             ]
         return alive + [(tag, "") for tag in self.outbox.tags()]
 
@@ -348,6 +357,10 @@ class Holdings:
         with self._lock:
             running = [self._held[tag] for tag in tags if tag in self._held]
         return [(h.tag, h.message_id) for h in running if h.state is State.STARTED]
+
+    def is_unheard(self, seconds: float) -> bool:
+        """Return whether the broker has left a fetch without a reply for so long."""
+        return any(carrier.is_unheard(seconds) for carrier in list(self._carriers.values()))
 
     def doubt(self) -> None:
         """Start nothing until the leases were renewed."""

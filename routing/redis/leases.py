@@ -13,6 +13,7 @@ that, by whoever stops it, is charged nothing.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,9 @@ class Renewer:
 
     def _renew(self) -> None:
         sent, doubts = boot_seconds(), self._doubts
-        held = self._holdings.leases()
+        # Whoever hears nothing starts nothing either: what waits is for others to take.
+        is_unheard = self._holdings.is_unheard(self._lease_seconds)
+        held = self._holdings.leases(without_waiting=is_unheard)
         try:
             gone = self._verbs.renew(self._client, self.hostname, held, leaving=self.leaving)
             self._settle_for_a_blocked_loop()
@@ -148,13 +151,22 @@ class Renewer:
         if forgotten := self._holdings.forget(gone):
             self._log_gone(forgotten)
         self._doubts_settled = doubts
-        if doubts == self._doubts:
+        if is_unheard:
+            self._holdings.fence.drop()
+        elif doubts == self._doubts:
             self._holdings.fence.confirm(sent + self._lease_seconds)
 
     def _settle_for_a_blocked_loop(self) -> None:
         outbox = self._holdings.outbox
         if outbox.age < SETTLE_AFTER_SECONDS:
             return
+        burials = outbox.take_burials()
+        try:
+            for queue, entries in burials.items():
+                self._verbs.bury(self._client, queue, entries)
+        except Exception:
+            outbox.restore_burials(burials)  # burying twice changes nothing
+            raise
         settlement = outbox.take_settlement()
         try:
             self._verbs.exchange(self._client, settlement, Fetch("", ()))
@@ -204,6 +216,7 @@ def _own_client(channel: Any, timeout_seconds: float) -> redis.Redis:
     """Return a client for one thread, with the channel's parameters; Sentinel's go along."""
     pool = channel._get_pool()
     # A server that is silent must not hold up the renewal that could reach its successor.
+    timeout_seconds = min(timeout_seconds, pool.connection_kwargs["socket_timeout"] or math.inf)
     pool.connection_kwargs["socket_timeout"] = timeout_seconds
     if "path" not in pool.connection_kwargs:  # a unix socket takes no such argument
         pool.connection_kwargs["socket_connect_timeout"] = timeout_seconds

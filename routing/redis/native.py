@@ -5,28 +5,29 @@ A greenlet waits while other greenlets compute or block, and leases do not wait 
 
 from __future__ import annotations
 
-import _thread
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 
-def _original(name: str) -> Any:
+def original(module: str, name: str) -> Any:
+    """Return what a module of the standard library has of this name, without gevent's patches."""
     if "gevent.monkey" in sys.modules:
         from gevent.monkey import get_original
 
-        return get_original("_thread", name)
-    return getattr(_thread, name)
+        return get_original(module, name)
+    return getattr(import_module(module), name)
 
 
 def new_lock() -> Any:
     """Return a lock that any thread may take; hold it only where nothing waits."""
-    return _original("allocate_lock")()
+    return original("_thread", "allocate_lock")()
 
 
 def start_thread(run: Callable[[], None]) -> None:
     """Run this in a thread that ends with the process."""
-    _original("start_new_thread")(run, ())
+    original("_thread", "start_new_thread")(run, ())
 
 
 class Signal:

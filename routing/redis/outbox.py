@@ -28,6 +28,9 @@ class Carrier(Protocol):
     def flush(self) -> None:
         """Carry them now, as far as the broker can be reached."""
 
+    def is_unheard(self, seconds: float) -> bool:
+        """Return whether a command has had no reply for so long."""
+
 
 class Outbox:
     """Endings, burials and returns on their way; safe from any thread."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from kombu.utils.json import dumps
@@ -17,8 +17,11 @@ from routing.redis.delays import Delay, take_eta
 from routing.redis.exempt import is_exempt
 from routing.redis.gathering import Lane
 from routing.redis.keys import Keys
+from routing.redis.patience import patiently
 from routing.redis.verbs import Pushed, Verbs
 from routing.runtime import Runtime, lookup
+
+T = TypeVar("T")
 
 
 class Publishing:
@@ -85,10 +88,31 @@ class Publishing:
         verb: Any = self.verbs.delay if delayed else self.verbs.push
 
         def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
-            pushed: Pushed = verb(self.plain_client, queue, some, priority=priority, terms=on_terms)
+            pushed: Pushed = self._patiently(
+                lambda: verb(self.plain_client, queue, some, priority=priority, terms=on_terms),
+                is_push=True,
+            )
             return pushed
 
         return self.overflow(queue, delayed=delayed).push(push, texts, terms, took=took)
+
+    def _patiently(self, call: Callable[[], T], *, is_push: bool = False) -> T:
+        return patiently(call, is_worker=self.runtime.holdings.durable, is_push=is_push)
+
+    # What kombu asks before it publishes.
+
+    def get_table(self, exchange: str) -> Any:
+        """Return the bindings of an exchange."""
+        stock: Any = super()
+        return self._patiently(lambda: stock.get_table(exchange))
+
+    def _size(self, queue: str) -> int:
+        stock: Any = super()
+        return self._patiently(lambda: int(stock._size(queue)))
+
+    def _queue_bind(self, *args: Any, **options: Any) -> None:
+        stock: Any = super()
+        self._patiently(lambda: stock._queue_bind(*args, **options))
 
     def take_eta(self, queue: str, message: dict[str, Any]) -> datetime | None:
         """Return until when the broker is to keep a message, None to let it wait in line.

@@ -2,8 +2,8 @@
 
 A script's header names its keys, arguments and reply; :data:`SCRIPTS` holds them parsed, and a test
 compares them with the calls in ``verbs.py``. NOSCRIPT (a flushed or restarted server) loads the
-script and calls again: a refused call has not run. READONLY and MASTERDOWN mean that the master
-moved, which is a lost connection.
+script and calls again: a refused call has not run. What the server will not do now is raised as
+`ServerRefused`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import redis
 from redis import exceptions
 
 from routing.errors import ScriptError
-from routing.redis.faults import Fault, fault_of
+from routing.redis.faults import sorted_error
 
 _SECTION = re.compile(r"^-- (KEYS|ARGV|Reply):\s*(.*)$")
 
@@ -90,7 +90,8 @@ def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any
     """Run a verb and return its reply.
 
     Raises:
-        redis.exceptions.ConnectionError: the server is away, or is no longer the master.
+        redis.exceptions.ConnectionError: the server is away.
+        ServerRefused: it will not do it now, or is no longer the master.
     """
     execute: Any = client.execute_command
     try:
@@ -100,11 +101,4 @@ def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any
             client.script_load(SCRIPTS[name].text)
             return execute(*command(name, keys, args))
     except exceptions.ResponseError as error:
-        raise as_lost_connection(error) from error
-
-
-def as_lost_connection(error: exceptions.ResponseError) -> Exception:
-    """Return what a refusal means: a lost connection when the server takes no writes now."""
-    if fault_of(error) is Fault.LOST:
-        return exceptions.ConnectionError(f"the server takes no writes now: {error}")
-    return error
+        raise sorted_error(error) from error

@@ -19,6 +19,10 @@ from routing.redis.inbox import Nudge
 logger = logging.getLogger(__name__)
 
 
+#: Seconds between two looks for a reply that is overdue.
+WATCH_SECONDS = 1.0
+
+
 class TransportMixin:
     """Delivers what channels fetched: from the event loop in slices, else from ``drain_events``."""
 
@@ -27,6 +31,7 @@ class TransportMixin:
     _nudge: Nudge | None = None
     _tick: Callable[[], None] | None = None
     _is_ticking = False
+    _watch: Any = None
     channels: list[Any]
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
@@ -40,6 +45,12 @@ class TransportMixin:
         self.hub = loop
         self._nudge = Nudge()
         loop.add_reader(self._nudge.fileno(), self._deliver_slices)
+        self._watch = loop.call_repeatedly(WATCH_SECONDS, self._check_silence)
+
+    def _check_silence(self) -> None:
+        for channel in list(self.channels):
+            if "courier" in channel.__dict__:
+                channel.courier.check_silence()
 
     def _run_tick(self, callbacks: frozenset[Callable[[], None]]) -> None:
         self._is_ticking = True
@@ -76,6 +87,7 @@ class TransportMixin:
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver one slice of messages, after waiting for some when none were fetched."""
         if not self._deliver_slices():
+            self._check_silence()
             super().drain_events(connection, timeout=timeout)  # type: ignore[misc]
 
     def close_connection(self, connection: Any) -> None:
@@ -84,6 +96,8 @@ class TransportMixin:
         if self.hub is None:
             return
         self.hub.on_tick.discard(self._tick)
+        if self._watch is not None:
+            self._watch.cancel()
         if self._nudge is not None:
             self.hub.remove_reader(self._nudge.fileno())
             self._nudge.close()

@@ -167,10 +167,15 @@ class Server:
     def kill_clients(self, database: int | None = None) -> int:
         """Cut the connections of everybody else, of one database or of all; returns how many."""
         with redis.Redis.from_url(self.url) as client:
-            mine = client.client_id()
-            victims = [
-                entry["id"]
-                for entry in client.client_list()
-                if int(entry["id"]) != mine and database in (None, int(entry["db"]))
-            ]
-            return sum(client.client_kill_filter(_id=victim) for victim in victims)
+            return self.kill_others(client, database)
+
+    @staticmethod
+    def kill_others(client: redis.Redis, database: int | None = None) -> int:
+        """Cut the connections of everybody but this client; returns how many."""
+        mine = client.client_id()
+        victims = [
+            entry["id"]
+            for entry in client.client_list()
+            if int(entry["id"]) != mine and database in (None, int(entry["db"]))
+        ]
+        return sum(client.client_kill_filter(_id=victim) for victim in victims)

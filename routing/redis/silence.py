@@ -1,0 +1,64 @@
+"""Notices that a broker has gone silent: no reply, and no error either.
+
+A link that swallows what is sent (a NAT box that forgot it, a mesh, a frozen server) closes
+nothing. Every connection of the engine therefore has a timeout, unless the app has set its own, and
+what waits for a reply without reading is looked at with the clock.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Any
+
+from routing.redis.native import original
+
+#: A shorter timeout would take a busy server for a silent one.
+LEAST_SECONDS = 5.0
+
+
+def silence_seconds(lease_seconds: float) -> float:
+    """Return how long to wait for a reply: long for a server, and well within a lease.
+
+    >>> silence_seconds(60.0), silence_seconds(3.0)
+    (20.0, 5.0)
+    """
+    return max(LEAST_SECONDS, lease_seconds / 3)
+
+
+def set_timeouts(connparams: dict[str, Any], options: dict[str, Any], lease_seconds: float) -> None:
+    """Give timeouts and keepalive to the parameters of a connection where the app has set none.
+
+    Arguments:
+        connparams: as kombu makes them; changed in place.
+        options: the app's transport options.
+        lease_seconds: the lease of the queue table.
+    """
+    seconds = silence_seconds(lease_seconds)
+    ours: dict[str, Any] = {"socket_timeout": seconds}
+    if "path" not in connparams:  # a unix socket takes no such arguments
+        ours |= {"socket_connect_timeout": seconds, "socket_keepalive": True}
+    for name, value in ours.items():
+        if name not in options and connparams.get(name) is None:
+            connparams[name] = value
+
+
+def is_silent(channel: Any, seconds: float) -> bool:
+    """Return whether a channel's command has had no reply for so long; safe from any thread.
+
+    A reply that has come and was not read yet (the loop was busy) is one.
+    """
+    connection, sent_at = channel._in_poll, channel._brpop_sent_at
+    if not connection or sent_at is None or time.monotonic() - sent_at < seconds:
+        return False
+    sock = getattr(connection, "_sock", None)
+    return sock is not None and not _is_readable(sock)
+
+
+def _is_readable(sock: Any) -> bool:
+    try:
+        poller = original("select", "poll")()
+        poller.register(sock.fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+    except (OSError, ValueError):
+        return True  # closed meanwhile: whoever reads finds out

@@ -1,0 +1,118 @@
+"""A broker that refuses for a moment: no worker ends, nobody is charged, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from routing.ledger import Ledger
+from routing.redis import books
+from tests.apps.basic import Traces, close
+from tests.apps.refusals import TABLE, create
+from tests.support.broker import Broker
+from tests.support.refusals import REFUSALS, is_well, outage
+from tests.support.servers import Server, valkey_binary
+from tests.support.wait import eventually
+from tests.support.worker import Worker
+from tests.worker.conftest import POOLS
+
+ENDINGS = ("succeed", "fail", "retry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A worker of one pool, and a broker that a test may disturb."""
+
+    app: Celery
+    worker: Worker
+    server: Server
+    broker: Broker
+    traces: Traces
+
+    def send(self, *, kinds: Sequence[str] = ENDINGS) -> dict[str, str]:
+        """Send what ends in every way, plain and batched, at once and delayed: name -> id."""
+        attempt, item = self.app.tasks["refusals.attempt"], self.app.tasks["refusals.item"]
+        ids: dict[str, str] = {}
+        for n in range(8):
+            for how in kinds:
+                name = f"{how}-{n}"
+                options = {"countdown": 0.2 * n} if n % 4 == 3 else {}
+                ids[name] = attempt.apply_async((name, how, 0.05), **options).id
+        for n in range(20):
+            name, how = f"item-{n}", ENDINGS[n % 2]
+            ids[name] = item.delay({"name": name, "how": how}).id
+        return ids
+
+    def ledger(self) -> Ledger:
+        with self.app.connection_for_read() as connection:
+            channel: Any = connection.default_channel
+            return books.read(channel.plain_client, channel.verbs, recount=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A broker of its own: these tests change how it behaves."""
+    protected = ["--enable-protected-configs", "yes"]
+    server = Server(valkey_binary(), tmp_path_factory.mktemp("r"), arguments=protected)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def at(request: pytest.FixtureRequest, valkey: Server, server: Server) -> Iterator[Place]:
+    url, store = server.fresh_url(), valkey.fresh_url()
+    env = {"CELERIAC_TEST_BROKER": url, "CELERIAC_TEST_STORE": store}
+    app, traces = create(url, store=store), Traces(store)
+    worker = Worker("tests.apps.refusals", request.param, env=env, options=["--events"])
+    with ExitStack() as stack:
+        stack.callback(close, app)
+        stack.callback(traces.client.close)
+        broker = stack.enter_context(Broker(url))
+        stack.enter_context(worker)
+        yield Place(app=app, worker=worker, server=server, broker=broker, traces=traces)
+
+
+@pytest.mark.parametrize("how", REFUSALS)
+def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
+    at: Place, how: str
+) -> None:
+    pid, dead = at.worker.pid, {q: len(at.broker.dead(q)) for q in TABLE["queues"]}
+    at.traces.client.delete("ran", "runs")
+    # A retry that cannot be sent for longer than Celery's publish policy tries is a failure.
+    ids = at.send(kinds=ENDINGS[:2] if how == "crowded" else ENDINGS)
+    at.traces.next_run()
+    with outage(at.server, how):
+        pass
+    eventually(lambda: is_well(at.server))
+
+    def states() -> dict[str, str]:
+        return {name: at.app.backend.get_state(task_id) for name, task_id in ids.items()}
+
+    expected = {name: "FAILURE" if _must_fail(name) else "SUCCESS" for name in ids}
+    eventually(
+        lambda: states() == expected,
+        20,
+        message=lambda: f"{set(states().items()) - set(expected.items())}\n{at.worker.log[-9000:]}",
+    )
+    eventually(at.broker.holds_nothing, message=lambda: at.worker.log[-9000:])
+    runs = at.traces.counts()
+    odd = {n: c for n, c in runs.items() if c != (2 if n.startswith("retry") else 1)}
+    assert odd == {}, at.worker.log[-9000:]
+    letters = {q: [e["reason"] for e in at.broker.evidence(q)[dead[q] :]] for q in dead}
+    assert letters == {"default": [], "bulk": ["failed"] * 8, "items": ["failed"] * 10}
+    assert not at.broker.names("celeriac:deliveries")
+    assert {q.queue: q.difference for q in at.ledger().queues if q.difference} == {}
+    assert at.worker.running
+    assert at.worker.pid == pid
+    assert "Unrecoverable" not in at.worker.log
+
+
+def _must_fail(name: str) -> bool:
+    kind, _, number = name.partition("-")
+    return kind == "fail" or (kind == "item" and int(number) % 2 == 1)

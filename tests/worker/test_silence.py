@@ -1,0 +1,130 @@
+"""A link that falls silent, closing nothing: it is noticed, in every pool, and nothing is lost."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.apps.basic import TABLE, close, create
+from tests.support.links import Link
+from tests.support.servers import Server
+from tests.support.station import Station, station
+from tests.support.wait import eventually, pause
+from tests.worker.conftest import POOLS
+
+#: Seconds after which a link counts as silent, for quick tests.
+TIMEOUT_SECONDS = 1.0
+
+#: Detection, a look each second (two where there is no event loop), and Celery's own wait of two.
+NOTICED_SECONDS = 15.0
+
+SETTINGS = {"table": {**TABLE, "lease_seconds": 8.0}}
+OPTIONS = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+
+
+@pytest.fixture(scope="module")
+def link(valkey: Server) -> Iterator[Link]:
+    with Link(valkey.port) as link:
+        yield link
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def at(request: pytest.FixtureRequest, valkey: Server, link: Link) -> Iterator[Station]:
+    url = valkey.fresh_url()
+    store = valkey.fresh_url()
+    with (
+        station(
+            link.url(url, valkey.port),
+            request.param,
+            store=store,
+            view=url,
+            options=OPTIONS,
+            settings=SETTINGS,
+        ) as running,
+        direct(running, url, store) as at,
+    ):
+        yield at
+
+
+@contextmanager
+def direct(at: Station, url: str, store: str) -> Iterator[Station]:
+    """Let the test send past the link, on which only the worker is to depend."""
+    app = create(url, store=store, table=SETTINGS["table"])
+    yield replace(at, app=app)
+    close(app)
+
+
+def test_a_silent_link_is_left_and_everything_is_done_once(at: Station, link: Link) -> None:
+    at.traces.client.delete("started", "ran", "starts", "runs")
+    gate = secrets.token_hex(3)
+    names = at.send_many("held", 6, gate, queue="bulk")
+    ending = at.send_many("mark", 8, 0.3, queue="bulk")
+    for _ in range(at.worker.slots):
+        at.traces.next_start()
+    assert link.silence() > 0
+    at.traces.open(gate, times=len(names))
+    at.wait_until_ran(len(names) + len(ending), timeout=NOTICED_SECONDS + 5)
+    at.wait_until_settled()
+    assert at.traces.counts() == dict.fromkeys([*names, *ending], 1)
+    assert at.traces.counts("started") == at.traces.counts()
+    assert at.broker.dead("bulk") == []
+    assert not at.broker.names("celeriac:deliveries")
+
+
+def test_an_idle_worker_notices_a_silent_link(at: Station, link: Link) -> None:
+    at.wait_until_settled()
+    assert link.silence() > 0
+    name = secrets.token_hex(3)
+    at.send("mark", name, queue="bulk", ignore_result=True)
+    eventually(lambda: at.traces.counts().get(name) == 1, NOTICED_SECONDS)
+
+
+def test_a_link_that_serves_nobody_for_a_while_is_found_again(at: Station, link: Link) -> None:
+    at.traces.client.delete("started", "ran", "starts", "runs")
+    names = at.send_many("mark", 20, 0.1, queue="bulk")
+    at.traces.next_run()
+    link.silence(new_ones=True)
+    pause(4)
+    link.heal()
+    link.silence()
+    at.wait_until_ran(len(names), timeout=30)
+    at.wait_until_settled(timeout=20)
+    assert at.traces.counts() == dict.fromkeys(names, 1)
+
+
+def test_another_worker_takes_over_what_never_started(valkey: Server) -> None:
+    """The app has switched the timeouts off, and its loop hangs: only the renewer still works."""
+    url, store = valkey.fresh_url(), valkey.fresh_url()
+    settings = {"table": {**TABLE, "lease_seconds": 3.0}}
+    options = {"socket_timeout": None, "health_check_interval": 300}
+    with ExitStack() as stack:
+        link = stack.enter_context(Link(valkey.port))
+        at = stack.enter_context(
+            station(
+                link.url(url, valkey.port),
+                "threads",
+                1,
+                store=store,
+                view=url,
+                options=options,
+                settings=settings,
+            )
+        )
+        at = stack.enter_context(direct(at, url, store))
+        names = at.send_many("held", 4, "gate", queue="bulk")
+        at.traces.next_start()
+        eventually(lambda: at.broker.unacked("bulk") == 4)
+        assert link.silence() > 0
+        twin = stack.enter_context(at.worker.twin())
+        assert sorted(at.traces.next_start(seconds=20) for _ in range(1)) == names[1:2]
+        at.traces.open("gate", times=1)  # one of the two goes on
+        at.traces.open("gate", times=3)
+        at.wait_until_ran(4, timeout=20)
+        assert at.traces.counts() == dict.fromkeys(names, 1)
+        assert at.traces.counts("started") == dict.fromkeys(names, 1)
+        assert twin.running
+        at.worker.kill()
