@@ -59,8 +59,8 @@ def _add_plain(app: Celery, store: str) -> None:
     @app.task(name="deploys.stubborn", shared=False)
     def stubborn(name: str) -> str:
         """Go on when asked to end."""
-        traces.started(name)
         try:
+            traces.started(name)
             traces.wait("never")
         except SystemExit:
             traces.started(f"{name}, asked to end")
