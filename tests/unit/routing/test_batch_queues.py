@@ -120,7 +120,7 @@ def test_celerys_own_routes_are_asked_where_the_table_has_none(
         ({"exchange": "bound", "routing_key": "two"}, {"news"}),
         ({"exchange": "nobody's", "routing_key": "x"}, set()),
     ],
-    ids=str,
+    ids=["name", "object", "two by a topic", "one by a topic", "more bindings", "nobody"],
 )
 def test_an_exchange_leads_to_the_queues_that_are_bound_to_it(
     make_app: AppFactory, options: dict[str, Any], found: set[str]
