@@ -31,7 +31,7 @@ _IN_SCRIPTS = (
 #: What kombu runs: connections, bindings of queues, remote control and events.
 _BY_KOMBU = (
     "select", "ping", "multi", "exec", "sadd", "srem", "smembers", "publish", "subscribe",
-    "unsubscribe", "psubscribe", "punsubscribe", "expire", "unwatch", "watch",
+    "unsubscribe", "psubscribe", "punsubscribe", "expire", "unwatch", "watch", "script|exists",
 )  # fmt: skip
 
 #: What ``celery doctor`` and ``celery queues --verify`` look with.

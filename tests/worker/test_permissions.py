@@ -45,7 +45,7 @@ def test_the_listed_commands_are_enough_for_a_messages_whole_life(at: Station, u
     replayed = celery(user.url, "deadletter", "replay", "--queue", "default")
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     eventually(lambda: at.broker.length("default.dead") == 0)
-    assert lost.get(timeout=20) == "there"
+    assert lost.get(timeout=20) == "key"
     assert at.app.control.purge() == 0
     at.stop_consuming("low")
     at.consume("low")
@@ -76,7 +76,7 @@ def test_the_doctor_says_what_it_could_not_look_at(at: Station, user: User) -> N
 
 
 def test_a_worker_names_a_command_that_it_needs_and_may_not_run(valkey: Server) -> None:
-    user = User(valkey, *NEEDED, "-zadd")
+    user = User(valkey, *NEEDED, "-zmscore")
     env = {"CELERIAC_TEST_STORE": user.admin_url}
     with station(user.url, "threads", 1, store=user.admin_url, env=env) as at:
-        at.worker.wait_log("may not run what the engine needs: zadd; allow it: ACL SETUSER")
+        at.worker.wait_log("may not run what the engine needs: zmscore; allow it: ACL SETUSER")
