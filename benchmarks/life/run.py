@@ -241,6 +241,14 @@ class _Scene:
     def _details(self, found: account.Findings) -> list[str]:
         """Return where the messages are that never came, and why healthy ones died."""
         lines = [end.what for end in found.ends if end.cause is None]
+        unexplained = account.repeats(found, account.runs_of(found.notes))[1]
+        for run in unexplained[:NAMED]:
+            steps = ", ".join(
+                f"{n.step.name.lower()} {n.at - found.began:.1f} s in {n.parent}/{n.pid}"
+                for n in found.notes
+                if n.number == run.number
+            )
+            lines.append(f"message {run.number} ran again, attempt {run.attempt}: {steps}")
         missing = [one for one in found.sent if one.number not in found.states][:NAMED]
         ids = [one.id for one in missing]
         places, stored = self.broker.whereabouts(ids), self.results.stored(ids)
