@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from routing.forks import unforked
 from routing.outcomes import waits
 from routing.stopping import is_cut_off
 
@@ -70,7 +71,8 @@ class Clerk:
 
 def _do(job: Callable[[], None]) -> None:
     try:
-        job()
+        with unforked():
+            job()
     except Exception:
         logger.exception("a task could not be ended", extra={"event": "ending_failed"})
 

@@ -25,6 +25,7 @@ from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Reject
 from celery.utils.time import get_exponential_backoff_interval
 
+from routing.forks import rest
 from routing.redis.faults import Fault, fault_of, is_passing
 from routing.redis.gathering import current
 from routing.stopping import is_cut_off
@@ -176,7 +177,7 @@ class Patient:
             raise error
         if is_cut_off() and error is not None:
             raise CutOff(error) from error
-        time.sleep(seconds)
+        rest(seconds)
 
     def mark_as_retry(
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any
@@ -347,7 +348,7 @@ def _until(
                     "waited %.1f s for %s", seconds, what, extra={"event": "outcome_stored"}
                 )
             return value
-        time.sleep(interval(tries))
+        rest(interval(tries))
 
 
 def _interval(tries: int) -> float:

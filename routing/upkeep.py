@@ -18,6 +18,7 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from routing.dispatch import Dispatcher
+from routing.forks import unforked
 from routing.redis.channel import EngineMixin
 from routing.redis.faults import ANY_FAULT, LOST
 
@@ -77,7 +78,9 @@ class _Runner:
             try:
                 # The broker that the worker consumes from; others may be written to.
                 with self._app.connection_for_read() as connection:
-                    self._work(connection.default_channel)
+                    with unforked():
+                        channel = connection.default_channel
+                    self._work(channel)
             except (*LOST, OperationalError) as error:
                 logger.debug("upkeep waits for the broker: %s", error)
             except Exception:
@@ -97,7 +100,8 @@ class _Runner:
 
     def _run_one(self, job: Job, channel: EngineMixin) -> None:
         try:
-            job.run(channel)
+            with unforked():
+                job.run(channel)
         except LOST:
             raise
         except ANY_FAULT as error:
