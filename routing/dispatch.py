@@ -24,7 +24,7 @@ from routing.errors import EngineError
 from routing.intake import store_refusal, task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
-from routing.redis.faults import LOST
+from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.holdings import Holdings
 from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage
@@ -183,9 +183,9 @@ class Dispatcher(bootsteps.StartStopStep):
     def _settle_last(self, channel: EngineMixin) -> None:
         try:
             channel.courier.settle_now()
-        except LOST as error:
+        except (*LOST, ANY_FAULT) as error:
             logger.warning(
-                "the broker is away: what has just ended may run again (%s)",
+                "the broker is away or refuses: what has just ended may run again (%s)",
                 error,
                 extra={"event": "unsettled_at_exit"},
             )

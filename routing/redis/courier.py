@@ -121,7 +121,9 @@ class Courier:
         rooms = self._rooms()
         open_rooms = [room for room in rooms if room.credit > 0]
         unseen = [room for room in open_rooms if room.queue not in self._empty]
-        waiting = len(self._holdings.outbox)
+        # What cannot be carried yet is no reason to call.
+        outbox = self._holdings.outbox
+        waiting = outbox.endings if self._carrying.seconds_left else len(outbox)
         if self._should_exchange(unseen, waiting):
             self._send_exchange(open_rooms)
             return True
@@ -443,11 +445,18 @@ class Courier:
         # One thread at a time: what another one carries is there, too, when this returns, and the
         # pool has not a connection for each.
         with self._settling:
-            while len(self._holdings.outbox):
+            fault: Exception | None = None
+            try:
                 self._bury_now()
-                if (settlement := self._holdings.outbox.take_settlement()).endings:
-                    self._settle(settlement)
+            except Exception as error:
+                if is_lost(error):
+                    raise
+                fault = error  # a dead letter that is refused holds up none of the others
+            while (settlement := self._holdings.outbox.take_settlement()).endings:
+                self._settle(settlement)
             self._give_back_now()
+            if fault is not None:
+                raise fault
 
     def _settle(self, settlement: Settlement) -> None:
         nothing_asked = Fetch(self._next_prefix(), ())

@@ -25,6 +25,7 @@ from routing.redis.clocks import boot_seconds
 from routing.redis.faults import LOST
 from routing.redis.native import Signal, start_thread
 from routing.redis.records import Fetch
+from routing.redis.verbs import NOTHING
 
 if TYPE_CHECKING:
     from routing.redis.channel import EngineMixin
@@ -140,7 +141,6 @@ class Renewer:
         held = self._holdings.leases(without_waiting=is_unheard)
         try:
             gone = self._verbs.renew(self._client, self.hostname, held, leaving=self.leaving)
-            self._settle_for_a_blocked_loop()
         except (*LOST, exceptions.RedisError) as error:
             self._next_pass = boot_seconds() + RETRY_SECONDS
             self._log_failure(error)
@@ -155,24 +155,25 @@ class Renewer:
             self._holdings.fence.drop()
         elif doubts == self._doubts:
             self._holdings.fence.confirm(sent + self._lease_seconds)
+        # Afterwards: whatever becomes of it, the leases are renewed.
+        if self._holdings.outbox.age >= SETTLE_AFTER_SECONDS:
+            self._settle_for_a_blocked_loop()
 
     def _settle_for_a_blocked_loop(self) -> None:
         outbox = self._holdings.outbox
-        if outbox.age < SETTLE_AFTER_SECONDS:
-            return
-        burials = outbox.take_burials()
-        try:
-            for queue, entries in burials.items():
-                self._verbs.bury(self._client, queue, entries)
-        except Exception:
-            outbox.restore_burials(burials)  # burying twice changes nothing
-            raise
-        settlement = outbox.take_settlement()
+        settlement, burials = outbox.take_settlement(), outbox.take_burials()
         try:
             self._verbs.exchange(self._client, settlement, Fetch("", ()))
-        except Exception:
+            settlement = NOTHING
+            for queue, entries in burials.items():
+                self._verbs.bury(self._client, queue, entries)
+        except Exception as error:
+            # Doing either twice changes nothing.
             outbox.restore_settlement(settlement)
-            raise
+            outbox.restore_burials(burials)
+            if not isinstance(error, (*LOST, exceptions.RedisError)):
+                raise
+            logger.debug("what has ended is settled with a later renewal: %s", error)
 
     def _log_failure(self, error: Exception) -> None:
         if not self._has_failed:

@@ -48,6 +48,11 @@ class Outbox:
         return len(self._ended) + sum(map(len, self._burials.values()))
 
     @property
+    def endings(self) -> int:
+        """How many endings wait, burials apart."""
+        return len(self._ended)
+
+    @property
     def age(self) -> float:
         """Seconds since the oldest of them came; 0 when there is none."""
         return time.monotonic() - self._oldest if len(self) else 0.0
