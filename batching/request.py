@@ -76,6 +76,11 @@ class ItemRequest(Request):
             self.acknowledge()
         self.send_event("task-succeeded", result=result, runtime=runtime)
 
+    def _end_when_stored(self, end: Callable[[], None]) -> None:
+        # Not with its batch then, whose acknowledgements leave before that.
+        self.acks = None
+        super()._end_when_stored(end)
+
     def acknowledge(self) -> None:
         """Acknowledge its message; with those of its batch where the engine takes them together."""
         if self.acks is None:
