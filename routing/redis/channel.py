@@ -17,7 +17,7 @@ from kombu.transport import redis as stock
 
 from routing.evidence import Evidence
 from routing.redis.aliases import stock_url
-from routing.redis.courier import Courier
+from routing.redis.courier import ANSWERED, Courier
 from routing.redis.delivery import NO_MESSAGE
 from routing.redis.faults import ANY_FAULT, Sorting, sorting
 from routing.redis.inbox import SLICE_MESSAGES
@@ -151,11 +151,16 @@ class EngineMixin(Publishing):
 
     def _read_free_queues(self) -> None:
         """Deliver from the queues without acknowledgement, a slice of each."""
+        if self.courier.taking.seconds_left:
+            return
         for queue in self.free_queues:
             for _ in range(SLICE_MESSAGES):
                 try:
                     payload = self._take(queue)
                 except Empty:
+                    break
+                except ANSWERED as error:
+                    self.courier.taking.refused(error)
                     break
                 self._deliver_free(payload, queue)
             else:

@@ -97,6 +97,8 @@ class Courier:
         self._alarm = Alarm(self._ring_for_due)
         self._fetching = Patience("let this worker fetch")
         self._carrying = Patience("settle")
+        #: For what is consumed without acknowledgement, which holds up nothing else.
+        self.taking = Patience("let this worker take what is not acknowledged")
         self._is_waking = False
         self._is_lost = False
 
@@ -406,8 +408,8 @@ class Courier:
         self._holdings.answered(fetch, reply.sizes())
         if not reply.arrivals:
             raise Empty()
-        if reply.counted:
-            self._delivery.note_charged(reply.arrivals)
+        if reply.counted and not self._note_charged(reply.arrivals):
+            raise Empty()
         return self._delivery.payload_or_refuse(reply.arrivals[0])
 
     # -- settling

@@ -14,7 +14,7 @@ from tests.apps.basic import Traces, close
 from tests.apps.unheld import LOOSE, NEWS, TABLED, create
 from tests.support.broker import Broker
 from tests.support.servers import Server
-from tests.support.wait import eventually
+from tests.support.wait import eventually, pause
 from tests.support.worker import Worker
 from tests.worker.conftest import POOLS
 
@@ -80,3 +80,13 @@ def test_the_ledger_of_a_queue_of_the_table_balances(url: str, sender: Celery) -
         book = books.read(channel.plain_client, channel.verbs, [TABLED], recount=True)[TABLED]
         assert (book.difference, book.misheld, book.waiting) == (0, 0, 0)
         assert broker.ledger(TABLED)["started"] == broker.ledger(TABLED)["accepted"]
+
+
+def test_a_key_that_is_no_queue_ends_no_worker(url: str, sender: Celery) -> None:
+    with Broker(url) as broker:
+        broker.client.set(LOOSE, "somebody's own")
+        send(sender, "mark", "meanwhile", "default").get(timeout=20)
+        pause(1.5)  # so long a worker waits before it looks anyway
+        send(sender, "mark", "still", "default").get(timeout=20)
+        broker.client.delete(LOOSE)
+    assert send(sender, "mark", "again", LOOSE).get(timeout=20) == "again"
