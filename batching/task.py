@@ -23,6 +23,7 @@ from batching.options import check
 from batching.run import run_one
 from batching.settle import OUTCOME, replay
 from routing.errors import DeadLetter
+from routing.outcomes import retried
 from routing.task import BulkMethods
 
 
@@ -98,12 +99,12 @@ class BatchTask(BulkMethods, Task):
         calling = self.request.__dict__.get(CALLING)
         if calling is None:
             return self._retry_item(throw=throw, **given)
-        retried = Retried(given.pop("countdown", None), given.pop("exc", None), given)
+        outcome = Retried(given.pop("countdown", None), given.pop("exc", None), given)
         if throw:
-            raise RetryBatch(retried)
+            raise RetryBatch(outcome)
         for item in calling:
-            item.conclude(retried)
-        return RetryBatch(retried)
+            item.conclude(outcome)
+        return RetryBatch(outcome)
 
     def replace(self, sig: Any) -> Any:
         """Replace: in the batch function every item without an outcome, elsewhere this item."""
@@ -124,11 +125,13 @@ class BatchTask(BulkMethods, Task):
         """Retry the current item for real.
 
         An invalid item never fits later, whatever `autoretry_for` says, and a dead one said so. A
-        retry that can never be published ends it as a dead letter, as Celery has it.
+        retry that can never be published ends it as a dead letter, as Celery has it; one that the
+        broker does not take now waits in a worker, as that of a plain task.
         """
         if isinstance(exc, InvalidItem | DeadLetter):
             raise exc
-        return super().retry(exc=exc, **options)
+        retry = super().retry
+        return retried(self, exc, lambda: retry(exc=exc, **options))
 
 
 def _one_item(*args: Any, **fields: Any) -> None:

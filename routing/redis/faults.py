@@ -72,7 +72,7 @@ def fault_of(error: BaseException) -> Fault:
     'refused'
     >>> fault_of(exceptions.ConnectionError("Connection reset by peer")).value
     'lost'
-    >>> fault_of(exceptions.ResponseError("Command # 1 of pipeline caused error: BUSY")).value
+    >>> fault_of(exceptions.ResponseError("Command # 1 of pipeline caused error: OOM no")).value
     'refused'
     >>> fault_of(exceptions.ResponseError("WRONGTYPE Operation against a key")).value
     'bug'

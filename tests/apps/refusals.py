@@ -45,11 +45,14 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
 
     @app.task(name="refusals.item", base=BatchTask, shared=False, max_size=10, max_wait=0.05)
     def item(batch: Batch[dict[str, str]]) -> None:
-        """Take a moment, then let each item succeed or fail."""
-        traces.wait("never", seconds=0.1)
+        """Take a moment, then let each item succeed, fail, or succeed at the second try."""
         for one in batch:
             traces.ran(one.value["name"])
-            if one.value["how"] == "fail":
+        traces.wait("never", seconds=0.1)
+        for one in batch:
+            if one.value["how"] == "retry" and one.attempt == 1:
+                one.retry(countdown=0.2)
+            elif one.value["how"] == "fail":
                 one.fail(ValueError(one.value["name"]))
             else:
                 one.done(one.value["name"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -34,18 +34,22 @@ class Place:
     broker: Broker
     traces: Traces
 
-    def send(self, *, kinds: Sequence[str] = ENDINGS) -> dict[str, str]:
+    def send(self) -> dict[str, str]:
         """Send what ends in every way, plain and batched, at once and delayed: name -> id."""
         attempt, item = self.app.tasks["refusals.attempt"], self.app.tasks["refusals.item"]
         ids: dict[str, str] = {}
         for n in range(8):
-            for how in kinds:
+            for how in ENDINGS:
                 name = f"{how}-{n}"
                 options = {"countdown": 0.2 * n} if n % 4 == 3 else {}
                 ids[name] = attempt.apply_async((name, how, 0.05), **options).id
         for n in range(20):
-            name, how = f"item-{n}", ENDINGS[n % 2]
+            how = ENDINGS[n % 2]
+            name = f"{how}-item-{n}"
             ids[name] = item.delay({"name": name, "how": how}).id
+        for n in range(10):
+            name = f"retry-item-{n}"
+            ids[name] = item.delay({"name": name, "how": "retry"}).id
         return ids
 
     def ledger(self) -> Ledger:
@@ -84,8 +88,7 @@ def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
 ) -> None:
     pid, dead = at.worker.pid, {q: len(at.broker.dead(q)) for q in TABLE["queues"]}
     at.traces.client.delete("ran", "runs")
-    # A retry that cannot be sent for longer than Celery's publish policy tries is a failure.
-    ids = at.send(kinds=ENDINGS[:2] if how == "crowded" else ENDINGS)
+    ids = at.send()
     at.traces.next_run()
     with outage(at.server, how):
         pass
@@ -94,7 +97,7 @@ def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
     def states() -> dict[str, str]:
         return {name: at.app.backend.get_state(task_id) for name, task_id in ids.items()}
 
-    expected = {name: "FAILURE" if _must_fail(name) else "SUCCESS" for name in ids}
+    expected = {n: "FAILURE" if n.startswith("fail") else "SUCCESS" for n in ids}
     eventually(
         lambda: states() == expected,
         20,
@@ -113,6 +116,26 @@ def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
     assert "Unrecoverable" not in at.worker.log
 
 
-def _must_fail(name: str) -> bool:
-    kind, _, number = name.partition("-")
-    return kind == "fail" or (kind == "item" and int(number) % 2 == 1)
+@pytest.mark.parametrize("how", ["busy", "crowded"])
+@pytest.mark.parametrize("task", ["refusals.attempt", "refusals.item"])
+def test_a_retry_waits_for_a_broker_that_refuses_the_first_connection_of_its_process(
+    valkey: Server, server: Server, task: str, how: str
+) -> None:
+    url, store = server.fresh_url(), valkey.fresh_url()
+    env = {"CELERIAC_TEST_BROKER": url, "CELERIAC_TEST_STORE": store}
+    app, traces = create(url, store=store), Traces(store)
+    with ExitStack() as stack:
+        stack.callback(close, app)
+        stack.callback(traces.client.close)
+        broker = stack.enter_context(Broker(url))
+        worker = stack.enter_context(Worker("tests.apps.refusals", "prefork", 1, env=env))
+        value = {"name": "again", "how": "retry"}
+        arguments = ("again", "retry", 0.1) if task == "refusals.attempt" else (value,)
+        again = app.tasks[task].delay(*arguments)
+        traces.next_run()
+        with outage(server, how):
+            pass
+        assert again.get(timeout=20) == "again", worker.log[-9000:]
+        assert traces.counts() == {"again": 2}
+        eventually(broker.holds_nothing)
+        assert not any(broker.dead(queue) for queue in TABLE["queues"])
