@@ -7,7 +7,8 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import pytest
 from routing import TooManyDeliveries
 from tests.apps.basic import TABLE
 from tests.support.messages import ids_of
-from tests.support.servers import Server, free_port, valkey_binary
+from tests.support.servers import Server, valkey_binary
 from tests.support.station import Station, station
+from tests.support.users import User
 from tests.support.wait import eventually, pause, throughout
 from tests.worker.conftest import POOLS
 
@@ -179,15 +181,36 @@ def test_a_message_that_was_delivered_before_is_known_to_run_before_it_can_kill(
         assert at.broker.client.hvals("celeriac:started") == [killer.encode()]
 
 
-def test_a_message_that_is_stopped_does_not_come_back_when_no_result_can_be_stored(
+def test_a_message_that_is_stopped_does_not_come_back_when_its_result_can_never_be_stored(
     valkey: Server,
 ) -> None:
-    settings = {**SETTINGS, "result_backend": f"redis://127.0.0.1:{free_port()}/0"}
+    results = User(valkey, "+@all", "-set", "-setex", "-multi", "-evalsha")
+    settings = {**SETTINGS, "result_backend": results.url}
     with station(valkey.fresh_url(), "threads", 1, settings=settings) as at:
         at.broker.client.hset("celeriac:deliveries", "an-id", "5 it died")
         at.send("mark", "poison", task_id="an-id")
         eventually(lambda: at.broker.ledger("default").get("dead") == 1)
         at.wait_until_settled()
+        assert "given_back" not in at.broker.ledger("default")
+        assert at.traces.total("started") == 0
+
+
+def test_a_message_that_is_stopped_waits_for_a_result_backend_that_is_away(
+    valkey: Server, tmp_path: Path
+) -> None:
+    results = Server(valkey_binary(), tmp_path)
+    settings = {**SETTINGS, "result_backend": results.database_url(1)}
+    with station(valkey.fresh_url(), "threads", 1, settings=settings) as at:
+        at.broker.client.hset("celeriac:deliveries", "an-id", "5 it died")
+        at.send("mark", "poison", task_id="an-id")
+        at.worker.wait_log("waiting for the result backend")
+        assert not at.broker.dead("default")
+        results.start()
+        with closing(results):
+            eventually(lambda: at.broker.ledger("default").get("dead") == 1)
+            at.wait_until_settled()
+            stored = results.client(1).get("celery-task-meta-an-id")
+            assert b"TooManyDeliveries" in stored
         assert "given_back" not in at.broker.ledger("default")
         assert at.traces.total("started") == 0
 

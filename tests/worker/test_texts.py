@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from celery.exceptions import InvalidTaskError
 
+from tests.apps.basic import close
 from tests.apps.texts import create
 from tests.support.broker import Broker
 from tests.support.messages import task_message
@@ -32,8 +33,10 @@ def url(valkey: Server) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def app(url: str) -> Any:
-    return create(url)
+def app(url: str) -> Iterator[Any]:
+    app = create(url)
+    yield app
+    close(app)
 
 
 @pytest.mark.parametrize("task", ["texts.same", "texts.batch"])
@@ -64,6 +67,7 @@ def test_a_message_that_is_refused_and_has_an_id_gets_its_failure(
 
 def test_an_id_that_can_be_no_key_is_refused_and_the_worker_goes_on(app: Any, url: str) -> None:
     with Broker(url) as broker:
+        eventually(broker.holds_nothing)  # what was refused before is a dead letter by now
         dead = broker.length("default.dead")
         for field in ("id", "root_id", "group"):
             text = task_message("texts.same", (1,), headers={field: NAME})
