@@ -28,7 +28,6 @@ from celery.utils.time import get_exponential_backoff_interval
 from routing.forks import rest
 from routing.redis.faults import Fault, fault_of, is_passing
 from routing.redis.gathering import current
-from routing.redis.patience import awaited
 from routing.stopping import is_cut_off
 from routing.storing import encoded, is_redis, store, stores_like_redis
 
@@ -104,8 +103,7 @@ def until_taken(app: Any, what: str, attempt: Callable[[], T]) -> T:
     """
     if not waits(app):
         return attempt()
-    with awaited():
-        return _until(what, attempt, is_passing, _interval)
+    return _until(what, attempt, is_passing, _interval)
 
 
 def retried(task: Any, error: Any, attempt: Callable[[], T]) -> T:
@@ -126,7 +124,7 @@ def retried(task: Any, error: Any, attempt: Callable[[], T]) -> T:
         reason = refused.reason if isinstance(refused, Reject) and refused is not error else None
         return isinstance(reason, Exception) and is_passing(reason)
 
-    with _storing_first(task, error), awaited():
+    with _storing_first(task, error):
         return _until("the broker", attempt, was_refused, _interval)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import TypeVar
 
 from celery._state import get_current_task
@@ -85,18 +83,6 @@ PRODUCER_SECONDS = 5.0
 #: The same within a task: what it sends on belongs to work that was accepted.
 TASK_SECONDS = 60.0
 
-_IS_AWAITED: ContextVar[bool] = ContextVar("celeriac_is_awaited", default=False)
-
-
-@contextmanager
-def awaited() -> Iterator[None]:
-    """Let calls be refused at once: whoever calls waits itself, for as long as it takes."""
-    token = _IS_AWAITED.set(True)
-    try:
-        yield
-    finally:
-        _IS_AWAITED.reset(token)
-
 
 def patiently(call: Callable[[], T], *, is_worker: bool, is_push: bool = False) -> T:
     """Return what a call returns, called again for a while as long as the server refuses it.
@@ -120,13 +106,15 @@ def patiently(call: Callable[[], T], *, is_worker: bool, is_push: bool = False) 
         except ServerRefused as error:
             if time.monotonic() + pause > until:
                 raise (error.__cause__ if is_push and error.__cause__ else error) from None
+            if pause == FIRST_SECONDS and get_current_task() is not None:
+                logger.warning(
+                    "waiting for the broker: %s", error, extra={"event": "outcome_waits"}
+                )
         time.sleep(pause)
         pause = min(LONGEST_SECONDS, pause * 2)
 
 
 def _seconds(is_worker: bool) -> float:
-    if _IS_AWAITED.get():
-        return 0.0
     if get_current_task() is not None:
         return TASK_SECONDS
     return 0.0 if is_worker or _is_in_event_loop() else PRODUCER_SECONDS
