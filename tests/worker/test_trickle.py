@@ -139,7 +139,7 @@ def test_the_defaults_of_batch_tasks_and_queues_fit_each_other(valkey: Server, p
     assert max(sizes) == 100
     assert sum(sizes) == 2 * len(names)
     traces.client.close()
-    app.close()
+    close(app)
 
 
 def test_the_scenario_reads_calls_that_are_still_being_written() -> None:

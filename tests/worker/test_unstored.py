@@ -14,7 +14,7 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from tests.apps.basic import Traces
+from tests.apps.basic import Traces, close
 from tests.apps.unstored import create
 from tests.support.broker import Broker
 from tests.support.servers import Server, valkey_binary
@@ -68,7 +68,7 @@ def yard(
     traces, client = Traces(store), redis.Redis.from_url(results)
     with worker, Broker(broker) as view, client:
         yield Yard(app=app, worker=worker, broker=view, traces=traces, results=client)
-    app.close()
+    close(app)
     traces.client.close()
 
 
