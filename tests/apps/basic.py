@@ -126,7 +126,8 @@ def close(app: Celery) -> None:
             del group[connection]
     if "result_consumer" in vars(app.backend):
         app.backend.result_consumer.stop()
-    app.backend.client.connection_pool.disconnect()
+    if hasattr(app.backend, "client"):
+        app.backend.client.connection_pool.disconnect()
     app.close()
 
 
