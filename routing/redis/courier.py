@@ -505,7 +505,7 @@ class Courier:
         return connection.hub if connection is not None else None
 
     def _set_timer(self) -> None:
-        if not self._timer_set:
+        if not self._timer_set and self._hub is not None:  # else the channel has been closed
             self._timer_set = True
             seconds = max(SETTLE_SECONDS, self.pause_seconds)
             self.channel.connection.call_later(seconds, self._on_timer)

@@ -16,7 +16,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
 from routing.redis.records import Mark
-from tests.apps.basic import Traces
+from tests.apps.basic import Traces, close
 from tests.apps.batches import create
 from tests.support.broker import Broker
 from tests.support.rig import Rig
@@ -43,7 +43,7 @@ class Scene:
 
     def __exit__(self, *exc_info: object) -> None:
         self.worker.__exit__(*exc_info)
-        self.app.close()
+        close(self.app)
         self.traces.client.close()
         self.broker.client.close()
 

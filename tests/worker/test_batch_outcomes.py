@@ -10,7 +10,7 @@ from celery import Celery, chain, chord, group
 from celery.result import AsyncResult
 
 from batching import InvalidItem, ResultCountError
-from tests.apps.basic import Traces
+from tests.apps.basic import Traces, close
 from tests.apps.batches import create
 from tests.support.broker import Broker
 from tests.support.servers import Server
@@ -37,7 +37,7 @@ def site(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Site]:
     with worker, Broker(url) as broker:
         app, traces = create(url), Traces(url)
         yield Site(app, broker, traces)
-        app.close()
+        close(app)
         traces.client.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,7 @@ def yard(
     traces, client = Traces(store), redis.Redis.from_url(results)
     with worker, Broker(broker) as view, client:
         yield Yard(app=app, worker=worker, broker=view, traces=traces, results=client)
+    gc.collect()  # a result that is forgotten later would look for its server
     close(app)
     traces.client.close()
 
