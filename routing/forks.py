@@ -65,7 +65,7 @@ _FORKS = _Forks()
 
 @contextmanager
 def unforked() -> Iterator[None]:
-    """Let no process be forked within, but while this thread is `resting`."""
+    """Let no process be forked within, but while this thread has a `rest`."""
     if _FORKS.works_here:
         yield
         return
