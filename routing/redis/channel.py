@@ -13,6 +13,7 @@ from functools import cached_property
 from queue import Empty
 from typing import Any
 
+import redis
 from kombu.transport import redis as stock
 
 from routing.evidence import Evidence
@@ -56,6 +57,10 @@ class EngineMixin(Publishing):
         return Courier(self)
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        if self.connection is None:
+            # kombu publishes over the channel that it began with, also when what it declares first
+            # has found the connection lost and made another.
+            raise redis.ConnectionError("the channel is closed")
         params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
         lease_seconds = self.runtime.topology.lease_seconds
         set_timeouts(params, self.connection.client.transport_options or {}, lease_seconds)

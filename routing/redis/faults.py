@@ -14,6 +14,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+from amqp.exceptions import RecoverableConnectionError
 from redis import exceptions
 
 
@@ -22,7 +23,12 @@ class ServerRefused(exceptions.ConnectionError):
 
 
 #: What a lost connection raises; a refusal is one of them.
-LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+LOST = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    OSError,
+    RecoverableConnectionError,  # kombu's own, for a channel that is closed
+)
 
 #: What the client raises when a server refuses, or does not answer.
 ANY_FAULT = exceptions.RedisError

@@ -8,12 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedule
 from kombu import Connection, Consumer, Message, Producer, Queue
 
 from routing import BrokerUnreachable, QueueFull
+from routing.redis.faults import Fault, fault_of
 from routing.redis.verbs import Verbs
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
@@ -199,6 +201,33 @@ def test_a_broker_that_cannot_be_reached_is_named_at_delay(broker_url: str) -> N
         app.tasks["basic.mark"].delay("x")
     assert "hidden" not in str(caught.value)
     close(app)
+
+
+def test_what_kombu_reconnects_to_declare_is_published_all_the_same(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare = Producer.maybe_declare
+
+    def declare_on_a_new_connection(producer: Producer, entity: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        producer.connection.collect()
+        producer.revive(producer.connection.default_channel)
+        return declare(producer, entity, **options)
+
+    monkeypatch.setattr(Producer, "maybe_declare", declare_on_a_new_connection)
+    with app.connection_for_write() as connection:
+        producer = connection.Producer()
+        producer.publish({}, routing_key="plain", declare=[Queue("plain")], retry=True)
+    assert broker.length("plain") == 1
+
+
+def test_a_closed_channel_is_a_lost_connection_to_whoever_uses_it(app: Celery) -> None:
+    with app.connection_for_write() as connection:
+        producer = connection.Producer()
+        producer.channel.close()
+        with pytest.raises(redis.ConnectionError, match="closed") as caught:
+            producer.publish({}, routing_key="plain")
+    assert fault_of(caught.value) is Fault.LOST
 
 
 def test_stock_connections_are_left_alone(broker_url: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from amqp.exceptions import RecoverableConnectionError
+from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
@@ -42,6 +44,12 @@ def test_what_will_never_succeed_is_a_bug(text: str) -> None:
     error = BaseParser.parse_error(text)
     assert fault_of(error) is Fault.BUG
     assert sorted_error(error) is error
+
+
+def test_a_channel_that_kombu_has_closed_is_a_lost_connection() -> None:
+    wrapper = OperationalError("channel disconnected")
+    wrapper.__cause__ = RecoverableConnectionError("channel disconnected")
+    assert fault_of(wrapper) is Fault.LOST
 
 
 def test_a_wrapped_error_means_what_it_was_raised_from() -> None:
