@@ -125,7 +125,9 @@ def close(app: Celery) -> None:
         with suppress(KeyError):
             del group[connection]
     if "result_consumer" in vars(app.backend):
-        app.backend.result_consumer.stop()
+        consumer = app.backend.result_consumer
+        consumer.stop()
+        consumer._pubsub = None  # else a result that is collected later connects to unsubscribe
     if hasattr(app.backend, "client"):
         app.backend.client.connection_pool.disconnect()
     app.close()

@@ -87,6 +87,7 @@ def test_a_full_server_takes_it_back(valkey: Server) -> None:
     finally:
         rig.client.config_set("maxmemory", 0)
     assert rig.delayed() == 2
+    rig.client.close()
 
 
 @pytest.mark.parametrize("text", ["no json", '"a word"'])

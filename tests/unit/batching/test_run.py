@@ -35,7 +35,10 @@ def app(valkey: Server) -> Iterator[Celery]:
     app = Celery("t", broker="memory://", backend=valkey.fresh_url())
     app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 0}}
     app.set_default()
+    stored = app.backend
     yield app
+    stored.result_consumer.stop()
+    stored.client.connection_pool.disconnect()
     app.close()
 
 
