@@ -29,7 +29,7 @@ class ItemRequest(Request):
     #: Why it cannot run although it could be decoded: it fails alone, in the pool.
     invalid: str | None = None
     #: Ends the run of its batch, given the pool and a signal; says whether the pool could.
-    cut: Callable[[Any, Any], bool] | None = None
+    cut: Callable[[Any], bool] | None = None
 
     @property
     def queue(self) -> str:
@@ -120,7 +120,7 @@ class ItemRequest(Request):
 
         When the connection is lost the batch runs on, and is settled afterwards.
         """
-        if STOP.told and self.cut is not None and self.cut(pool, signal):
+        if STOP.told and self.cut is not None and self.cut(signal):
             self._announce_cancelled(emit_retry=emit_retry)
 
     def _success_was_stored(self) -> Any:

@@ -27,6 +27,7 @@ from routing.exits import exits_in
 from routing.outcomes import CutOff
 from routing.redis.records import State
 from routing.request import tell_repeated_starts
+from routing.stopping import is_cut_off
 
 if TYPE_CHECKING:
     from batching.slots import Slots
@@ -116,6 +117,9 @@ class BatchUnit:
         # What celery.worker.state.task_accepted counts for each.
         state.total_count[self._task.name] += len(self.requests)
         state.all_total_count[0] += len(self.requests)
+        if is_cut_off():
+            # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
+            self._each(lambda request: request.cancel(self._consumer.pool, emit_retry=False))
 
     def on_done(self, answer: Any, **_: Any) -> None:
         """The call came back: each item ends its own way."""
@@ -152,15 +156,15 @@ class BatchUnit:
             self._task.name,
         )
 
-    def _cut(self, pool: Any, signal: Any = None) -> bool:
+    def _cut(self, signal: Any = None) -> bool:
         """End the call, once for all its items; False where it runs to its end, as in threads."""
         if self._is_cut is None:
-            self._is_cut = self._terminate(pool, signal)
+            self._is_cut = self._terminate(signal)
         return self._is_cut
 
-    def _terminate(self, pool: Any, signal: Any) -> bool:
+    def _terminate(self, signal: Any) -> bool:
         try:
-            pool.terminate_job(self._pid, signal or TERM_SIGNAL)
+            self._consumer.pool.terminate_job(self._pid, signal or TERM_SIGNAL)
         except NotImplementedError:
             logger.info(
                 "Batch of %d %s runs to its end: this pool cannot stop it",

@@ -34,7 +34,7 @@ from routing.running import Rule, Running
 from routing.shares import Shares
 from routing.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.startup import batches_by_queue
-from routing.stopping import STOP
+from routing.stopping import STOP, cut_outside_of_handler
 from routing.units import Buffer, RequestUnit, Unit
 
 logger = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.pool.flush = None
         if consumer.pool.uses_semaphore:
             consumer.pool.flush = Pipes(consumer.pool._pool).finish
+            cut_outside_of_handler(consumer)
             return SemaphoreSlots(
                 consumer.pool,
                 consumer.controller.semaphore,

@@ -28,7 +28,7 @@ from routing.outcomes import CutOff
 from routing.redis.holdings import Holdings
 from routing.redis.message import EngineMessage
 from routing.redis.records import Mark, State
-from routing.stopping import STOP, asked_to_end
+from routing.stopping import STOP, asked_to_end, is_cut_off
 from routing.traced import ESCAPED
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Request(stock.Request):
     acknowledged: bool
     #: While its result is being stored: what becomes of the message when it is.
     _then: list[Callable[[], None]] | None = None
+    #: What runs it, from the hand-over on.
+    pool: Any = None
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(message, EngineMessage):
@@ -144,6 +146,9 @@ class Request(stock.Request):
             self._message.ending = "started"
             self._message.ends_at_start = True
         super().on_accepted(pid, time_accepted)
+        if is_cut_off():
+            # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
+            self.cancel(self.pool, emit_retry=not self.task.acks_late)
 
     def acknowledge(self) -> None:
         """Acknowledge; an early one is settled before the task goes on.

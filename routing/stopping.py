@@ -38,6 +38,8 @@ class Stop:
 
     def __init__(self) -> None:
         self._told = False
+        #: It lets what runs go on for a while, before it cuts it.
+        self.waits_softly = False
         self._leave: Callable[[], None] | None = None
         signals.worker_shutting_down.connect(self._on_signal)
 
@@ -64,7 +66,11 @@ class Stop:
         def wait_for_soft_shutdown() -> None:
             # A cold shutdown says so to everybody else only after this.
             self.note()
-            wait_softly()
+            self.waits_softly = True
+            try:
+                wait_softly()
+            finally:
+                self.waits_softly = False
 
         controller.wait_for_soft_shutdown = wait_for_soft_shutdown
 
@@ -79,6 +85,42 @@ class Stop:
 
 
 STOP = Stop()
+
+
+def cut_outside_of_handler(consumer: Any) -> None:
+    """Let a cold shutdown of processes cut what runs when its loop has ended, not where it was.
+
+    Celery cancels and waits for the pool in the handler of the signal. That may have come in the
+    middle of reading that a task has started, or of handing one over: then nobody knows of it, and
+    the shutdown waits until it ends by itself.
+    """
+    pool, controller = consumer.pool, consumer.controller
+    owed: list[Callable[[], None]] = []
+    cancel, stop, terminate = consumer.cancel_active_requests, pool.stop, controller.terminate
+
+    def cancel_later() -> None:
+        if STOP.waits_softly:
+            cancel()  # whoever asks a second time does not wait for that
+            return
+        owed.append(cancel)
+        if (waker := getattr(consumer.hub, "_waker", None)) is not None:
+            waker.wake()  # else the loop goes on waiting: a handler does not end its poll
+
+    def stop_later() -> None:
+        if owed:
+            owed.append(stop)
+        else:
+            stop()
+
+    def terminate_after_that(*args: Any, **kwargs: Any) -> Any:
+        due, owed[:] = list(owed), []
+        for step in due:
+            step()
+        return terminate(*args, **kwargs)
+
+    consumer.cancel_active_requests = cancel_later
+    pool.stop = stop_later
+    controller.terminate = terminate_after_that
 
 
 def asked_to_end(error: BaseException) -> bool:

@@ -62,12 +62,13 @@ class RequestUnit:
 
     def hand_over(self) -> None:
         """Send the request to the pool, unless it was revoked meanwhile."""
-        dispatcher = self._dispatcher
-        if self.requests[0].is_void():
+        dispatcher, (request,) = self._dispatcher, self.requests
+        if request.is_void():
             dispatcher.unused_slot()
             return
+        request.pool = dispatcher.pool
         try:
-            accepted = self.requests[0].execute_using_pool(dispatcher.pool)
+            accepted = request.execute_using_pool(dispatcher.pool)
         except TaskRevokedError:
             dispatcher.unused_slot()
             return

@@ -21,8 +21,12 @@ def original(module: str, name: str) -> Any:
 
 
 def new_lock() -> Any:
-    """Return a lock that any thread may take; hold it only where nothing waits."""
-    return original("_thread", "allocate_lock")()
+    """Return a lock that any thread may take; hold it only where nothing waits.
+
+    A thread may take it again: Celery's handler of a cold shutdown runs wherever the signal finds
+    the worker, and gives back what is held.
+    """
+    return original("_thread", "RLock")()
 
 
 def start_thread(run: Callable[[], None]) -> None:
@@ -34,7 +38,7 @@ class Signal:
     """A flag that one thread waits for and any thread sets; waiting takes it down."""
 
     def __init__(self) -> None:
-        self._lock = new_lock()
+        self._lock = original("_thread", "allocate_lock")()
         self._lock.acquire()
 
     def set(self) -> None:

@@ -23,7 +23,7 @@ from celery.exceptions import Reject
 from kombu import pools
 
 from routing import DeadLetter, install
-from routing.redis.native import new_lock
+from routing.redis.native import original
 
 #: Longest time that a task waits for its key: a test that forgot it must not hang for ever.
 WAIT_SECONDS = 60
@@ -206,7 +206,7 @@ def _add_traced(app: Celery, traces: Traces) -> None:
     def blocks(name: str, seconds: float) -> str:
         """Let nothing else in this process have a turn, under gevent too."""
         traces.started(name)
-        held = new_lock()
+        held = original("_thread", "allocate_lock")()
         held.acquire()
         held.acquire(timeout=seconds)
         traces.ran(name)

@@ -69,7 +69,7 @@ def test_a_rolling_restart_loses_and_repeats_nothing(
 def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
     celery_setup: CeleryTestSetup, broker: Broker, traces: Traces
 ) -> None:
-    names = send_many(celery_setup, "mark", 300, 0.01, queue="default")
+    names = send_many(celery_setup, "mark", 900, 0.01, queue="default")
     eventually(lambda: traces.total() >= 50, 30)
     victim, survivor = celery_setup.worker_cluster
     victim.kill()

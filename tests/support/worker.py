@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import secrets
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -207,3 +210,17 @@ class Worker:
             return ""
 
         return eventually(found, timeout, message=lambda: f"{text!r} in:\n{self.log[-20_000:]}")
+
+
+def unread(pid: int) -> int:
+    """Return how many bytes lie in the pipes of a process, unread."""
+    found = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        if path.readlink().name.startswith("pipe:"):
+            end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                (size,) = struct.unpack("i", fcntl.ioctl(end, termios.FIONREAD, bytes(4)))
+            finally:
+                os.close(end)
+            found += size
+    return found

@@ -18,7 +18,7 @@ from tests.support.broker import Broker
 from tests.support.messages import ids_of
 from tests.support.servers import Server
 from tests.support.wait import eventually
-from tests.support.worker import Worker
+from tests.support.worker import Worker, unread
 from tests.worker.conftest import POOLS
 
 #: Seconds for a lease to run out and another worker to see it.
@@ -235,3 +235,28 @@ def test_a_batch_runs_on_when_the_connection_is_lost(valkey: Server, site: Site)
         eventually(lambda: worker.log.count("] Connected to") > connected)
         site.let_go(["one", "two"])
     assert site.traces.counts("started") == {"one": 1, "two": 1}
+
+
+@pytest.mark.parametrize("task", ["held", "batch"])
+def test_what_begins_while_the_worker_stops_cold_is_cut_too(site: Site, task: str) -> None:
+    with site.worker(concurrency=1) as worker:
+        (child,) = worker.children
+        site.send("held", "before")
+        site.let_go(["before"])
+        site.wait_for_starts("before")
+        os.kill(child, signal.SIGSTOP)
+        before = unread(child)
+        site.send(task, "name")
+        worker.wait_log(f"deploys.{task}[name] received")
+        eventually(lambda: unread(child) > before)
+        # It has handed over, and does not hear of the start before it stops.
+        os.kill(worker.pid, signal.SIGSTOP)
+        os.kill(child, signal.SIGCONT)
+        site.wait_for_starts("name")
+        worker.send(signal.SIGQUIT)
+        os.kill(worker.pid, signal.SIGCONT)
+        worker.wait()
+    assert site.traces.counts() == {"before": 1}
+    assert sorted(ids_of(site.broker.texts("default"))) == ["name"]
+    assert site.broker.holds_nothing()
+    site.has_charged_nothing()
