@@ -24,6 +24,7 @@ from kombu import pools
 
 from routing import DeadLetter, install
 from routing.redis.native import original
+from tests.support.wait import pause
 
 #: Longest time that a task waits for its key: a test that forgot it must not hang for ever.
 WAIT_SECONDS = 60
@@ -183,7 +184,7 @@ def _add_traced(app: Celery, traces: Traces) -> None:
         """Run, taking some time."""
         traces.started(name)
         if seconds:
-            traces.wait("never", seconds=seconds)
+            pause(seconds)
         traces.ran(name)
         return name
 

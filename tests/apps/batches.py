@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from batching import Batch, BatchTask
 from routing import install
 from tests.apps.basic import Traces
+from tests.support.wait import pause
 
 TABLE: Mapping[str, Any] = {
     "queues": {"default": {"prefetch": 500}, "other": {"prefetch": 500}},
@@ -126,7 +127,7 @@ def _add_gathered(app: Celery, traces: Traces) -> None:
     @_batch_task(app, max_size=20)
     def pausing(batch: Batch[int]) -> None:
         """Take a moment, and note each item once it is over."""
-        traces.wait("never", seconds=0.05)
+        pause(0.05)
         for item in batch:
             traces.ran(str(item.value))
 

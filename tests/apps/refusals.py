@@ -15,6 +15,7 @@ from celery import Celery
 from batching import Batch, BatchTask
 from tests.apps.basic import Traces
 from tests.apps.basic import create as create_basic
+from tests.support.wait import pause
 
 TABLE: Mapping[str, Any] = {
     "queues": {
@@ -36,7 +37,7 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
     def attempt(self: Any, name: str, how: str, seconds: float) -> str:
         """Run for some time, then succeed, fail, or succeed at the second try."""
         traces.ran(name)
-        traces.wait("never", seconds=seconds)
+        pause(seconds)
         if how == "fail":
             raise ValueError(name)
         if how == "retry" and not self.request.retries:
@@ -48,7 +49,7 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
         """Take a moment, then let each item succeed, fail, or succeed at the second try."""
         for one in batch:
             traces.ran(one.value["name"])
-        traces.wait("never", seconds=0.1)
+        pause(0.1)
         for one in batch:
             if one.value["how"] == "retry" and one.attempt == 1:
                 one.retry(countdown=0.2)
