@@ -75,7 +75,7 @@ def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
     victim, survivor = celery_setup.worker_cluster
     victim.kill()
     traces.open("gate", times=len(names))
-    eventually(lambda: broker.length("default") == 0, 30)
+    eventually(lambda: traces.total() == 2 * DEFAULT_PREFETCH, 30)
     survivor.restart()
     ran = traces.counts()
     assert set(ran.values()) == {1}
