@@ -45,14 +45,13 @@ def slots_for(message: Any, consumer: Any) -> Slots:
     dispatcher = getattr(consumer, "dispatcher", None)
     if dispatcher is None or not isinstance(message, EngineMessage):
         return StockSlots(consumer)
-    return DispatcherSlots(dispatcher, consumer)
+    return DispatcherSlots(dispatcher)
 
 
 class DispatcherSlots:
     """Slots that the engine's dispatcher shares out."""
 
-    def __init__(self, dispatcher: Any, consumer: Any) -> None:
-        self._consumer = consumer
+    def __init__(self, dispatcher: Any) -> None:
         self.backlog = dispatcher.backlog
         self.submit = dispatcher.submit
         self.unused = dispatcher.unused_slot
@@ -65,7 +64,7 @@ class DispatcherSlots:
 
     @contextmanager
     def collect_acks(self, requests: Sequence[ItemRequest]) -> Iterator[None]:
-        """Acknowledge all at once: one step in the consumer's loop, instead of one for each."""
+        """Acknowledge all at once; also in a warm shutdown, when no loop runs any more."""
         messages: list[EngineMessage] = []
         for request in requests:
             request.acks = messages
@@ -75,7 +74,7 @@ class DispatcherSlots:
             for request in requests:
                 request.acks = None
             if messages:
-                self._consumer.call_soon_ack(_ack_all, messages)
+                _ack_all(messages)
 
 
 class StockSlots:

@@ -34,7 +34,7 @@ from routing.running import Rule, Running
 from routing.shares import Shares
 from routing.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.startup import batches_by_queue
-from routing.stopping import STOP, cut_outside_of_handler
+from routing.stopping import STOP, Cut
 from routing.units import Buffer, RequestUnit, Unit
 
 logger = logging.getLogger(__name__)
@@ -132,8 +132,8 @@ class Dispatcher(bootsteps.StartStopStep):
         # Handed-over work survives a reconnect, so the pool must not forget it.
         consumer.pool.flush = None
         if consumer.pool.uses_semaphore:
-            consumer.pool.flush = Pipes(consumer.pool._pool).finish
-            cut_outside_of_handler(consumer)
+            finish = consumer.pool.flush = Pipes(consumer.pool._pool).finish
+            Cut(consumer, finish)
             return SemaphoreSlots(
                 consumer.pool,
                 consumer.controller.semaphore,

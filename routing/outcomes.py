@@ -153,6 +153,8 @@ def about_to_send(message_id: str) -> None:
     trace = format_exc() if sys.exc_info()[0] is not None else None
     try:
         task.backend.mark_as_retry(request.id, error, trace, request=request)
+    except CutOff:
+        raise  # the message goes back, and its retry with it
     except Exception:
         # The tracer says what becomes of it, as it does without this.
         logger.debug("a retry could not be stored before it was sent", exc_info=True)

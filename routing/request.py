@@ -51,7 +51,7 @@ class Request(stock.Request):
     acknowledged: bool
     #: While its result is being stored: what becomes of the message when it is.
     _then: list[Callable[[], None]] | None = None
-    #: What runs it, from the hand-over on.
+    #: What runs it, from the hand-over on; None with other transports.
     pool: Any = None
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
@@ -146,7 +146,7 @@ class Request(stock.Request):
             self._message.ending = "started"
             self._message.ends_at_start = True
         super().on_accepted(pid, time_accepted)
-        if is_cut_off():
+        if is_cut_off() and self.pool is not None:
             # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
             self.cancel(self.pool, emit_retry=not self.task.acks_late)
 

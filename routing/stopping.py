@@ -15,6 +15,7 @@ from typing import Any
 
 from billiard.common import EX_SOFTWARE, human_status
 from celery import signals
+from celery.bootsteps import RUN
 from celery.worker import state
 
 #: What a deploy, a supervisor or a terminal sends.
@@ -87,40 +88,69 @@ class Stop:
 STOP = Stop()
 
 
-def cut_outside_of_handler(consumer: Any) -> None:
-    """Let a cold shutdown of processes cut what runs when its loop has ended, not where it was.
+class Cut:
+    """Lets a cold shutdown of pool processes cut them when the loop has ended, not where it was.
 
-    Celery cancels and waits for the pool in the handler of the signal. That may have come in the
-    middle of reading that a task has started, or of handing one over: then nobody knows of it, and
-    the shutdown waits until it ends by itself.
+    Celery cancels what runs and waits for the pool in the handler of the signal. That may have come
+    in the middle of reading that a task has started, or of handing one over: then nobody knows of
+    it, and the shutdown waits until it ends by itself. A worker whose loop has ended already, as it
+    stops warmly, is cut in the handler.
+
+    Arguments:
+        consumer: the worker's consumer, with its pool.
+        finish: completes what is half way between the worker and its pool processes.
     """
-    pool, controller = consumer.pool, consumer.controller
-    owed: list[Callable[[], None]] = []
-    cancel, stop, terminate = consumer.cancel_active_requests, pool.stop, controller.terminate
 
-    def cancel_later() -> None:
-        if STOP.waits_softly:
-            cancel()  # whoever asks a second time does not wait for that
+    def __init__(self, consumer: Any, finish: Callable[[], None]) -> None:
+        self._consumer = consumer
+        self._finish = finish
+        #: A handler has asked for it, and the loop is about to end.
+        self._is_owed = False
+        self._is_cutting = False
+        self._cancel = consumer.cancel_active_requests
+        self._stop = consumer.pool.stop
+        self._terminate = consumer.controller.terminate
+        consumer.cancel_active_requests = self.cancel
+        consumer.pool.stop = self.stop
+        consumer.controller.terminate = self.terminate
+
+    @property
+    def _waits_for_loop(self) -> bool:
+        # Nobody but the loop ends by `WorkerTerminate`, which leads to `terminate`.
+        runs = self._consumer.blueprint.state == RUN
+        return bool(runs and not self._is_cutting and not STOP.waits_softly)
+
+    def cancel(self) -> None:
+        """Cancel what runs, as soon as the loop has ended."""
+        if not self._waits_for_loop:
+            self._cancel()
             return
-        owed.append(cancel)
-        if (waker := getattr(consumer.hub, "_waker", None)) is not None:
-            waker.wake()  # else the loop goes on waiting: a handler does not end its poll
+        self._is_owed = True
+        if (waker := getattr(self._consumer.hub, "_waker", None)) is not None:
+            waker.wake()  # a handler does not end the loop's poll
 
-    def stop_later() -> None:
-        if owed:
-            owed.append(stop)
-        else:
-            stop()
+    def stop(self) -> None:
+        """Wait for the pool; when that is owed, `terminate` does."""
+        if self._is_owed and self._waits_for_loop:
+            return
+        if not self._is_cutting:
+            self._finish()
+        if self._is_owed:
+            self._is_owed = False
+            self._cancel()
+        self._stop()
 
-    def terminate_after_that(*args: Any, **kwargs: Any) -> Any:
-        due, owed[:] = list(owed), []
-        for step in due:
-            step()
-        return terminate(*args, **kwargs)
-
-    consumer.cancel_active_requests = cancel_later
-    pool.stop = stop_later
-    controller.terminate = terminate_after_that
+    def terminate(self, *args: Any, **kwargs: Any) -> Any:
+        """End the worker, after what is owed."""
+        try:
+            if self._is_owed:
+                self._is_owed, self._is_cutting = False, True
+                self._finish()
+                self._cancel()
+                self._stop()
+        finally:
+            ended = self._terminate(*args, **kwargs)
+        return ended
 
 
 def asked_to_end(error: BaseException) -> bool:

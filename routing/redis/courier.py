@@ -222,9 +222,9 @@ class Courier:
 
     def _send(self, args: Sequence[Any]) -> None:
         connection = self.channel.client.connection
-        self.channel._in_poll = connection
         self.channel._brpop_sent_at = time.monotonic()
         self._sent_at = boot_seconds()
+        self.channel._in_poll = connection  # last: whoever looks at how old it is looks at this
         try:
             connection.send_command(*args)
         except LOST:

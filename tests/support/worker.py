@@ -188,6 +188,10 @@ class Worker:
         """What it has written since its last start."""
         return self._bytes()[self._read_from :].decode(errors="replace")
 
+    def forget_log(self) -> None:
+        """Leave out of `log` what has been written so far."""
+        self._read_from = len(self._bytes())
+
     def _bytes(self) -> bytes:
         return self._log_path.read_bytes() if self._log_path.exists() else b""
 

@@ -260,3 +260,18 @@ def test_what_begins_while_the_worker_stops_cold_is_cut_too(site: Site, task: st
     assert sorted(ids_of(site.broker.texts("default"))) == ["name"]
     assert site.broker.holds_nothing()
     site.has_charged_nothing()
+
+
+def test_a_cold_shutdown_ends_a_warm_one_that_waits_for_its_tasks(site: Site) -> None:
+    site.send("held", "one")
+    site.send("batch", "two")
+    with site.worker(concurrency=2) as worker:
+        site.wait_for_starts("one", "two")
+        worker.send(signal.SIGTERM)
+        worker.wait_log("Warm shutdown")
+        worker.send(signal.SIGQUIT)
+        worker.wait()
+    assert site.traces.counts() == {}
+    assert sorted(ids_of(site.broker.texts("default"))) == ["one", "two"]
+    assert site.broker.holds_nothing()
+    site.has_charged_nothing()

@@ -23,7 +23,7 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 
 
 def test_after_sigterm_in_a_backlog_nothing_is_unacked_lost_or_run_twice(at: Station) -> None:
-    names = at.send_many("mark", BACKLOG, 0.01, queue="bulk")
+    names = at.send_many("mark", BACKLOG, 0.03, queue="bulk")
     eventually(lambda: at.traces.total() >= 20, 30)
     assert at.worker.terminate() == 0
 

@@ -24,7 +24,7 @@ from tests.support.worker import Worker
 from tests.worker.conftest import POOLS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Yard:
     """A worker whose results are on a server that can be full, and where its traces are not."""
 
@@ -33,6 +33,17 @@ class Yard:
     broker: Broker
     traces: Traces
     results: redis.Redis
+    dead_before: int = 0
+
+    def begin(self) -> None:
+        """Forget what other tests have done here."""
+        self.worker.forget_log()
+        self.traces.client.flushdb()
+        self.dead_before += self.dead()
+
+    def dead(self) -> int:
+        """Return how many dead letters came since the test began."""
+        return int(self.broker.ledger("default").get("dead", 0)) - self.dead_before
 
     def send(self, task: str, *args: Any, **options: Any) -> Any:
         return self.app.tasks[task].apply_async(args, **options)
@@ -83,12 +94,26 @@ def spare(tmp_path: Path) -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture(params=POOLS)
-def at(request: pytest.FixtureRequest, valkey: Server, spare: Server) -> Iterator[Yard]:
-    urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
-    with yard(request.param, results=spare.fresh_url(), **urls) as at:
-        yield at
-        at.free()
+@pytest.fixture(scope="module", params=POOLS)
+def shared(
+    request: pytest.FixtureRequest, valkey: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Yard]:
+    server = Server(valkey_binary(), tmp_path_factory.mktemp("s"))
+    server.start()
+    try:
+        urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
+        with yard(request.param, results=server.fresh_url(), **urls) as shared:
+            yield shared
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def at(shared: Yard) -> Iterator[Yard]:
+    """A yard of each pool, which tests share."""
+    shared.begin()
+    yield shared
+    shared.free()
 
 
 @pytest.mark.parametrize("task", ["plain", "many"])
@@ -100,7 +125,7 @@ def test_a_full_result_server_repeats_nothing_and_loses_nothing(at: Yard, task: 
     assert [result.get(timeout=20) for result in sent] == [f"item-{n}" for n in range(20)]
     eventually(at.settled)
     assert at.traces.counts() == {f"item-{n}": 1 for n in range(20)}
-    assert at.broker.ledger("default").get("dead", 0) == 0
+    assert at.dead() == 0
 
 
 @pytest.mark.parametrize("task", ["plain", "many"])
@@ -120,7 +145,7 @@ def test_a_full_server_of_broker_and_results_repeats_nothing(
             result.get(timeout=20)
         eventually(at.settled)
         assert at.traces.counts() == {f"item-{n}": 1 for n in range(20)}
-        assert at.broker.ledger("default").get("dead", 0) == 0
+        assert at.dead() == 0
 
 
 @pytest.mark.parametrize("task", ["plain", "many"])
@@ -155,7 +180,7 @@ def test_a_revoked_task_is_told_so_once_its_result_can_be_stored(at: Yard, task:
 @pytest.mark.parametrize("task", ["nowhere", "nowhere_many"])
 def test_a_retry_that_can_never_be_sent_ends_its_task_as_a_dead_letter(at: Yard, task: str) -> None:
     result = at.send(task, "lost")
-    eventually(lambda: at.broker.ledger("default").get("dead", 0) == 1)
+    eventually(lambda: at.dead() == 1)
     eventually(lambda: result.state == "FAILURE")
     eventually(at.settled)
     assert at.traces.counts() == {"lost": 1}
@@ -231,6 +256,22 @@ def test_a_cold_shutdown_gives_back_what_waits_to_be_stored(
         assert at.broker.unacked() == 0
         assert at.broker.length("default") == 1
         assert not at.broker.client.hgetall("celeriac:deliveries"), "nobody is charged"
+
+
+def test_a_cold_shutdown_before_a_retry_is_stored_sends_it_not(
+    valkey: Server, spare: Server
+) -> None:
+    urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
+    with yard("threads", results=spare.fresh_url(), **urls) as at:
+        at.send("again", "once", "gate")
+        at.traces.next_start()
+        at.fill()
+        at.traces.open("gate")
+        at.worker.wait_log("waiting for the result backend")
+        at.worker.send(signal.SIGQUIT)
+        at.worker.wait(20)
+        assert at.broker.holds_nothing()
+        assert at.broker.length("default") + len(at.broker.delayed("default")) == 1
 
 
 def test_a_rejected_message_comes_again_later_and_is_never_a_delivery(valkey: Server) -> None:
