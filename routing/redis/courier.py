@@ -42,9 +42,10 @@ logger = logging.getLogger(__name__)
 #: lost, and for messages of producers that ring nothing (stock Celery).
 BELL_SECONDS = 1
 
-#: As long as endings keep coming, the next exchange is only milliseconds away: listening for a bell
-#: in between would cost three more round trips to be woken from it.
-BUSY_SECONDS = 0.02
+#: An ending that has just come takes an exchange with it, which looks at every queue: listening for
+#: a bell in between would cost three more round trips to be woken from it. Not for longer: what
+#: comes to an empty queue meanwhile is not heard.
+BUSY_SECONDS = SETTLE_SECONDS
 
 #: What a reply said is no longer known when the loop was held up for so long since its call, such
 #: as by a task that ran inside it (solo).
