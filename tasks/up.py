@@ -8,6 +8,7 @@ And a worker that ends by itself is started again; the end of another line is th
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import queue
 import signal
@@ -137,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         procfile.processes, concurrency={"worker": options.workers}, env=_environment()
     )
     honcho.manager.KILL_WAIT = STOP_SECONDS
-    manager = Manager(Printer(sys.stdout))
+    manager = Manager(Printer(_output()))
     manager._procmgr = MainProcessOnly()
     for process in processes:
         manager.add_process(
@@ -146,6 +147,15 @@ def main(arguments: list[str] | None = None) -> int:
     manager.loop()
     asked_to_stop = {128 + signal.SIGINT, 128 + signal.SIGTERM}
     return 0 if manager.returncode in asked_to_stop else 1
+
+
+def _output() -> io.TextIOWrapper:
+    """The standard output, without the buffer that may not be written to while it is written to.
+
+    Ctrl-C may come in the middle of a line, and its handler prints one.
+    """
+    raw: Any = io.FileIO(sys.stdout.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding=sys.stdout.encoding, write_through=True)
 
 
 def _environment() -> dict[str, str]:
