@@ -100,5 +100,8 @@ class Watched:
 
 
 def _role(server: Server) -> str:
-    info: Any = server.client().info("replication")
+    try:
+        info: Any = server.client().info("replication")
+    except redis.ConnectionError:
+        return ""  # it is changing, and drops whoever is connected
     return str(info["role"])

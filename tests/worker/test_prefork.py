@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
+from tests.support.results import value
 from tests.support.servers import Server
 from tests.support.station import Station, station
 from tests.support.wait import eventually, pause
@@ -158,4 +159,4 @@ def test_a_pool_process_that_dies_with_the_connection_ends_no_worker(valkey: Ser
                 )
             )
             assert at.worker.running
-            assert at.send("add", 1, 2).get(timeout=20) == 3
+            assert value(at.send("add", 1, 2), timeout=20) == 3
