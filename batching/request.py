@@ -28,7 +28,7 @@ class ItemRequest(Request):
     acks: list[Any] | None = None
     #: Why it cannot run although it could be decoded: it fails alone, in the pool.
     invalid: str | None = None
-    #: Ends the run of its batch, given the pool and a signal; says whether the pool could.
+    #: Ends the run of its batch, given a signal; says whether the pool could.
     cut: Callable[[Any], bool] | None = None
 
     @property

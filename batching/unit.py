@@ -108,18 +108,21 @@ class BatchUnit:
         self._accepted, self._pid = True, pid
         for request in self.requests:
             request.cut = self._cut
-        if not self._task.acks_late:
+        is_early = not self._task.acks_late
+        if is_early:
             self._each(lambda request: request.on_accepted(pid, time_accepted))
-            return
-        started_at = time.time() - (time.monotonic() - time_accepted)
+        else:
+            self._start_all(pid, time.time() - (time.monotonic() - time_accepted))
+        if is_cut_off():
+            # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
+            self._each(lambda request: request.cancel(self._consumer.pool, emit_retry=is_early))
+
+    def _start_all(self, pid: int, started_at: float) -> None:
         self._each(lambda request: request.start(pid, started_at))
         tell_repeated_starts(self.requests)
         # What celery.worker.state.task_accepted counts for each.
         state.total_count[self._task.name] += len(self.requests)
         state.all_total_count[0] += len(self.requests)
-        if is_cut_off():
-            # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
-            self._each(lambda request: request.cancel(self._consumer.pool, emit_retry=False))
 
     def on_done(self, answer: Any, **_: Any) -> None:
         """The call came back: each item ends its own way."""

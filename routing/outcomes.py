@@ -154,7 +154,7 @@ def about_to_send(message_id: str) -> None:
     try:
         task.backend.mark_as_retry(request.id, error, trace, request=request)
     except CutOff:
-        raise  # the message goes back, and its retry with it
+        raise  # the message goes back itself, so no retry of it may be sent
     except Exception:
         # The tracer says what becomes of it, as it does without this.
         logger.debug("a retry could not be stored before it was sent", exc_info=True)

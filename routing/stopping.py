@@ -106,7 +106,8 @@ class Cut:
         self._finish = finish
         #: A handler has asked for it, and the loop is about to end.
         self._is_owed = False
-        self._is_cutting = False
+        self._has_loop_ended = False
+        self._is_stopping = False
         self._cancel = consumer.cancel_active_requests
         self._stop = consumer.pool.stop
         self._terminate = consumer.controller.terminate
@@ -116,9 +117,9 @@ class Cut:
 
     @property
     def _waits_for_loop(self) -> bool:
-        # Nobody but the loop ends by `WorkerTerminate`, which leads to `terminate`.
-        runs = self._consumer.blueprint.state == RUN
-        return bool(runs and not self._is_cutting and not STOP.waits_softly)
+        # Only a loop that still runs ends by `WorkerTerminate`, which leads to `terminate`.
+        runs = not self._has_loop_ended and self._consumer.blueprint.state == RUN
+        return bool(runs and not STOP.waits_softly)
 
     def cancel(self) -> None:
         """Cancel what runs, as soon as the loop has ended."""
@@ -130,10 +131,11 @@ class Cut:
             waker.wake()  # a handler does not end the loop's poll
 
     def stop(self) -> None:
-        """Wait for the pool; when that is owed, `terminate` does."""
+        """Wait for the pool; what a handler has asked for comes first, when the loop has ended."""
         if self._is_owed and self._waits_for_loop:
             return
-        if not self._is_cutting:
+        if not self._is_stopping:  # else a handler interrupts what is being completed
+            self._is_stopping = True
             self._finish()
         if self._is_owed:
             self._is_owed = False
@@ -141,13 +143,11 @@ class Cut:
         self._stop()
 
     def terminate(self, *args: Any, **kwargs: Any) -> Any:
-        """End the worker, after what is owed."""
+        """End the worker, after what is owed, whatever that raises."""
+        self._has_loop_ended = True
         try:
             if self._is_owed:
-                self._is_owed, self._is_cutting = False, True
-                self._finish()
-                self._cancel()
-                self._stop()
+                self.stop()
         finally:
             ended = self._terminate(*args, **kwargs)
         return ended

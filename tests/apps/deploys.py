@@ -54,6 +54,7 @@ def _add_plain(app: Celery, store: str) -> None:
         return name
 
     app.task(held, name="deploys.held", shared=False)
+    app.task(held, name="deploys.early", shared=False, acks_late=False)
     app.task(held, name="deploys.retried", shared=False, retry_on_worker_lost=True, max_retries=0)
 
     @app.task(name="deploys.stubborn", shared=False)
@@ -76,7 +77,13 @@ def _add_plain(app: Celery, store: str) -> None:
 
 
 def _add_batched(app: Celery, traces: Traces) -> None:
-    @app.task(base=BatchTask, name="deploys.batch", shared=False, max_size=20, max_wait=0.2)
+    options: Mapping[str, Any] = {
+        "base": BatchTask,
+        "shared": False,
+        "max_size": 20,
+        "max_wait": 0.2,
+    }
+
     def batch(batch: Batch[str]) -> None:
         """Run until the gate of the first item opens."""
         for item in batch:
@@ -84,6 +91,9 @@ def _add_batched(app: Celery, traces: Traces) -> None:
         assert traces.wait(batch[0].value), "nobody opened the gate"
         for item in batch:
             traces.ran(item.value)
+
+    app.task(batch, name="deploys.batch", **options)
+    app.task(batch, name="deploys.early_batch", acks_late=False, **options)
 
 
 if broker_url := os.environ.get("CELERIAC_TEST_BROKER"):

@@ -237,8 +237,11 @@ def test_a_batch_runs_on_when_the_connection_is_lost(valkey: Server, site: Site)
     assert site.traces.counts("started") == {"one": 1, "two": 1}
 
 
-@pytest.mark.parametrize("task", ["held", "batch"])
-def test_what_begins_while_the_worker_stops_cold_is_cut_too(site: Site, task: str) -> None:
+@pytest.mark.parametrize("begins", ["unheard", "after the loop"])
+@pytest.mark.parametrize("task", ["held", "batch", "early", "early_batch"])
+def test_what_begins_while_the_worker_stops_cold_is_cut_too(
+    site: Site, task: str, begins: str
+) -> None:
     with site.worker(concurrency=1) as worker:
         (child,) = worker.children
         site.send("held", "before")
@@ -249,15 +252,23 @@ def test_what_begins_while_the_worker_stops_cold_is_cut_too(site: Site, task: st
         site.send(task, "name")
         worker.wait_log(f"deploys.{task}[name] received")
         eventually(lambda: unread(child) > before)
-        # It has handed over, and does not hear of the start before it stops.
-        os.kill(worker.pid, signal.SIGSTOP)
-        os.kill(child, signal.SIGCONT)
-        site.wait_for_starts("name")
-        worker.send(signal.SIGQUIT)
-        os.kill(worker.pid, signal.SIGCONT)
+        # It has handed over.
+        if begins == "unheard":
+            os.kill(worker.pid, signal.SIGSTOP)
+            os.kill(child, signal.SIGCONT)
+            site.wait_for_starts("name")
+            worker.send(signal.SIGQUIT)
+            os.kill(worker.pid, signal.SIGCONT)
+        else:
+            worker.send(signal.SIGQUIT)
+            worker.wait_log("Cold shutdown (MainProcess)")
+            os.kill(child, signal.SIGCONT)
+            site.wait_for_starts("name")
         worker.wait()
     assert site.traces.counts() == {"before": 1}
-    assert sorted(ids_of(site.broker.texts("default"))) == ["name"]
+    # What acknowledges early runs at most once.
+    again = [] if task.startswith("early") else ["name"]
+    assert ids_of(site.broker.texts("default")) == again
     assert site.broker.holds_nothing()
     site.has_charged_nothing()
 
