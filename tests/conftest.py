@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from routing import overflow
+from routing.drops import Drops
 from tests.support.broker import Broker
 from tests.support.servers import Server, redis_binary, valkey_binary
 
@@ -24,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tell_drops_at_once() -> Iterator[None]:
+    """Leave no timer that tells in the log of a later test what an earlier one has dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overflow, "DROPS", Drops(interval_seconds=0))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -51,8 +51,10 @@ class Broker:
 
     def delayed(self, queue: str) -> list[str]:
         """Return the delayed messages of a queue, the one that is due first first."""
-        members = self.client.zrange(self.key(f"celeriac:delayed:{queue}"), 0, -1)
-        kept = self.client.hgetall(self.key(f"celeriac:delayed_messages:{queue}"))
+        with self.client.pipeline() as both:  # of one moment
+            both.zrange(self.key(f"celeriac:delayed:{queue}"), 0, -1)
+            both.hgetall(self.key(f"celeriac:delayed_messages:{queue}"))
+            members, kept = both.execute()
         assert set(members) == set(kept)
         values = [kept[member].decode().partition(":") for member in members]
         return [text[int(length) :] for length, _, text in values]

@@ -132,7 +132,14 @@ def server_of(broker: psutil.Process) -> psutil.Process:
 
 def stop(process: psutil.Process) -> None:
     process.terminate()
-    eventually(lambda: process.status() == psutil.STATUS_ZOMBIE or not process.is_running(), 30)
+    eventually(lambda: has_ended(process), 30)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def last_line(text: str) -> str:
