@@ -21,6 +21,7 @@ from celery import bootsteps
 from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
+from routing.heap import return_in_pool_processes, return_large_blocks
 from routing.intake import store_refusal, task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
@@ -67,6 +68,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
+        return_in_pool_processes()
         STOP.watch(consumer.controller, self._leave)
         super().__init__(consumer, **kwargs)
 
@@ -80,7 +82,9 @@ class Dispatcher(bootsteps.StartStopStep):
             return
         self._channel = channel
         channel.on_refused = partial(store_refusal, consumer.app)
+        channel.connection.is_stopping = lambda: STOP.told
         relax_collector()
+        return_large_blocks()
         self._thread = threading.get_ident()
         holdings = channel.runtime.holdings
         holdings.durable = True
