@@ -8,8 +8,9 @@ all, ends it once.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
 
@@ -17,6 +18,9 @@ from routing.followers import count_success, send_links
 from routing.redis.records import State
 from routing.request import Request
 from routing.stopping import STOP
+
+if TYPE_CHECKING:
+    from batching.unit import BatchUnit
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +32,8 @@ class ItemRequest(Request):
     acks: list[Any] | None = None
     #: Why it cannot run although it could be decoded: it fails alone, in the pool.
     invalid: str | None = None
-    #: Ends the run of its batch, given a signal; says whether the pool could.
-    cut: Callable[[Any], bool] | None = None
+    #: Its batch, which the pool keeps while it runs.
+    batch: weakref.ref[BatchUnit] | None = None
 
     @property
     def queue(self) -> str:
@@ -120,7 +124,8 @@ class ItemRequest(Request):
 
         When the connection is lost the batch runs on, and is settled afterwards.
         """
-        if STOP.told and self.cut is not None and self.cut(signal):
+        batch = self.batch and self.batch()
+        if STOP.told and batch and batch.cut(signal):
             self._announce_cancelled(emit_retry=emit_retry)
 
     def _success_was_stored(self) -> Any:

@@ -39,14 +39,35 @@ class Ended(NamedTuple):
     unstored: bool = False
 
 
+class Clock:
+    """Tells the tracer, which asks at the start and at the end of each item, its share of the call.
+
+    Apart from what owns the tracer: a cycle would keep all of it until the collector comes.
+    """
+
+    def __init__(self, share_seconds: float) -> None:
+        self._share = share_seconds
+        self._started = False
+
+    def restart(self) -> None:
+        """Begin with the next item."""
+        self._started = False
+
+    def time(self) -> float:
+        """Return 0, and the share when asked again."""
+        if self._started:
+            return self._share
+        self._started = True
+        return 0.0
+
+
 class Settling:
     """Settles the items of one call, in order."""
 
     def __init__(self, task: Any, *, hostname: str, share_seconds: float, exits: Exits) -> None:
         self._name = task.name
         self._exits = exits
-        self._share = share_seconds
-        self._started = False
+        self._clock = Clock(share_seconds)
         # By module attribute: monitoring tools replace it.
         self._trace = trace.build_tracer(
             task.name,
@@ -54,13 +75,13 @@ class Settling:
             task.app.loader,
             hostname,
             app=task.app,
-            monotonic=self._clock,
+            monotonic=self._clock.time,
         )
 
     def settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
         """End one item."""
         request[OUTCOME] = item.outcome
-        self._started = False
+        self._clock.restart()
         try:
             return self._settle(item, request)
         finally:
@@ -81,13 +102,6 @@ class Settling:
             return Ended(Answer(0, text, runtime))
         forget_frames(info.retval)
         return Ended(Answer(1, failure(result), runtime))
-
-    def _clock(self) -> float:
-        """Tell the tracer, which asks at the start and at the end, the item's share of the call."""
-        if self._started:
-            return self._share
-        self._started = True
-        return 0.0
 
 
 def unstorable(error: Exception) -> Ended:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ class BatchUnit:
         """The batch was taken up: each item has started."""
         self._accepted, self._pid = True, pid
         for request in self.requests:
-            request.cut = self._cut
+            request.batch = weakref.ref(self)
         is_early = not self._task.acks_late
         if is_early:
             self._each(lambda request: request.on_accepted(pid, time_accepted))
@@ -159,7 +160,7 @@ class BatchUnit:
             self._task.name,
         )
 
-    def _cut(self, signal: Any = None) -> bool:
+    def cut(self, signal: Any = None) -> bool:
         """End the call, once for all its items; False where it runs to its end, as in threads."""
         if self._is_cut is None:
             self._is_cut = self._terminate(signal)

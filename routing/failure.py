@@ -126,6 +126,8 @@ def forget_frames(error: BaseException | None) -> None:
         behind += [one.__context__, one.__cause__]
         if isinstance(one, Retry):
             behind.append(one.exc)
+            # Celery's holds itself, and with it the message that is sent again.
+            one.args = tuple(argument for argument in one.args if argument is not one)
         if isinstance(one, BaseExceptionGroup):
             behind += one.exceptions
 
