@@ -59,12 +59,18 @@ _AT_ONCE: ContextVar[bool] = ContextVar("celeriac_at_once", default=False)
 _COUNTING = frozenset({"INCR", "INCRBY", "DECR", "DECRBY"})
 
 
-def wait_for_results(app: Any) -> None:
+def wait_for_results(app: Any, *, is_green: bool = False) -> None:
     """Let the tasks of this worker wait for the result backend, unless the app has said no.
 
     Only in workers: a caller who asks for a result wants an error.
+
+    Arguments:
+        app: the worker's app.
+        is_green: its tasks are greenlets: they share one backend, as else each of them makes one of
+            its own, with a connection, which four fifths of its time would go to.
     """
     defaults = {
+        "result_backend_thread_safe": is_green,
         "result_backend_always_retry": True,
         "result_backend_base_sleep_between_retries_ms": FIRST_WAIT_MS,
         "result_backend_max_sleep_between_retries_ms": LONGEST_WAIT_MS,

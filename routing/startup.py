@@ -39,7 +39,7 @@ class CheckTable(bootsteps.Step):
         if (table := topology_of(parent.app)) is None:
             return
         queues = list(parent.app.amqp.queues.consume_from)
-        wait_for_results(parent.app)
+        wait_for_results(parent.app, is_green=getattr(parent.pool, "is_green", False))
         slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
         batches = batches_by_queue(parent.app)
         try:
