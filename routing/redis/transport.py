@@ -6,7 +6,9 @@ The schemes of `routing.redis.aliases` lead here.
 from __future__ import annotations
 
 import logging
+import math
 import ssl
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,12 +24,17 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks for a reply that is overdue.
 WATCH_SECONDS = 1.0
 
+#: A worker without kombu's event loop learns between two polls that it was told to stop.
+TURN_SECONDS = 0.2
+
 
 class TransportMixin:
     """Delivers what channels fetched: from the event loop in slices, else from ``drain_events``."""
 
     #: kombu's event loop once a worker runs on it; None for gevent and for plain clients.
     hub: Any = None
+    #: Says whether the worker that consumes here was told to stop.
+    is_stopping: Callable[[], bool] = staticmethod(lambda: False)
     _nudge: Nudge | None = None
     _tick: Callable[[], None] | None = None
     _is_ticking = False
@@ -86,9 +93,17 @@ class TransportMixin:
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver one slice of messages, after waiting for some when none were fetched."""
-        if not self._deliver_slices():
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._deliver_slices():
             self._check_silence()
-            super().drain_events(connection, timeout=timeout)  # type: ignore[misc]
+            left = max(0.0, until - time.monotonic())
+            try:
+                super().drain_events(connection, timeout=min(left, TURN_SECONDS))  # type: ignore[misc]
+            except TimeoutError:
+                if left <= TURN_SECONDS or self.is_stopping():
+                    raise
+            else:
+                return
 
     def close_connection(self, connection: Any) -> None:
         """Close all channels and leave the event loop."""

@@ -22,8 +22,9 @@ from tasks.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: A worker that still runs a task at the end gets this long to finish it.
-STOP_SECONDS = 60.0
+#: Workers that still run tasks at the end get this long to finish them. That takes less than a
+#: second, but while the broker is away what has ended cannot be stored, and they wait.
+STOP_SECONDS = 20.0
 
 #: Somebody who restarts a process by hand comes first.
 REPLACE_AFTER_SECONDS = 5.0
@@ -68,13 +69,13 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
-    def stop(self) -> None:
-        """Ask it to end and wait, in the end without asking."""
+    def stop(self, *, seconds: float = STOP_SECONDS) -> None:
+        """Ask it to end and wait for so long, in the end without asking."""
         if self._process is None:
             return
         self.ask_to_stop()
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -112,10 +113,11 @@ class LocalPlatform:
 
     def stop(self) -> None:
         """Stop what was started here; the broker last: workers give back to it what they hold."""
+        deadline = time.monotonic() + STOP_SECONDS
         for worker in self._workers:
             worker.ask_to_stop()
         for worker in self._workers:
-            worker.stop()
+            worker.stop(seconds=max(0.0, deadline - time.monotonic()))
         self._workers.clear()
         if self._broker is not None:
             self._broker.stop()
