@@ -3,9 +3,9 @@
 More than half of what a short-lived worker costs is its imports. A `Nursery` does them once, for
 all workers of a test process, and then each of them is a fork that goes on as ``python -m celery``
 does: with its own session, environment, working directory and log, and its app imported on its own.
-A gevent worker must patch before anything is imported, so it is started the usual way.
+A gevent worker must patch before anything is imported, so these have a nursery of their own.
 
-    python -m tests.support.nursery PATH    listens on a Unix socket until its standard input ends
+    python -m tests.support.nursery PATH [gevent]    listens on a Unix socket until its input ends
 """
 
 from __future__ import annotations
@@ -96,9 +96,14 @@ class Forked:
 
 
 class Nursery:
-    """The process that workers are forked from; started by the first one."""
+    """The process that workers are forked from; started by the first one.
 
-    def __init__(self) -> None:
+    Arguments:
+        pool: "gevent" for workers of this pool, empty for those of all others.
+    """
+
+    def __init__(self, pool: str = "") -> None:
+        self._pool = pool
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = ""
 
@@ -107,7 +112,8 @@ class Nursery:
         differing = {name for name, value in env.items() if os.environ.get(name) != value}
         is_celery = list(command[:3]) == [sys.executable, "-m", "celery"]
         is_python_set_up = any(name.startswith("PYTHON") for name in differing - {"PYTHONPATH"})
-        return is_celery and "gevent" not in command and not is_python_set_up
+        is_for_it = ("gevent" in command) == bool(self._pool)
+        return is_celery and is_for_it and not is_python_set_up
 
     def start(self, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> Forked:
         """Start a worker by its command line, with its output at the end of a file."""
@@ -124,7 +130,7 @@ class Nursery:
         if self._process is None:
             self._directory = tempfile.mkdtemp(prefix="n")
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, self._socket],
+                [sys.executable, "-m", __name__, self._socket, *filter(None, [self._pool])],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.PIPE,
@@ -149,10 +155,13 @@ class Nursery:
         shutil.rmtree(self._directory)
 
 
-NURSERY = Nursery()
+NURSERIES = (Nursery(), Nursery("gevent"))
 
 
 # -- the process -------------------------------------------------------
+
+#: As they were before gevent patched them: they begin no loop, which a fork would inherit.
+_fork, _waitpid, _Socket = os.fork, os.waitpid, socket.SocketType
 
 
 class _Children:
@@ -174,7 +183,7 @@ class _Children:
                     case self._listener:
                         if (order := self._fork()) is not None:
                             return order
-                    case socket.socket() as connection:
+                    case _Socket() as connection:
                         self._forget(connection)
                     case int() as end:
                         self._tell(end)
@@ -182,9 +191,10 @@ class _Children:
                         return None
 
     def _fork(self) -> dict[str, Any] | None:
-        connection, _ = self._listener.accept()
+        descriptor, _ = self._listener._accept()
+        connection = _Socket(fileno=descriptor)
         order: dict[str, Any] = json.loads(connection.recv(READ_BYTES))
-        if (pid := os.fork()) == 0:
+        if (pid := _fork()) == 0:
             self._close(connection)
             return order
         connection.send(str(pid).encode())
@@ -213,7 +223,7 @@ class _Children:
         code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
         asking = [connection for connection, child in self._pids.items() if child == pid]
         if not asking:
-            os.waitpid(pid, 0)
+            _waitpid(pid, 0)
         for connection in asking:
             try:
                 connection.send(str(code).encode())
@@ -225,7 +235,7 @@ class _Children:
         connection.close()
         pid = self._pids.pop(connection)
         if pid not in self._ends.values():
-            os.waitpid(pid, 0)
+            _waitpid(pid, 0)
 
 
 def _become(order: Mapping[str, Any]) -> None:
@@ -246,18 +256,21 @@ def _become(order: Mapping[str, Any]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def main(path: str) -> None:
+def main(path: str, pool: str = "") -> None:
     """Import, listen, and go on as a worker in each fork."""
-    for name in IMPORTS:
-        importlib.import_module(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen()
+        children = _Children(listener)
+        if pool == "gevent":
+            importlib.import_module("gevent.monkey").patch_all()
+        for name in IMPORTS:
+            importlib.import_module(name)
         print("ready", flush=True)
-        order = _Children(listener).serve()
+        order = children.serve()
     if order is not None:
         _become(order)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from tests.support.nursery import NURSERY, Forked
+from tests.support.nursery import NURSERIES, Forked
 from tests.support.wait import eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,9 +108,10 @@ class Worker:
     def launch(self) -> None:
         """Start it without waiting."""
         self._read_from = len(self._bytes())
-        if NURSERY.can_start(self._command, self._env):
-            self._process = NURSERY.start(self._command, env=self._env, log=self._log_path)
-            return
+        for nursery in NURSERIES:
+            if nursery.can_start(self._command, self._env):
+                self._process = nursery.start(self._command, env=self._env, log=self._log_path)
+                return
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +68,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture(scope="module", params=POOLS)
-def at(request: pytest.FixtureRequest, valkey: Server, server: Server) -> Iterator[Place]:
-    url, store = server.fresh_url(), valkey.fresh_url()
+@contextmanager
+def place(pool: str, url: str, store: str, server: Server) -> Iterator[Place]:
     env = {"CELERIAC_TEST_BROKER": url, "CELERIAC_TEST_STORE": store}
     app, traces = create(url, store=store), Traces(store)
-    worker = Worker("tests.apps.refusals", request.param, env=env, options=["--events"])
+    worker = Worker("tests.apps.refusals", pool, env=env, options=["--events"])
     with ExitStack() as stack:
         stack.callback(close, app)
         stack.callback(traces.client.close)
@@ -82,17 +81,48 @@ def at(request: pytest.FixtureRequest, valkey: Server, server: Server) -> Iterat
         yield Place(app=app, worker=worker, server=server, broker=broker, traces=traces)
 
 
-@pytest.mark.parametrize("how", REFUSALS)
-def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
-    at: Place, how: str
-) -> None:
-    pid, dead = at.worker.pid, {q: len(at.broker.dead(q)) for q in TABLE["queues"]}
-    at.traces.client.delete("ran", "runs")
-    ids = at.send()
-    at.traces.next_run()
-    with outage(at.server, how):
+@pytest.fixture(scope="module")
+def places(valkey: Server, server: Server) -> Iterator[dict[str, Place]]:
+    """A worker of each pool, all on the broker that is in trouble."""
+    with ExitStack() as stack:
+        yield {
+            pool: stack.enter_context(place(pool, server.fresh_url(), valkey.fresh_url(), server))
+            for pool in POOLS
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What a worker had before the trouble: its process, its dead letters, what was sent."""
+
+    pid: int
+    dead: dict[str, int]
+    ids: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=REFUSALS)
+def before(
+    request: pytest.FixtureRequest, places: dict[str, Place], server: Server
+) -> dict[str, Before]:
+    """Let the broker be in trouble for a moment, in the middle of the work of all workers."""
+    found = {}
+    for pool, at in places.items():
+        dead = {queue: len(at.broker.dead(queue)) for queue in TABLE["queues"]}
+        at.traces.client.delete("ran", "runs")
+        found[pool] = Before(pid=at.worker.pid, dead=dead, ids=at.send())
+    for at in places.values():
+        at.traces.next_run()
+    with outage(server, request.param):
         pass
-    eventually(lambda: is_well(at.server))
+    eventually(lambda: is_well(server))
+    return found
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
+    places: dict[str, Place], before: dict[str, Before], pool: str
+) -> None:
+    at, ids, dead = places[pool], before[pool].ids, before[pool].dead
 
     def states() -> dict[str, str]:
         return {name: at.app.backend.get_state(task_id) for name, task_id in ids.items()}
@@ -112,7 +142,7 @@ def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
     assert not at.broker.names("celeriac:deliveries")
     assert {q.queue: q.difference for q in at.ledger().queues if q.difference} == {}
     assert at.worker.running
-    assert at.worker.pid == pid
+    assert at.worker.pid == before[pool].pid
     assert "Unrecoverable" not in at.worker.log
 
 

@@ -32,14 +32,21 @@ def link(valkey: Server) -> Iterator[Link]:
         yield link
 
 
-@pytest.fixture(scope="module", params=POOLS)
-def at(request: pytest.FixtureRequest, valkey: Server, link: Link) -> Iterator[Station]:
-    url = valkey.fresh_url()
-    store = valkey.fresh_url()
+@pytest.fixture(scope="module")
+def places(valkey: Server, link: Link) -> Iterator[list[Station]]:
+    """A worker of each pool, all behind the link."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(behind(link, valkey, pool)) for pool in POOLS]
+
+
+@contextmanager
+def behind(link: Link, valkey: Server, pool: str) -> Iterator[Station]:
+    """Run a worker behind the link, which alone depends on it: the test sends past it."""
+    url, store = valkey.fresh_url(), valkey.fresh_url()
     with (
         station(
             link.url(url, valkey.port),
-            request.param,
+            pool,
             store=store,
             view=url,
             options=OPTIONS,
@@ -52,48 +59,71 @@ def at(request: pytest.FixtureRequest, valkey: Server, link: Link) -> Iterator[S
 
 @contextmanager
 def direct(at: Station, url: str, store: str) -> Iterator[Station]:
-    """Let the test send past the link, on which only the worker is to depend."""
     app = create(url, store=store, table=SETTINGS["table"])
     yield replace(at, app=app)
     close(app)
 
 
-def test_a_silent_link_is_left_and_everything_is_done_once(at: Station, link: Link) -> None:
-    at.traces.client.delete("started", "ran", "starts", "runs")
+def test_a_silent_link_is_left_and_everything_is_done_once_in_every_pool(
+    places: list[Station], link: Link
+) -> None:
     gate = secrets.token_hex(3)
-    names = at.send_many("held", 6, gate, queue="bulk")
-    ending = at.send_many("mark", 8, 0.3, queue="bulk")
-    for _ in range(at.worker.slots):
-        at.traces.next_start()
+    sent = {}
+    for at in places:
+        at.traces.client.delete("started", "ran", "starts", "runs")
+        held = at.send_many("held", 6, gate, queue="bulk")
+        sent[at.worker.name] = [*held, *at.send_many("mark", 8, 0.3, queue="bulk")]
+    for at in places:
+        for _ in range(at.worker.slots):
+            at.traces.next_start()
     assert link.silence() > 0
-    at.traces.open(gate, times=len(names))
-    at.wait_until_ran(len(names) + len(ending), timeout=NOTICED_SECONDS + 5)
-    at.wait_until_settled()
-    assert at.traces.counts() == dict.fromkeys([*names, *ending], 1)
-    assert at.traces.counts("started") == at.traces.counts()
-    assert at.broker.dead("bulk") == []
-    assert not at.broker.names("celeriac:deliveries")
+    for at in places:
+        at.traces.open(gate, times=6)
+    for at in places:
+        names = sent[at.worker.name]
+        at.wait_until_ran(len(names), timeout=NOTICED_SECONDS + 5)
+        at.wait_until_settled()
+        assert at.traces.counts() == dict.fromkeys(names, 1)
+        assert at.traces.counts("started") == at.traces.counts()
+        assert at.broker.dead("bulk") == []
+        assert not at.broker.names("celeriac:deliveries")
 
 
-def test_an_idle_worker_notices_a_silent_link(at: Station, link: Link) -> None:
-    at.wait_until_settled()
+def test_an_idle_worker_notices_a_silent_link_in_every_pool(
+    places: list[Station], link: Link
+) -> None:
+    for at in places:
+        at.wait_until_settled()
     assert link.silence() > 0
     name = secrets.token_hex(3)
-    at.send("mark", name, queue="bulk", ignore_result=True)
-    eventually(lambda: at.traces.counts().get(name) == 1, NOTICED_SECONDS)
+    for at in places:
+        at.send("mark", name, queue="bulk", ignore_result=True)
+    for at in places:
+        eventually(
+            lambda at=at: at.traces.counts().get(name) == 1,  # type: ignore[misc]
+            NOTICED_SECONDS,
+            message=lambda at=at: at.worker.log[-5000:],  # type: ignore[misc]
+        )
 
 
-def test_a_link_that_serves_nobody_for_a_while_is_found_again(at: Station, link: Link) -> None:
-    at.traces.client.delete("started", "ran", "starts", "runs")
-    names = at.send_many("mark", 20, 0.1, queue="bulk")
-    at.traces.next_run()
+def test_a_link_that_serves_nobody_for_a_while_is_found_again_in_every_pool(
+    places: list[Station], link: Link
+) -> None:
+    sent = {}
+    for at in places:
+        at.traces.client.delete("started", "ran", "starts", "runs")
+        sent[at.worker.name] = at.send_many("mark", 20, 0.1, queue="bulk")
+    for at in places:
+        at.traces.next_run()
     link.silence(new_ones=True)
     pause(4)
     link.heal()
     link.silence()
-    at.wait_until_ran(len(names), timeout=30)
-    at.wait_until_settled(timeout=20)
-    assert at.traces.counts() == dict.fromkeys(names, 1)
+    for at in places:
+        names = sent[at.worker.name]
+        at.wait_until_ran(len(names), timeout=30)
+        at.wait_until_settled(timeout=20)
+        assert at.traces.counts() == dict.fromkeys(names, 1)
 
 
 def test_another_worker_takes_over_what_never_started(valkey: Server) -> None:
