@@ -124,7 +124,7 @@ class ItemRequest(Request):
 
         When the connection is lost the batch runs on, and is settled afterwards.
         """
-        batch = self.batch and self.batch()
+        batch = None if self._is_ending else self.batch and self.batch()
         if STOP.told and batch and batch.cut(signal):
             self._announce_cancelled(emit_retry=emit_retry)
 

@@ -51,6 +51,8 @@ class Request(stock.Request):
     acknowledged: bool
     #: While its result is being stored: what becomes of the message when it is.
     _then: list[Callable[[], None]] | None = None
+    #: It runs no more, but its result may be yet to be stored.
+    _is_ending = False
     #: What runs it, from the hand-over on; None with other transports.
     pool: Any = None
 
@@ -126,6 +128,7 @@ class Request(stock.Request):
 
     def _end_when_stored(self, end: Callable[[], None]) -> None:
         """Make an ending outside of the event loop; the message goes when its result is stored."""
+        self._is_ending = True
         CLERK.do(self._app, partial(self._end_stored, end))
 
     def _end_stored(self, end: Callable[[], None]) -> None:
@@ -176,6 +179,8 @@ class Request(stock.Request):
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
+        if self._is_ending:
+            return  # only its ending is yet to be stored
         # First, as under gevent the pool answers while the cancellation is being announced.
         self._already_cancelled = bool(self.time_start)
         try:
@@ -210,6 +215,8 @@ class Request(stock.Request):
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End the message as failed after a hard time limit, unless it is to run again."""
         if not soft:
+            if is_cut_off() and not self.acknowledged:
+                return  # it goes back: Celery would end it without a result
             self._message.ending = "failed"
             self.note_death(TimeLimitExceeded(timeout))
             self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
