@@ -5,6 +5,7 @@ The environment is that of `tests.apps.basic`.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Mapping
@@ -57,6 +58,13 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
                 one.fail(ValueError(one.value["name"]))
             else:
                 one.done(one.value["name"])
+
+    @app.task(name="refusals.collect", shared=False)
+    def collect() -> int:
+        """Return how many unreachable objects there were, and let them lie from now on."""
+        found = gc.collect()
+        gc.disable()
+        return found
 
     return app
 

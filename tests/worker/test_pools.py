@@ -48,6 +48,20 @@ def test_five_hundred_tasks_run_once_each(at: Station) -> None:
     assert [counts[name] for name in names] == [1] * 500
 
 
+def test_tasks_open_no_connection_each(at: Station) -> None:
+    def opened() -> int:
+        return int(at.broker.client.info("stats")["total_connections_received"])
+
+    at.send("retried", secrets.token_hex(4), 1).get(timeout=15)
+    before = opened()
+    for _ in range(60):
+        at.send("retried", secrets.token_hex(4), 1, ignore_result=True)
+    at.wait_until_settled(timeout=30)
+    eventually(lambda: not at.broker.length("default"))
+    at.wait_until_settled()
+    assert opened() - before < 30
+
+
 def test_many_that_were_sent_together_run_once_each(at: Station) -> None:
     before = at.traces.total()
     names = [f"{secrets.token_hex(3)}-{n}" for n in range(300)]
