@@ -38,7 +38,7 @@ class Clerk:
 
         What it raises is logged.
         """
-        if not waits(app) or threading.current_thread() is self._thread or is_cut_off():
+        if not waits(app) or self.is_here or is_cut_off():
             _do(job)
             return
         with self._changed:
@@ -49,6 +49,11 @@ class Clerk:
                     target=self._run, name="celeriac-clerk", daemon=True
                 )
                 self._thread.start()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the thread in which endings are made."""
+        return threading.current_thread() is self._thread
 
     def finish(self, seconds: float = LAST_SECONDS) -> None:
         """Wait until all is done, for so long at most."""
@@ -63,7 +68,10 @@ class Clerk:
                 while not self._jobs:
                     self._changed.wait()
                 job = self._jobs[0]
-            _do(job)
+            try:
+                _do(job)
+            except BaseException:  # of a hook; what comes after it must be ended, too
+                logger.exception("a task could not be ended", extra={"event": "ending_failed"})
             with self._changed:
                 self._jobs.popleft()
                 self._changed.notify_all()

@@ -22,7 +22,7 @@ from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
 from routing.heap import return_in_pool_processes, return_large_blocks
-from routing.intake import store_refusal, task_handler
+from routing.intake import refused, task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
 from routing.redis.faults import ANY_FAULT, LOST
@@ -64,7 +64,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self._shares = Shares({})
         self._inflight: Running | None = None
         self._looks_again = False
-        self._handing = ""
+        self._handing: Unit | None = None
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
@@ -81,7 +81,7 @@ class Dispatcher(bootsteps.StartStopStep):
             _refuse_stock_redis(consumer.connection)
             return
         self._channel = channel
-        channel.on_refused = partial(store_refusal, consumer.app)
+        channel.on_refused = partial(refused, consumer.app)
         channel.connection.is_stopping = lambda: STOP.told
         relax_collector()
         return_large_blocks()
@@ -325,7 +325,7 @@ class Dispatcher(bootsteps.StartStopStep):
     def _hand_over(self, queue: str, unit: Unit) -> None:
         for request in unit.requests:
             request.mark(State.HANDED)
-        self._handing = queue
+        self._handing = unit
         began = time.monotonic()
         try:
             unit.hand_over()
@@ -341,7 +341,7 @@ class Dispatcher(bootsteps.StartStopStep):
             for request in stuck:  # trying again would not help
                 request.fail_early(error)
         finally:
-            self._handing = ""
+            self._handing = None
         if self._channel is not None:  # the solo pool has run it by now
             self._channel.courier.held_up(time.monotonic() - began)
 
@@ -354,7 +354,10 @@ class Dispatcher(bootsteps.StartStopStep):
 
     def _unit_entered(self) -> Callable[[], None]:
         assert self._inflight is not None
-        return self._inflight.enter(self._handing)
+        unit = self._handing
+        if unit is None or not unit.requests:
+            return self._inflight.enter("")
+        return self._inflight.enter(unit.queue, is_early=not unit.requests[0].task.acks_late)
 
 
 def _can_travel(request: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.exceptions import InvalidTaskError, NotRegistered
@@ -16,8 +17,10 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
 from routing.admission import is_writable
+from routing.clerk import CLERK
 from routing.evidence import Evidence, of_error
-from routing.outcomes import at_once
+from routing.failure import forget_frames
+from routing.outcomes import CutOff
 from routing.redis.keys import dead_queue
 from routing.redis.message import EngineMessage
 
@@ -69,26 +72,62 @@ def _leave_evidence(consumer: Any) -> None:
 def _with_evidence(consumer: Any, refuse: Callable[..., Any], reason: Any) -> Callable[..., Any]:
     def refuse_with_evidence(*arguments: Any) -> Any:
         message = next(one for one in arguments if isinstance(one, Message))
-        if isinstance(message, EngineMessage):
-            error = next((one for one in arguments if isinstance(one, Exception)), None)
-            message.ending = "rejected"
-            message.evidence = _evidence(message, reason, error, worker=consumer.hostname)
-            _say_kept(message, reason)
-            if reason == "undecodable":
-                error = error or InvalidTaskError("it is no task message")
-                store_refusal(consumer.app, _id_of(message), error)
-        return refuse(*arguments)
+        if not isinstance(message, EngineMessage):
+            return refuse(*arguments)
+        given = next((one for one in arguments if isinstance(one, Exception)), None)
+        message.ending = "rejected"
+        message.evidence = _evidence(message, reason, given, worker=consumer.hostname)
+        _say_kept(message, reason)
+        error = given or InvalidTaskError("it is no task message")
+
+        def refuse_surely() -> None:
+            if reason == "undecodable":  # Celery stores it for an unknown task
+                _store_refusal(consumer.app, _id_of(message), error)
+            try:
+                raise error  # Celery logs what is being handled
+            except Exception:
+                refuse(*arguments)
+            finally:
+                forget_frames(error)
+
+        CLERK.do(consumer.app, partial(_then_reject, message, refuse_surely))
+        return None
 
     return refuse_with_evidence
 
 
-def store_refusal(app: Any, task_id: str, error: Exception) -> None:
-    """Store that a message was refused, so that nobody waits for its result for ever."""
+def _then_reject(message: EngineMessage, refuse: Callable[[], None]) -> None:
+    """Refuse a message, which is rejected when its result is stored, not before."""
+    rejections: list[Callable[[], Any]] = []
+    reject = message.reject_log_error
+    message.reject_log_error = lambda *args, **options: rejections.append(
+        partial(reject, *args, **options)
+    )
+    try:
+        refuse()
+    except CutOff:
+        return  # the worker ends, and the message goes back
+    except Exception:
+        logger.exception(
+            "the failure of a refused message cannot be stored",
+            extra={"event": "refusal_not_stored"},
+        )
+    for owed in rejections:
+        owed()
+
+
+def refused(app: Any, task_id: str, error: Exception) -> None:
+    """Store soon that a message was refused, so that nobody waits for its result for ever."""
+    CLERK.do(app, partial(_store_refusal, app, task_id, error))
+
+
+def _store_refusal(app: Any, task_id: str, error: Exception) -> None:
     if not task_id or not is_writable(task_id):
         return
     try:
-        with at_once():
-            app.backend.mark_as_failure(task_id, InvalidTaskError(str(error)))
+        app.backend.mark_as_failure(task_id, InvalidTaskError(str(error)))
+    except CutOff:
+        raise
     except Exception:
         logger.exception(
             "the failure of a refused message cannot be stored",

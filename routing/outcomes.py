@@ -26,6 +26,7 @@ from celery.exceptions import Reject
 from celery.utils.time import get_exponential_backoff_interval
 
 from routing.forks import rest
+from routing.redis.exempt import accepted_before
 from routing.redis.faults import Fault, fault_of, is_passing
 from routing.redis.gathering import current
 from routing.stopping import is_cut_off
@@ -195,6 +196,12 @@ class Patient:
             return None
         kept: Any = super()
         return kept.mark_as_retry(task_id, exc, traceback=traceback, request=request, **options)
+
+    def _call_task_errbacks(self, request: Any, exc: Any, traceback: Any) -> None:
+        """Call error callbacks; those that are sent wait for the broker, as links do."""
+        kept: Any = super()
+        with accepted_before():
+            kept._call_task_errbacks(request, exc, traceback)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         kept: Any = super()

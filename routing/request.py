@@ -273,9 +273,11 @@ class Request(stock.Request):
         """End the message also when a hook, or the storing of its ending, raises on the way."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             if isinstance(error, CutOff):
                 raise  # the worker is cut off from its results as it ends: the message goes back
+            if not isinstance(error, Exception) and not CLERK.is_here:
+                raise  # it ends the worker
             logger.exception(
                 "%s has ended, but not all could be done that follows",
                 self,

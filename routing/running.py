@@ -62,15 +62,24 @@ class Running:
         self._rules = rules
         self._consumed = consumed
         self._units: Counter[str] = Counter()
+        #: Those of them that have acknowledged, so that no message of theirs is held.
+        self._early: Counter[str] = Counter()
 
-    def enter(self, queue: str) -> Callable[[], None]:
-        """Note that a unit entered the pool; returns what to call, once or more, when it left."""
+    def enter(self, queue: str, *, is_early: bool = False) -> Callable[[], None]:
+        """Note that a unit entered the pool; returns what to call, once or more, when it left.
+
+        Arguments:
+            queue: the queue that the unit comes from.
+            is_early: it acknowledges before it runs.
+        """
         self._units[queue] += 1
+        self._early[queue] += is_early
         inside = [queue]
 
         def leave() -> None:
             if inside:
                 self._units[inside.pop()] -= 1
+                self._early[queue] -= is_early
 
         return leave
 
@@ -82,9 +91,13 @@ class Running:
         return [q for q in queues if startable(q, rules, free=free, running=self._units)]
 
     def most(self, queue: str, *, free: int) -> int:
-        """Return how many slots a queue may hold now: those that it has, and the free ones."""
+        """Return for how many slots a queue may hold messages now.
+
+        Those that it has, and the free ones; a unit that acknowledged early runs and holds nothing.
+        """
         rules = self._rules_of_consumed()
-        return self._units[queue] + startable(queue, rules, free=free, running=self._units)
+        holding = self._units[queue] - self._early[queue]
+        return holding + startable(queue, rules, free=free, running=self._units)
 
     def _rules_of_consumed(self) -> dict[str, Rule]:
         consumed = self._consumed()

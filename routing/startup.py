@@ -135,7 +135,7 @@ def warn_of_stranded(channel: Any, app: Any) -> None:
     """
     if STOCK_QUEUE in app.amqp.queues:
         return
-    if waiting := channel._size(STOCK_QUEUE):
+    if waiting := unless_denied(lambda: channel._size(STOCK_QUEUE)):
         logger.warning(
             "%d messages wait in queue %r, which is not in the queue table, so no worker of this "
             "app consumes it: add [queues.%s] to the table, at least until it is empty",

@@ -26,10 +26,12 @@ from celery import canvas
 from routing.amqp import topology_of
 from routing.config import Topology
 from routing.line import ensure
+from routing.outcomes import until_taken
 from routing.overflow import Overflow
 from routing.publish import producer_for
 from routing.redis.bounds import Terms
 from routing.redis.delays import Delay
+from routing.redis.exempt import was_accepted
 from routing.redis.gathering import Gathering, Lane, current, gathering
 from routing.redis.verbs import Pushed
 
@@ -53,12 +55,18 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         # A group inside of a group belongs to the outer one.
         outer = current()
         is_inner = outer is not None and not outer.exempt_only
-        if is_inner or not _has_bounds(topology_of(app)) or app.conf.task_always_eager:
+        must_arrive = was_accepted()
+        has_bounds = _has_bounds(topology_of(app))
+        if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
             return stock(self, *args, **options)
         with gathering() as gathered:
             result = stock(self, *args, **options)
         if outer is None or not all(map(outer.takes, gathered.lanes)):
-            publish(app, gathered, options)
+            send = publisher(app, gathered, options)
+            if must_arrive:
+                until_taken(app, "the broker", send)
+            else:
+                send()
             return result
         for lane, texts in gathered.lanes.items():
             for text in texts:
@@ -76,18 +84,13 @@ def _has_bounds(topology: Topology | None) -> bool:
     )
 
 
-def publish(app: Any, gathered: Gathering, options: Mapping[str, Any]) -> None:
-    """Publish gathered messages, all of them or none.
+def publisher(app: Any, gathered: Gathering, options: Mapping[str, Any]) -> Callable[[], None]:
+    """Return what publishes gathered messages, all or none; called again, it goes on.
 
-    Raises:
+    It raises:
         QueueFull: a queue has no room for its share; nothing was published.
         BrokerUnreachable: the broker is away.
     """
-    publisher(app, gathered, options)()
-
-
-def publisher(app: Any, gathered: Gathering, options: Mapping[str, Any]) -> Callable[[], None]:
-    """Return what publishes gathered messages; called again after an error, it goes on."""
     conf = app.conf
     policy = {
         "retry": options.get("retry", conf.task_publish_retry),
@@ -125,7 +128,7 @@ class _Publication:
             _push_whole(channel, *self._calls[0])
             return
         if not self._terms:
-            shares = {(lane.queue, lane.delayed) for lane in self._lanes}
+            shares = {(lane.queue, lane.delayed) for lane in self._lanes if not lane.exempt}
             self._terms = {share: self._find_terms(channel, *share) for share in shares}
         while self._calls:
             lane, texts = self._calls[0]

@@ -1,7 +1,8 @@
 """Which publishes are work that was accepted once, and so never refused by a bound.
 
 A retry or a replacement that is refused would drop its task; a refused link, chain step or chord
-body would turn a task that succeeded into a failure. They are let in and counted as overshoot.
+body would turn a task that succeeded into a failure; a refused error callback would hide why a task
+failed. They are let in and counted as overshoot.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def accepted_before() -> Iterator[None]:
         _ACCEPTED_BEFORE.reset(token)
 
 
+def was_accepted() -> bool:
+    """Return whether all that is published here follows from work that was accepted."""
+    return _ACCEPTED_BEFORE.get()
+
+
 def is_exempt(headers: Mapping[str, Any]) -> bool:
     """Return whether a task message with these headers was accepted before.
 
@@ -34,7 +40,7 @@ def is_exempt(headers: Mapping[str, Any]) -> bool:
     step that a worker sends for a task which ran, for the body of the chord that the current task
     belongs to, and within `accepted_before`.
     """
-    if headers.get("retries") or headers.get("replaced_task_nesting") or _ACCEPTED_BEFORE.get():
+    if headers.get("retries") or headers.get("replaced_task_nesting") or was_accepted():
         return True
     if amqp._callback_publish_retry.get():
         return True

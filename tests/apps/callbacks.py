@@ -28,7 +28,7 @@ def create(broker: str) -> Celery:
     """Return the app on this broker."""
     app = Celery("callbacks", broker=broker, backend=broker, set_as_current=False)
     app.conf.update(broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
-    install(app, {"queues": {"default": {"prefetch": 400}}})
+    install(app, {"queues": {"default": {"prefetch": 400}, "full": {"max_length": 1}}})
 
     @app.task(name="fails", shared=False)
     def fails(*_: Any) -> None:

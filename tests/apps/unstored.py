@@ -46,6 +46,7 @@ def create(
 
 def _add_tasks(app: Celery, traces: Traces) -> None:
     _add_simple(app, traces)
+    _add_failing(app, traces)
     _add_nowhere(app, traces)
     _add_stumbling(app, traces)
 
@@ -81,6 +82,19 @@ def _add_simple(app: Celery, traces: Traces) -> None:
         traces.wait(batch[0].args[1])
         for item in batch:
             traces.ran(item.args[0])
+
+
+def _add_failing(app: Celery, traces: Traces) -> None:
+    @app.task(name="fail", shared=False)
+    def fail(name: str, gate: str) -> None:
+        traces.started(name)
+        traces.wait(gate)
+        traces.ran(name)
+        raise LookupError("as it should")
+
+    @app.task(name="fail_many", base=BatchTask, shared=False)
+    def fail_many(batch: Batch[Any]) -> None:
+        fail(*batch[0].args)
 
 
 def _add_nowhere(app: Celery, traces: Traces) -> None:

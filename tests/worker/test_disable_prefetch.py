@@ -36,6 +36,20 @@ def test_a_worker_holds_no_more_than_it_runs(valkey: Server, pool: str) -> None:
         assert at.traces.counts() == dict.fromkeys(names, 1)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_what_acknowledges_early_takes_its_slot_all_the_same(valkey: Server, pool: str) -> None:
+    with station(valkey.fresh_url(), pool, 2, arguments=["--disable-prefetch"]) as at:
+        at.send_many("early", 2, "gate", queue="bulk")
+        for _ in range(2):
+            at.traces.next_start()
+        at.send_many("early", 2, "gate", queue="bulk")
+        throughout(lambda: at.broker.unacked("bulk") == 0, 0.5)
+        assert at.broker.length("bulk") == 2
+        at.traces.open("gate", times=4)
+        at.wait_until_ran(4)
+        at.wait_until_settled()
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_reserved_slot_is_fetched_for_by_its_own_queue_only(valkey: Server, pool: str) -> None:
     settings = {"table": {**TABLE, "queues": QUEUES}}

@@ -34,7 +34,9 @@ class Site(NamedTuple):
 @pytest.fixture(scope="module")
 def started(valkey: Server) -> Iterator[Site]:
     url = valkey.fresh_url()
-    worker = Worker("tests.apps.callbacks", "prefork", env={"CELERIAC_TEST_BROKER": url})
+    worker = Worker(
+        "tests.apps.callbacks", "prefork", queues=["default"], env={"CELERIAC_TEST_BROKER": url}
+    )
     with worker, Broker(url) as broker:
         app = create(url)
         yield Site(app, broker)
@@ -99,3 +101,15 @@ def test_a_chain_and_a_group_call_it_for_the_step_that_fails(site: Site, callbac
     members = group(fails.s(1), fails.s(2)).on_error(callback).apply_async()
     ids = [failed.id, *(member.id for member in members.results)]
     assert site.called(3) == sorted(f"{callback.task} {one}" for one in ids)
+
+
+@pytest.mark.parametrize("name", ["fails", "fails.batch"])
+def test_it_is_let_into_a_full_queue(site: Site, name: str) -> None:
+    waiting = site.broker.length("full")
+    if not waiting:
+        site.app.tasks["noop"].apply_async(queue="full")
+    callback = site.app.tasks["note.any"].s().set(queue="full")
+    failed = site.app.tasks[name].apply_async((1,), link_error=callback)
+    eventually(lambda: site.broker.length("full") == max(1, waiting) + 1)
+    with pytest.raises(LookupError, match="as it should"):
+        failed.get(timeout=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import secrets
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from celery import Celery, chord
 from tests.apps.basic import Traces, close
 from tests.apps.unstored import create
 from tests.support.broker import Broker
+from tests.support.messages import task_message
 from tests.support.servers import Server, valkey_binary
 from tests.support.wait import eventually
 from tests.support.worker import Worker
@@ -175,6 +177,52 @@ def test_a_revoked_task_is_told_so_once_its_result_can_be_stored(at: Yard, task:
     eventually(lambda: late.state == "REVOKED", 20)
     eventually(at.settled)
     assert at.traces.counts() == {}
+
+
+@pytest.mark.parametrize("what", ["unknown", "undecodable"])
+def test_a_refused_message_is_told_so_once_its_result_can_be_stored(at: Yard, what: str) -> None:
+    at.fill()
+    if what == "unknown":
+        refused = at.app.send_task("nobody.knows.it")
+    else:
+        refused = at.app.AsyncResult(secrets.token_hex(8))
+        at.broker.client.lpush("default", task_message("plain", message_id=refused.id, body="{{{"))
+    at.worker.wait_log("waiting for the result backend")
+    assert at.broker.unacked() == 1, "its message is held until then"
+    at.send("plain", "next", ignore_result=True)
+    eventually(lambda: at.traces.counts() == {"next": 1}, message="the worker goes on")
+    at.free()
+    eventually(lambda: refused.state == "FAILURE", 20)
+    eventually(at.settled)
+    eventually(lambda: at.dead() == 1)
+
+
+@pytest.mark.parametrize("task", ["fail", "fail_many"])
+def test_an_error_callback_waits_for_a_broker_that_takes_nothing(
+    valkey: Server, spare: Server, task: str
+) -> None:
+    urls = {"results": valkey.fresh_url(), "store": valkey.fresh_url()}
+    with yard("prefork", broker=spare.fresh_url(), **urls, concurrency=1) as at:
+        called = at.app.tasks["plain"].si("called")
+        # Its process has declared the queue before.
+        at.send(task, "before", "open", link_error=called)
+        at.traces.open("open")
+        eventually(lambda: at.traces.counts() == {"before": 1, "called": 1}, 20)
+        eventually(at.settled)
+        at.traces.client.delete("starts")
+        failed = at.send(task, "failed", "gate", link_error=called)
+        at.traces.next_start()
+        with redis.Redis.from_url(spare.url) as broker:
+            broker.config_set("maxmemory", 1)
+            at.traces.open("gate")
+            at.worker.wait_log("waiting for the broker")
+            assert failed.state == "FAILURE", "which is stored before"
+            broker.config_set("maxmemory", 0)
+        eventually(lambda: at.traces.counts() == {"before": 1, "failed": 1, "called": 2}, 20)
+        with pytest.raises(LookupError, match="as it should"):
+            failed.get(timeout=10)
+        eventually(at.settled)
+        assert at.dead() == 2
 
 
 @pytest.mark.parametrize("task", ["nowhere", "nowhere_many"])
