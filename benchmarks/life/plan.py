@@ -72,8 +72,10 @@ SINK_AWAY = "sink.away"
 #: The producer writes when it began into this file.
 BEGIN_FILE = "begin"
 
-#: From this length on no process is replaced in the second half, so that its memory can be judged.
-LONG_RUN_SECONDS = 240.0
+#: From this length on no process is replaced in the second half, nor while new ones would warm up
+#: before it, so that their memory can be judged: it settles in some two minutes of this load.
+LONG_RUN_SECONDS = 480.0
+WARM_UP_SECONDS = 120.0
 ROUND_SECONDS = 75.0
 LEAD_SECONDS = 1.5
 CALM_SECONDS = 5.0
@@ -239,8 +241,8 @@ class Plan:
         )
         for number in range(self._rounds):
             begins = self.idle_seconds + number * window
-            # With a minute to spare before the half: new processes warm up.
-            late = begins + window > self.idle_seconds + self.seconds / 2
+            half = self.idle_seconds + self.seconds / 2
+            late = begins + window > half - WARM_UP_SECONDS
             spares = self.seconds >= LONG_RUN_SECONDS and late
             at = begins + LEAD_SECONDS
             for event in COURSES:

@@ -13,7 +13,7 @@ from benchmarks.life.records import Step
 FLAT = 1.10
 #: A minute's least memory is looked for while at most so many messages had not ended.
 EQUAL_BACKLOG = 200
-LEAST_MINUTES = 4
+LEAST_MINUTES = 8
 MINUTE = 60.0
 
 QUANTILES = (50, 99)
