@@ -21,7 +21,7 @@ from tests.support.wait import eventually
 from tests.support.worker import Worker
 
 #: More than what a new connection leaves, once.
-MANY = 300
+MANY = 200
 
 
 @dataclass(frozen=True, kw_only=True)
