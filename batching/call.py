@@ -7,19 +7,18 @@ never raises what the function raised, because that is an outcome too, but for e
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery.exceptions import Retry, SoftTimeLimitExceeded
+from celery.exceptions import Retry
 
 from batching.batch import DONE, Batch, Done, Failed, Item, Outcome, Replaced, Retried
 from batching.errors import ResultCountError, ResultTypeError
 from routing.exits import Exits
 from routing.failure import stand_in
+from routing.softlimit import SOFT_LIMIT
 
 #: In the request of a task while its batch function runs: what `retry` and `replace` look for.
 CALLING = "_batching_calling"
@@ -141,34 +140,3 @@ def _fail_all(items: Sequence[Item[Any]], error: Exception) -> None:
 
 def _seconds(when: object) -> float | None:
     return float(when) if isinstance(when, int | float) else None
-
-
-class SoftLimit:
-    """The soft time limit of the pool process: a signal that prefork sends to the main thread."""
-
-    def __init__(self) -> None:
-        self._handler: Any = None
-
-    def ignore(self) -> None:
-        """Ignore the signal from now on."""
-        if not hasattr(signal, "SIGUSR1") or not _in_main_thread():
-            return
-        while True:
-            try:
-                self._handler = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            except SoftTimeLimitExceeded:
-                continue  # it fired in here, after the function had returned
-            return
-
-    def restore(self) -> None:
-        """Let the signal mean what it meant before."""
-        if self._handler is not None:
-            signal.signal(signal.SIGUSR1, self._handler)
-            self._handler = None
-
-
-SOFT_LIMIT = SoftLimit()
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

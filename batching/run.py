@@ -22,7 +22,7 @@ from kombu.utils.uuid import uuid
 
 from batching import results
 from batching.batch import Failed, Item, Repeated
-from batching.call import SOFT_LIMIT, call
+from batching.call import call
 from batching.errors import InvalidItem, NotSettled
 from batching.settle import Ended, Settling, unstorable
 from batching.validate import value_of
@@ -30,6 +30,7 @@ from batching.wire import Parcel, unpack
 from routing.collector import GROWTH, paused
 from routing.evidence import text_of
 from routing.exits import PROCESS_EXITS, Exits
+from routing.softlimit import SOFT_LIMIT
 from routing.traced import raise_exit
 
 logger = logging.getLogger(__name__)

@@ -89,7 +89,7 @@ class BatchUnit:
                 self._task.name,
                 parcels,
                 self._consumer.hostname,
-                bool(soft),
+                bool(soft or pool.options.get("soft_timeout")),
                 exits_in(pool, hard),
             ),
             accept_callback=self.on_accepted,

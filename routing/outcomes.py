@@ -11,16 +11,18 @@ each state in one step (`routing.storing`). What must not wait says so with `at_
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from traceback import format_exc
 from typing import Any, TypeVar
 
+from celery import states
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Reject
 from celery.utils.time import get_exponential_backoff_interval
@@ -29,6 +31,7 @@ from routing.forks import rest
 from routing.redis.exempt import accepted_before
 from routing.redis.faults import Fault, fault_of, is_passing
 from routing.redis.gathering import current
+from routing.softlimit import without_soft_limit
 from routing.stopping import is_cut_off
 from routing.storing import encoded, is_redis, store, stores_like_redis
 
@@ -55,6 +58,13 @@ RETRY_STORED = "_celeriac_retry_stored"
 _RETRYING: ContextVar[tuple[Any, Any] | None] = ContextVar("celeriac_retrying", default=None)
 
 _AT_ONCE: ContextVar[bool] = ContextVar("celeriac_at_once", default=False)
+
+#: What databases say of a value, or a statement, that they will never take (PEP 249).
+_WRONG_RESULTS = frozenset(
+    {"DataError", "IntegrityError", "ProgrammingError", "NotSupportedError", "StatementError"}
+)
+#: What a disk says of a file that cannot be.
+_WRONG_NAMES = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EISDIR})
 
 #: Commands that count: after a lost connection nobody knows whether they were done.
 _COUNTING = frozenset({"INCR", "INCRBY", "DECR", "DECRBY"})
@@ -110,7 +120,8 @@ def until_taken(app: Any, what: str, attempt: Callable[[], T]) -> T:
     """
     if not waits(app):
         return attempt()
-    return _until(what, attempt, is_passing, _interval)
+    with without_soft_limit():
+        return _until(what, attempt, is_passing, _interval)
 
 
 def retried(task: Any, error: Any, attempt: Callable[[], T]) -> T:
@@ -131,7 +142,7 @@ def retried(task: Any, error: Any, attempt: Callable[[], T]) -> T:
         reason = refused.reason if isinstance(refused, Reject) and refused is not error else None
         return isinstance(reason, Exception) and is_passing(reason)
 
-    with _storing_first(task, error):
+    with without_soft_limit(), _storing_first(task, error):
         return _until("the broker", attempt, was_refused, _interval)
 
 
@@ -187,6 +198,26 @@ class Patient:
         if is_cut_off() and error is not None:
             raise CutOff(error) from error
         rest(seconds)
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, *args: Any, **options: Any
+    ) -> Any:
+        """Store a state; that of a task which has run is no longer subject to its soft limit."""
+        kept: Any = super()
+        has_run = state in states.READY_STATES or state == states.RETRY
+        with without_soft_limit() if has_run else nullcontext():
+            return kept.store_result(task_id, result, state, *args, **options)
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Tell what may pass: what Celery says of its database, and a server or disk that is away.
+
+        Not what is wrong with the result itself, which would hold its slot for ever.
+        """
+        if type(exc).__name__ in _WRONG_RESULTS:
+            return False
+        kept: Any = super()
+        is_away = isinstance(exc, OSError) and exc.errno not in _WRONG_NAMES
+        return is_away or bool(kept.exception_safe_to_retry(exc))
 
     def mark_as_retry(
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **options: Any

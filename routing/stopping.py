@@ -106,8 +106,10 @@ class Cut:
         self._finish = finish
         #: A handler has asked for it, and the loop is about to end.
         self._is_owed = False
-        self._has_loop_ended = False
+        self._is_looping = False
         self._is_stopping = False
+        self._loop = consumer.loop
+        consumer.loop = self.loop
         self._cancel = consumer.cancel_active_requests
         self._stop = consumer.pool.stop
         self._terminate = consumer.controller.terminate
@@ -117,9 +119,18 @@ class Cut:
 
     @property
     def _waits_for_loop(self) -> bool:
-        # Only a loop that still runs ends by `WorkerTerminate`, which leads to `terminate`.
-        runs = not self._has_loop_ended and self._consumer.blueprint.state == RUN
+        # Only a loop ends by `WorkerTerminate`, which leads to `terminate`; what connects may take
+        # long.
+        runs = self._is_looping and self._consumer.blueprint.state == RUN
         return bool(runs and not STOP.waits_softly)
+
+    def loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the consumer's loop, until its connection is lost or the worker ends."""
+        self._is_looping = True
+        try:
+            return self._loop(*args, **kwargs)
+        finally:
+            self._is_looping = False
 
     def cancel(self) -> None:
         """Cancel what runs, as soon as the loop has ended."""
@@ -144,7 +155,6 @@ class Cut:
 
     def terminate(self, *args: Any, **kwargs: Any) -> Any:
         """End the worker, after what is owed, whatever that raises."""
-        self._has_loop_ended = True
         try:
             if self._is_owed:
                 self.stop()

@@ -6,7 +6,7 @@ import gc
 import json
 import secrets
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ def yard(
     store: str,
     settings: Mapping[str, Any] | None = None,
     concurrency: int = 2,
+    options: Sequence[str] = (),
 ) -> Iterator[Yard]:
     env = {
         "CELERIAC_TEST_BROKER": broker,
@@ -77,7 +78,7 @@ def yard(
         "CELERIAC_TEST_STORE": store,
         "CELERIAC_TEST_SETTINGS": json.dumps(settings or {}),
     }
-    worker = Worker("tests.apps.unstored", pool, concurrency, env=env)
+    worker = Worker("tests.apps.unstored", pool, concurrency, env=env, options=options)
     app = create(broker, results=results, store=store, settings=settings)
     traces, client = Traces(store), redis.Redis.from_url(results)
     with worker, Broker(broker) as view, client:
@@ -177,6 +178,23 @@ def test_a_revoked_task_is_told_so_once_its_result_can_be_stored(at: Yard, task:
     eventually(lambda: late.state == "REVOKED", 20)
     eventually(at.settled)
     assert at.traces.counts() == {}
+
+
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_soft_limit_that_passes_while_a_success_waits_does_not_change_it(
+    valkey: Server, spare: Server, task: str
+) -> None:
+    urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
+    options = ["--soft-time-limit", "1"]
+    with yard("prefork", results=spare.fresh_url(), **urls, options=options) as at:
+        at.fill()
+        sent = at.send(task, "done")
+        at.worker.wait_log("Soft time limit")
+        at.free()
+        assert sent.get(timeout=20) == "done"
+        eventually(at.settled)
+        assert at.traces.counts() == {"done": 1}
+        assert at.dead() == 0
 
 
 @pytest.mark.parametrize("what", ["unknown", "undecodable"])
