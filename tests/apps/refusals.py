@@ -46,11 +46,11 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
         return name
 
     @app.task(name="refusals.item", base=BatchTask, shared=False, max_size=10, max_wait=0.05)
-    def item(batch: Batch[dict[str, str]]) -> None:
-        """Take a moment, then let each item succeed, fail, or succeed at the second try."""
+    def item(batch: Batch[dict[str, Any]]) -> None:
+        """Take some time, then let each item succeed, fail, or succeed at the second try."""
         for one in batch:
             traces.ran(one.value["name"])
-        pause(0.1)
+        pause(max(one.value.get("seconds", 0.1) for one in batch))
         for one in batch:
             if one.value["how"] == "retry" and one.attempt == 1:
                 one.retry(countdown=0.2)

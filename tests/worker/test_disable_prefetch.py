@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.apps.basic import TABLE
+from tests.apps.basic import TABLE, close
+from tests.apps.refusals import create
+from tests.support.broker import Broker
 from tests.support.servers import Server
 from tests.support.station import station
 from tests.support.wait import eventually, throughout
+from tests.support.worker import Worker
 
 QUEUES = {**TABLE["queues"], "high": {"reserve": 1, "prefetch": 8}}
 
@@ -34,6 +37,23 @@ def test_a_worker_holds_no_more_than_it_runs(valkey: Server, pool: str) -> None:
             at.wait_until_ran(12)
             at.wait_until_settled()
         assert at.traces.counts() == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_holds_no_more_batches_than_it_runs(valkey: Server, pool: str) -> None:
+    url = valkey.fresh_url()
+    app, env = create(url), {"CELERIAC_TEST_BROKER": url}
+    held: set[int] = set()
+    with Worker("tests.apps.refusals", pool, env=env, options=["--disable-prefetch"]) as worker:
+        for n in range(80):  # in batches of ten, two at a time
+            value = {"name": f"item-{n}", "how": "succeed", "seconds": 0.2}
+            app.tasks["refusals.item"].apply_async((value,), ignore_result=True)
+        with Broker(url) as broker:
+            while broker.length("items"):
+                held.add(broker.unacked("items"))
+            eventually(broker.holds_nothing, message=lambda: worker.log[-5000:])
+    assert 10 <= max(held) <= 20
+    close(app)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])

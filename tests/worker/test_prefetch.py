@@ -118,7 +118,7 @@ def test_a_worker_stops_fetching_at_its_bytes(valkey: Server, pool: str) -> None
         assert at.traces.counts() == dict.fromkeys(names, 1)
 
 
-@pytest.mark.parametrize("pool", ["threads", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 @pytest.mark.parametrize("first", ["bulk", "fast"])
 def test_large_messages_of_one_queue_keep_no_other_from_being_fetched(
     valkey: Server, pool: str, first: str

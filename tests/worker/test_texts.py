@@ -25,10 +25,10 @@ NAME = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
 VALUES = [NAME, {NAME: [NAME]}, math.inf, 10**40, -(2**65), "\x00", [[[[]]]], {"n": 2**64}]
 
 
-@pytest.fixture(scope="module")
-def url(valkey: Server) -> Iterator[str]:
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def url(request: pytest.FixtureRequest, valkey: Server) -> Iterator[str]:
     url = valkey.fresh_url()
-    with Worker("tests.apps.texts", "threads", env={"CELERIAC_TEST_BROKER": url}):
+    with Worker("tests.apps.texts", request.param, env={"CELERIAC_TEST_BROKER": url}):
         yield url
 
 

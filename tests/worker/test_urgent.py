@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.apps.basic import TABLE
+from tests.apps.basic import TABLE, Traces, close
+from tests.apps.refusals import TABLE as BATCHES
+from tests.apps.refusals import create
 from tests.support.servers import Server
 from tests.support.station import Station, station
+from tests.support.wait import eventually
+from tests.support.worker import Worker
 
 BULK_SECONDS = 0.4
 QUEUES = {**TABLE["queues"], "high": {"reserve": 1, "prefetch": 8}}
@@ -43,6 +48,34 @@ def test_a_reserved_slot_is_free_again_after_each_urgent_task(at: Station) -> No
     # A slot that was lent to bulk work would come back half a task later, as often as not.
     assert statistics.median(waited) < BULK_SECONDS / 4
     assert sorted(waited)[-2] < BULK_SECONDS / 2
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_urgent_work_starts_beside_batches_at_once(valkey: Server, pool: str) -> None:
+    queues = {"default": {"reserve": 1}, "bulk": {}, "items": {"prefetch": 20}}
+    table = {**BATCHES, "queues": queues, "default_queue": "default"}
+    url = valkey.fresh_url()
+    app, traces = create(url, table=table), Traces(url)
+    env = {
+        "CELERIAC_TEST_BROKER": url,
+        "CELERIAC_TEST_SETTINGS": json.dumps({"table": table}),
+    }
+    with Worker("tests.apps.refusals", pool, env=env):
+        for n in range(200):  # more than the worker holds, in batches of ten
+            value = {"name": f"item-{n}", "how": "succeed", "seconds": BULK_SECONDS}
+            app.tasks["refusals.item"].apply_async((value,), ignore_result=True)
+        traces.next_run()
+        waited = []
+        for n in range(12):
+            sent, name = time.monotonic(), f"urgent-{n}"
+            app.tasks["refusals.attempt"].apply_async((name, "succeed", 0), queue="default")
+            eventually(lambda name=name: traces.counts().get(name))  # type: ignore[misc]
+            waited.append(time.monotonic() - sent)
+        assert traces.total() < 212, "there was nothing to wait for"
+        assert statistics.median(waited) < BULK_SECONDS / 4
+        assert sorted(waited)[-2] < BULK_SECONDS / 2
+    traces.client.close()
+    close(app)
 
 
 def test_an_urgent_call_wakes_a_worker_with_a_backlog_at_the_broker(at: Station) -> None:
