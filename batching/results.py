@@ -23,9 +23,10 @@ from celery.app.task import Context
 from routing.followers import count_part
 from routing.outcomes import stock_class, until_taken
 from routing.redis.exempt import accepted_before
+from routing.redis.faults import is_final
 from routing.redis.gathering import Gathering, gathering
 from routing.storing import Result, encoded, store, stores_like_redis
-from routing.whole import publisher
+from routing.whole import Publication
 
 _collecting: ContextVar[Any] = ContextVar("batching_results", default=None)
 
@@ -79,7 +80,8 @@ def collected() -> Any:
 def collecting(backend: Any, task: Any) -> Iterator[dict[str, Exception]]:
     """Collect the results of a batch, and what it sends; written and sent at the end, in one go.
 
-    Afterwards, what it yields has the errors of the results that can never be stored, by task id.
+    Afterwards, what it yields has the errors of the results that can never be stored, and of the
+    messages that can never be sent, by task id.
 
     Raises:
         Exception: what the backend raises when it cannot be reached, after its own retries.
@@ -96,13 +98,26 @@ def collecting(backend: Any, task: Any) -> Iterator[dict[str, Exception]]:
         failed.update(store(backend, list(view.results.values())))
         for part in view.parts:
             count_part(backend, task, part.request, part.state, part.result)
-    _send(task.app, gathered)
+    failed.update(_send(task.app, gathered))
 
 
-def _send(app: Any, gathered: Gathering) -> None:
-    """Send what the batch has to send; it is work that was accepted before."""
-    with accepted_before():
-        until_taken(app, "the broker", publisher(app, gathered, {}))
+def _send(app: Any, gathered: Gathering) -> dict[str, Exception]:
+    """Send what the batch has to send; it is work that was accepted before.
+
+    The result has the errors of what is refused for good, by the id of the item that sends it: the
+    others have nothing to do with that.
+    """
+    publication = Publication(app, gathered, {})
+    refused: dict[str, Exception] = {}
+    while not publication.is_over:
+        try:
+            with accepted_before():
+                until_taken(app, "the broker", publication.publish)
+        except Exception as error:
+            if not is_final(error):
+                raise
+            refused |= dict.fromkeys(publication.skip(), error)
+    return refused
 
 
 def stored_successes(backend: Any, ids: list[str]) -> dict[str, Any]:

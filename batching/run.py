@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery import current_app
+from celery import current_app, states
 from celery._state import _task_stack
 from celery.app.task import Context
 from kombu.serialization import prepare_accept_content
@@ -24,12 +24,13 @@ from batching import results
 from batching.batch import Failed, Item, Repeated
 from batching.call import call
 from batching.errors import InvalidItem, NotSettled
-from batching.settle import Ended, Settling, unstorable
+from batching.settle import Ended, Settling, ignores_result, unstorable
 from batching.validate import value_of
 from batching.wire import Parcel, unpack
 from routing.collector import GROWTH, paused
 from routing.evidence import text_of
 from routing.exits import PROCESS_EXITS, Exits
+from routing.redis.faults import is_final
 from routing.softlimit import SOFT_LIMIT
 from routing.traced import raise_exit
 
@@ -159,14 +160,9 @@ def _skip_repeated(task: Any, opened: Sequence[_Opened]) -> None:
 def _mark_started(task: Any, opened: Sequence[_Opened], hostname: str) -> None:
     if not task.track_started:
         return
-    requests = [one.request for one in opened if not _ignores_result(task, one.request)]
+    requests = [one.request for one in opened if not ignores_result(task, one.request)]
     meta = {"pid": os.getpid(), "hostname": hostname}
     results.mark_started(task.backend, task, requests, meta)
-
-
-def _ignores_result(task: Any, request: dict[str, Any]) -> bool:
-    ignored = request.get("ignore_result")
-    return bool(task.ignore_result if ignored is None else ignored)
 
 
 def _call(
@@ -193,12 +189,22 @@ def _call(
 def _settle(task: Any, opened: Sequence[_Opened], settling: Settling) -> list[Ended]:
     with results.collecting(task.backend, task) as failed, paused():
         ended = [settling.settle(one.item, one.request) for one in opened]
-    if failed:
-        ids = [one.item.id for one in opened]
-        ended = [
-            unstorable(failed[i]) if i in failed else end for i, end in zip(ids, ended, strict=True)
-        ]
-    return ended
+    return [
+        _fail(task, one, failed[one.item.id]) if one.item.id in failed else end
+        for one, end in zip(opened, ended, strict=True)
+    ]
+
+
+def _fail(task: Any, one: _Opened, error: Exception) -> Ended:
+    """End an item whose result, or what it sends, is refused for good: as a plain task, by that."""
+    if not ignores_result(task, one.request):
+        try:
+            task.backend.store_result(one.item.id, error, states.FAILURE)
+        except Exception as problem:
+            if not is_final(problem):
+                raise
+            logger.exception("the failure of item %s cannot be stored", one.item.id)
+    return unstorable(error)
 
 
 def _log_not_settled(name: str, count: int, error: BaseException) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
 from billiard.einfo import ExceptionInfo
+from celery import states
 from celery.app import trace
 from celery.exceptions import BackendStoreError, Reject
 from celery.utils.time import get_exponential_backoff_interval
@@ -22,6 +23,7 @@ from batching.batch import Dead, Done, Failed, Item, Outcome, Repeated, Replaced
 from routing.errors import DeadLetter
 from routing.exits import Exits
 from routing.failure import failure, forget_frames
+from routing.redis.faults import is_final
 from routing.traced import Answer, end_escaped, raise_exit
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Settling:
     """Settles the items of one call, in order."""
 
     def __init__(self, task: Any, *, hostname: str, share_seconds: float, exits: Exits) -> None:
-        self._name = task.name
+        self._task = task
         self._exits = exits
         self._clock = Clock(share_seconds)
         # By module attribute: monitoring tools replace it.
@@ -91,17 +93,27 @@ class Settling:
     def _settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
         try:
             result, info, runtime, text = self._trace(item.id, item.args, item.kwargs, request)
-        except (BackendStoreError, OperationalError):
+        except (BackendStoreError, OperationalError) as error:
+            if is_final(error):  # what it sends is refused
+                if not ignores_result(self._task, request):
+                    self._task.backend.store_result(item.id, error, states.FAILURE)
+                return unstorable(error)
             logger.exception("The outcome of item %s could not be stored", item.id)
             return Ended(Answer(1, None, None), unstored=True)
         except BaseException as error:
             if self._exits.has(error):
                 raise_exit(error)
-            return Ended(end_escaped(self._name, request, error, self._exits))
+            return Ended(end_escaped(self._task.name, request, error, self._exits))
         if not info:
             return Ended(Answer(0, text, runtime))
         forget_frames(info.retval)
         return Ended(Answer(1, failure(result), runtime))
+
+
+def ignores_result(task: Any, request: dict[str, Any]) -> bool:
+    """Return whether nobody wants an item's result."""
+    ignored = request.get("ignore_result")
+    return bool(task.ignore_result if ignored is None else ignored)
 
 
 def unstorable(error: Exception) -> Ended:

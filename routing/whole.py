@@ -62,11 +62,11 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         with gathering() as gathered:
             result = stock(self, *args, **options)
         if outer is None or not all(map(outer.takes, gathered.lanes)):
-            send = publisher(app, gathered, options)
+            publication = Publication(app, gathered, options)
             if must_arrive:
-                until_taken(app, "the broker", send)
+                until_taken(app, "the broker", publication.publish)
             else:
-                send()
+                publication.publish()
             return result
         for lane, texts in gathered.lanes.items():
             for text in texts:
@@ -84,34 +84,18 @@ def _has_bounds(topology: Topology | None) -> bool:
     )
 
 
-def publisher(app: Any, gathered: Gathering, options: Mapping[str, Any]) -> Callable[[], None]:
-    """Return what publishes gathered messages, all or none; called again, it goes on.
+class Publication:
+    """Publishes gathered messages, all or none; after a lost connection it goes on where it was.
 
-    It raises:
-        QueueFull: a queue has no room for its share; nothing was published.
-        BrokerUnreachable: the broker is away.
+    Arguments:
+        options: publishing options; ``retry``, ``retry_policy`` and what chooses the connection.
     """
-    conf = app.conf
-    policy = {
-        "retry": options.get("retry", conf.task_publish_retry),
-        "retry_policy": options.get("retry_policy") or conf.task_publish_retry_policy,
-    }
-    publication = _Publication(gathered)
 
-    def publish_rest() -> None:
-        if publication.is_over:
-            return
-        with producer_for(app, options) as producer:
-            ensure(producer, lambda: publication.send(producer.channel), policy)
-
-    return publish_rest
-
-
-class _Publication:
-    """Publishes gathered messages; after a lost connection it goes on where it was."""
-
-    def __init__(self, gathered: Gathering) -> None:
+    def __init__(self, app: Any, gathered: Gathering, options: Mapping[str, Any]) -> None:
+        self._app = app
+        self._options = options
         self._lanes = gathered.lanes
+        self._senders = gathered.senders
         self._terms: dict[tuple[str, bool], Terms] = {}
         self._calls = [
             (lane, texts[start : start + CHUNK])
@@ -119,11 +103,35 @@ class _Publication:
             for start in range(0, len(texts), CHUNK)
         ]
 
+    def publish(self) -> None:
+        """Publish what is left.
+
+        Raises:
+            QueueFull: a queue has no room for its share; nothing was published.
+            BrokerUnreachable: the broker is away.
+        """
+        if self.is_over:
+            return
+        conf = self._app.conf
+        policy = {
+            "retry": self._options.get("retry", conf.task_publish_retry),
+            "retry_policy": self._options.get("retry_policy") or conf.task_publish_retry_policy,
+        }
+        with producer_for(self._app, self._options) as producer:
+            ensure(producer, lambda: self._send(producer.channel), policy)
+
+    def skip(self) -> set[str]:
+        """Leave out what was refused just now; return which tasks have sent messages that way."""
+        refused = self._calls[0][0]
+        self._calls = [call for call in self._calls if call[0] != refused]
+        return set(self._senders[refused])
+
     @property
     def is_over(self) -> bool:
+        """Whether nothing is left."""
         return not self._calls
 
-    def send(self, channel: Any) -> None:
+    def _send(self, channel: Any) -> None:
         if len(self._calls) == 1 and not self._calls[0][0].exempt:
             _push_whole(channel, *self._calls[0])
             return

@@ -101,6 +101,21 @@ def is_passing(error: BaseException) -> bool:
     return fault_of(error) is not Fault.BUG
 
 
+def is_final(error: BaseException) -> bool:
+    """Return whether the server has said that the call itself is wrong, so that it never succeeds.
+
+    >>> is_final(exceptions.ResponseError("WRONGTYPE Operation against a key"))
+    True
+    >>> is_final(ValueError("nobody has asked the server"))
+    False
+    """
+    while not isinstance(error, exceptions.RedisError):
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
+    return fault_of(error) is Fault.BUG
+
+
 def is_lost(error: BaseException) -> bool:
     """Return whether the connection is lost, so that only a new one can help."""
     return isinstance(error, LOST) and not isinstance(error, ServerRefused)

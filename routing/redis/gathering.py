@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from celery import current_task
+
 from routing.redis.delays import Delay
 
 
@@ -31,6 +33,8 @@ class Gathering:
     """Messages of one publication, by lane, in the order in which they were made."""
 
     lanes: dict[Lane, list[str | Delay]] = field(default_factory=dict)
+    #: The id of the task that has sent each message of a lane, "" outside of any.
+    senders: dict[Lane, list[str]] = field(default_factory=dict)
     #: Keep only what no bound can refuse.
     exempt_only: bool = False
 
@@ -41,6 +45,8 @@ class Gathering:
     def add(self, lane: Lane, text: str | Delay) -> None:
         """Keep a message."""
         self.lanes.setdefault(lane, []).append(text)
+        sender = (current_task.request.id or "") if current_task else ""
+        self.senders.setdefault(lane, []).append(sender)
 
 
 _CURRENT: ContextVar[Gathering | None] = ContextVar("celeriac_gathering", default=None)

@@ -269,6 +269,21 @@ def test_a_retry_waits_for_a_broker_that_takes_nothing(valkey: Server, spare: Se
         assert at.traces.counts() == {"twice": 2}
 
 
+@pytest.mark.parametrize("task", ["plain", "many"])
+def test_a_link_that_can_never_be_sent_is_its_own_tasks_business(valkey: Server, task: str) -> None:
+    urls = {"broker": valkey.fresh_url(), "results": valkey.fresh_url()}
+    with yard("prefork", store=valkey.fresh_url(), **urls, options=["-Q", "default"]) as at:
+        at.broker.client.set("other", "no list")
+        link = at.app.tasks["plain"].si("never").set(queue="other")
+        sent = [at.send(task, name) for name in ("one", "two")]
+        linked = at.send(task, "linked", link=link)
+        eventually(lambda: at.dead() == 1, message=lambda: at.worker.log[-5000:])
+        eventually(at.settled)
+        assert [result.get(timeout=10) for result in sent] == ["one", "two"]
+        assert linked.state == "FAILURE"
+        assert at.traces.counts() == {"one": 1, "two": 1, "linked": 1}
+
+
 @pytest.mark.parametrize("task", ["stumble", "stumble_many"])
 def test_a_failure_is_never_replaced_by_the_retry_before_it(at: Yard, task: str) -> None:
     names = [f"bad-{n}" for n in range(20)]
