@@ -305,7 +305,8 @@ class Request(stock.Request):
             error,
             extra={"event": "interrupted"},
         )
-        self._return_at_once()
+        # Who asks only the process may do so again, at once.
+        self._return(Mark.REDELIVERED if STOP.told else Mark.LATER)
 
     def _give_back_cancelled(self) -> None:
         """Return the message of a cancelled run, which Celery leaves unacknowledged.
@@ -315,11 +316,11 @@ class Request(stock.Request):
         if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
             # What gevent's pool reports as a success would not be run again by this worker.
             successful_requests.discard(self.id)
-            self._return_at_once()
+            self._return(Mark.REDELIVERED)
 
-    def _return_at_once(self) -> None:
+    def _return(self, mark: Mark) -> None:
         """Return the message, which may have run in part, to the front of its queue uncharged."""
-        self._message.channel.give_back(self._message.delivery_tag, Mark.REDELIVERED)
+        self._message.channel.give_back(self._message.delivery_tag, mark)
         self.acknowledged = True
         self.send_event("task-rejected", requeue=True)
 
