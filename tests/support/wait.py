@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Seconds between two looks.
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.03
 
 _NEVER_SET = threading.Event()
 

@@ -78,7 +78,7 @@ def test_the_account_is_exact_on_two_runs_in_a_row_and_nothing_is_left_running(
 def test_stopping_broker_and_worker_in_the_middle_loses_and_repeats_nothing(
     settings: Settings, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    limit = 40_000
+    limit = 25_000
     failed = sum("dep_time" not in row for row in itertools.islice(source.flights(), limit))
     arguments = ["tasks.demo", "--json", "--limit", str(limit)]
     with Process(arguments, environment=environment, log=tmp_path / "log") as demo:
