@@ -31,6 +31,13 @@ from routing.whole import Publication
 _collecting: ContextVar[Any] = ContextVar("batching_results", default=None)
 
 
+class Refused(NamedTuple):
+    """What of a batch was refused for good, by the id of the item that it belongs to."""
+
+    results: dict[str, Exception]
+    messages: dict[str, Exception]
+
+
 class ChordPart(NamedTuple):
     """One item's part of a chord, to be counted once its result is stored."""
 
@@ -77,28 +84,28 @@ def collected() -> Any:
 
 
 @contextmanager
-def collecting(backend: Any, task: Any) -> Iterator[dict[str, Exception]]:
+def collecting(backend: Any, task: Any) -> Iterator[Refused]:
     """Collect the results of a batch, and what it sends; written and sent at the end, in one go.
 
     Afterwards, what it yields has the errors of the results that can never be stored, and of the
-    messages that can never be sent, by task id.
+    messages that can never be sent.
 
     Raises:
         Exception: what the backend raises when it cannot be reached, after its own retries.
     """
-    failed: dict[str, Exception] = {}
+    refused = Refused({}, {})
     view = _view(backend)
     token = _collecting.set(view)
     try:
         with gathering(exempt_only=True) as gathered:
-            yield failed
+            yield refused
     finally:
         _collecting.reset(token)
     if view is not None:
-        failed.update(store(backend, list(view.results.values())))
+        refused.results.update(store(backend, list(view.results.values())))
         for part in view.parts:
             count_part(backend, task, part.request, part.state, part.result)
-    failed.update(_send(task.app, gathered))
+    refused.messages.update(_send(task.app, gathered))
 
 
 def _send(app: Any, gathered: Gathering) -> dict[str, Exception]:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery import current_app, states
+from celery import current_app
 from celery._state import _task_stack
 from celery.app.task import Context
+from celery.exceptions import Ignore, Retry
 from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
@@ -187,24 +188,31 @@ def _call(
 
 
 def _settle(task: Any, opened: Sequence[_Opened], settling: Settling) -> list[Ended]:
-    with results.collecting(task.backend, task) as failed, paused():
+    with results.collecting(task.backend, task) as refused, paused():
         ended = [settling.settle(one.item, one.request) for one in opened]
-    return [
-        _fail(task, one, failed[one.item.id]) if one.item.id in failed else end
-        for one, end in zip(opened, ended, strict=True)
-    ]
+    return [_end(task, one, end, refused) for one, end in zip(opened, ended, strict=True)]
 
 
-def _fail(task: Any, one: _Opened, error: Exception) -> Ended:
-    """End an item whose result, or what it sends, is refused for good: as a plain task, by that."""
-    if not ignores_result(task, one.request):
-        try:
-            task.backend.store_result(one.item.id, error, states.FAILURE)
-        except Exception as problem:
-            if not is_final(problem):
-                raise
-            logger.exception("the failure of item %s cannot be stored", one.item.id)
-    return unstorable(error)
+def _end(task: Any, one: _Opened, ended: Ended, refused: results.Refused) -> Ended:
+    """Return how an item ends: as a plain task, by what of it is refused for good."""
+    if (unstored := refused.results.get(one.item.id)) is not None:
+        return unstorable(unstored)
+    if (unsent := refused.messages.get(one.item.id)) is None:
+        return ended
+    is_over = not isinstance(getattr(ended.outcome.result, "exception", None), Retry | Ignore)
+    if not is_over and not ignores_result(task, one.request):
+        # A success or failure that is stored stays: it is final.
+        _fail(task, one, unsent)
+    return unstorable(unsent)
+
+
+def _fail(task: Any, one: _Opened, error: Exception) -> None:
+    try:
+        task.backend.mark_as_failure(one.item.id, error, request=Context(one.request))
+    except Exception as problem:
+        if not is_final(problem):
+            raise
+        logger.exception("the failure of item %s cannot be stored", one.item.id)
 
 
 def _log_not_settled(name: str, count: int, error: BaseException) -> None:

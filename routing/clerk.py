@@ -72,6 +72,7 @@ class Clerk:
                 _do(job)
             except BaseException:  # of a hook; what comes after it must be ended, too
                 logger.exception("a task could not be ended", extra={"event": "ending_failed"})
+            del job  # it holds its message
             with self._changed:
                 self._jobs.popleft()
                 self._changed.notify_all()

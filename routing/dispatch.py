@@ -21,7 +21,7 @@ from celery import bootsteps
 from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
-from routing.heap import return_in_pool_processes, return_large_blocks
+from routing.heap import return_large_blocks
 from routing.intake import refused, task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
@@ -68,7 +68,6 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
-        return_in_pool_processes()
         STOP.watch(consumer.controller, self._leave)
         super().__init__(consumer, **kwargs)
 

@@ -5,6 +5,9 @@ such block that is freed raises that limit to its size, up to 32 MB (mallopt(3),
 From then on messages of some hundred kilobytes come and go between small objects that live longer,
 and the heap grows round the holes: after ten minutes a worker had one of 100 MB, of which 35 were
 in use, and it grew on. With a fixed limit it does not.
+
+In the process that holds the messages only: a pool process has those of one call, and for what a
+task allocates the limit that moves is the faster one.
 """
 
 from __future__ import annotations
@@ -12,14 +15,13 @@ from __future__ import annotations
 import ctypes
 import os
 
-from celery import signals
-
 #: glibc's numbers of these parameters, malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-#: A block of at least so many bytes is taken from the system, and goes back to it.
-LARGE_BYTES = 64 * 1024
+#: A block of at least so many bytes is taken from the system, and goes back to it: glibc's own
+#: limit at the start.
+LARGE_BYTES = 128 * 1024
 
 #: So much stays free at the heap's end, for what comes next: each change of its end is a call.
 SPARE_BYTES = 1024 * 1024
@@ -39,12 +41,3 @@ def return_large_blocks() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, SPARE_BYTES)
-
-
-def return_in_pool_processes() -> None:
-    """Do the same in each pool process when it starts."""
-    signals.worker_process_init.connect(_on_process_init, dispatch_uid="celeriac-heap")
-
-
-def _on_process_init(**_: object) -> None:
-    return_large_blocks()

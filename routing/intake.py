@@ -82,7 +82,7 @@ def _with_evidence(consumer: Any, refuse: Callable[..., Any], reason: Any) -> Ca
 
         def refuse_surely() -> None:
             if reason == "undecodable":  # Celery stores it for an unknown task
-                _store_refusal(consumer.app, _id_of(message), error)
+                _store_refusal(consumer.app, _id_of(message), str(error))
             try:
                 raise error  # Celery logs what is being handled
             except Exception:
@@ -112,20 +112,24 @@ def _then_reject(message: EngineMessage, refuse: Callable[[], None]) -> None:
             "the failure of a refused message cannot be stored",
             extra={"event": "refusal_not_stored"},
         )
+    finally:
+        del message.reject_log_error  # else it is in a cycle
+    if not rejections and not message.acknowledged:  # Celery could not even say what it is
+        message.reject()
     for owed in rejections:
         owed()
 
 
 def refused(app: Any, task_id: str, error: Exception) -> None:
     """Store soon that a message was refused, so that nobody waits for its result for ever."""
-    CLERK.do(app, partial(_store_refusal, app, task_id, error))
+    CLERK.do(app, partial(_store_refusal, app, task_id, str(error)))
 
 
-def _store_refusal(app: Any, task_id: str, error: Exception) -> None:
+def _store_refusal(app: Any, task_id: str, reason: str) -> None:
     if not task_id or not is_writable(task_id):
         return
     try:
-        app.backend.mark_as_failure(task_id, InvalidTaskError(str(error)))
+        app.backend.mark_as_failure(task_id, InvalidTaskError(reason))
     except CutOff:
         raise
     except Exception:

@@ -60,9 +60,7 @@ _RETRYING: ContextVar[tuple[Any, Any] | None] = ContextVar("celeriac_retrying", 
 _AT_ONCE: ContextVar[bool] = ContextVar("celeriac_at_once", default=False)
 
 #: What databases say of a value, or a statement, that they will never take (PEP 249).
-_WRONG_RESULTS = frozenset(
-    {"DataError", "IntegrityError", "ProgrammingError", "NotSupportedError", "StatementError"}
-)
+_WRONG_RESULTS = frozenset({"DataError", "ProgrammingError", "NotSupportedError", "StatementError"})
 #: What a disk says of a file that cannot be.
 _WRONG_NAMES = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EISDIR})
 
@@ -77,11 +75,10 @@ def wait_for_results(app: Any, *, is_green: bool = False) -> None:
 
     Arguments:
         app: the worker's app.
-        is_green: its tasks are greenlets: they share one backend, as else each of them makes one of
-            its own, with a connection, which four fifths of its time would go to.
+        is_green: its tasks are greenlets: they share one Redis backend, as else each of them makes
+            one of its own, with a connection, which four fifths of its time would go to.
     """
     defaults = {
-        "result_backend_thread_safe": is_green,
         "result_backend_always_retry": True,
         "result_backend_base_sleep_between_retries_ms": FIRST_WAIT_MS,
         "result_backend_max_sleep_between_retries_ms": LONGEST_WAIT_MS,
@@ -92,9 +89,10 @@ def wait_for_results(app: Any, *, is_green: bool = False) -> None:
     if not hasattr(app, "_celeriac_waits"):
         make = app._get_backend
         app._get_backend = lambda: _patient(make())
+    app._celeriac_shares = is_green and not app.conf.value_set_for("result_backend_thread_safe")
     app._celeriac_waits = app.conf.result_backend_always_retry
     if (made := app._backend) is not None:
-        _patient(made)
+        app._backend = _patient(made)
 
 
 def waits(app: Any) -> bool:
@@ -118,7 +116,7 @@ def until_taken(app: Any, what: str, attempt: Callable[[], T]) -> T:
     Raises:
         Exception: what would be raised again.
     """
-    if not waits(app):
+    if not waits(app) or _AT_ONCE.get():
         return attempt()
     with without_soft_limit():
         return _until(what, attempt, is_passing, _interval)
@@ -207,6 +205,12 @@ class Patient:
         has_run = state in states.READY_STATES or state == states.RETRY
         with without_soft_limit() if has_run else nullcontext():
             return kept.store_result(task_id, result, state, *args, **options)
+
+    def on_chord_part_return(self, *args: Any, **options: Any) -> Any:
+        """Count a part of a chord, whose task has run."""
+        kept: Any = super()
+        with without_soft_limit():
+            return kept.on_chord_part_return(*args, **options)
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Tell what may pass: what Celery says of its database, and a server or disk that is away.
@@ -344,6 +348,8 @@ def _patient(backend: Any) -> Any:
         # Made for the class that it had.
         for name in ("client", *(name for name in vars(kind) if name.startswith("_chord_"))):
             vars(backend).pop(name, None)
+    if backend.app._celeriac_shares and is_redis(kind):
+        backend.thread_safe = True
     conf = backend.app.conf
     backend.always_retry = conf.result_backend_always_retry
     backend.base_sleep_between_retries_ms = conf.result_backend_base_sleep_between_retries_ms

@@ -40,6 +40,7 @@ class Pipes:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._answers: dict[int, Coroutine] = {}
+        self._is_finishing = False
         self._receive: Callable[..., Coroutine] = pool._result_handler._recv_message
         # The loop holds the only other reference to the reader of an answer.
         pool._result_handler._recv_message = self._remember
@@ -77,9 +78,18 @@ class Pipes:
         return None
 
     def finish(self) -> None:
-        """Complete every payload and every answer that is half way."""
-        self._finish_payloads()
-        self._finish_answers()
+        """Complete every payload and every answer that is half way.
+
+        A handler that interrupts it leaves that to it.
+        """
+        if self._is_finishing:
+            return
+        self._is_finishing = True
+        try:
+            self._finish_payloads()
+            self._finish_answers()
+        finally:
+            self._is_finishing = False
 
     def _finish_payloads(self) -> None:
         pool = self._pool

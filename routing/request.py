@@ -215,12 +215,11 @@ class Request(stock.Request):
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End the message as failed after a hard time limit, unless it is to run again."""
         if not soft:
-            if is_cut_off() and not self.acknowledged:
-                return  # it goes back: Celery would end it without a result
             self._message.ending = "failed"
             self.note_death(TimeLimitExceeded(timeout))
             self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
-            self._end_when_stored(partial(super().on_timeout, soft, timeout))
+            end = partial(super().on_timeout, soft, timeout)
+            self._end_when_stored(partial(self._end_unless_cut_off, end))
             return
         super().on_timeout(soft, timeout)
 
@@ -252,10 +251,18 @@ class Request(stock.Request):
                 return
             self._message.loss = f"its process was lost on {self.hostname}: {error}"
         if not return_ok or isinstance(error, Reject):
-            self._end_when_stored(partial(self._end_failed, end))
+            end_failed = partial(self._end_failed, end)
+            if isinstance(error, TimeLimitExceeded):
+                end_failed = partial(self._end_unless_cut_off, end_failed)
+            self._end_when_stored(end_failed)
             return
         with self._ending_surely():  # its result was stored where it ran
             self._end_failed(end)
+
+    def _end_unless_cut_off(self, end: Callable[[], None]) -> None:
+        """End it; not where Celery would do so without a result: then the message goes back."""
+        if not is_cut_off() or self.acknowledged:
+            end()
 
     def _end_failed(self, end: Callable[[], None]) -> None:
         end()

@@ -59,8 +59,13 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         has_bounds = _has_bounds(topology_of(app))
         if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
             return stock(self, *args, **options)
-        with gathering() as gathered:
-            result = stock(self, *args, **options)
+
+        def gather() -> tuple[Gathering, Any]:
+            with gathering() as gathered:
+                return gathered, stock(self, *args, **options)
+
+        # It connects and declares, so the broker may be away already.
+        gathered, result = until_taken(app, "the broker", gather) if must_arrive else gather()
         if outer is None or not all(map(outer.takes, gathered.lanes)):
             publication = Publication(app, gathered, options)
             if must_arrive:

@@ -76,3 +76,16 @@ def test_an_id_that_can_be_no_key_is_refused_and_the_worker_goes_on(app: Any, ur
         assert value(app.tasks["texts.same"].delay(1), timeout=20) == 1
         eventually(lambda: broker.length("default.dead") == dead + 4)
         eventually(broker.holds_nothing)
+
+
+def test_a_message_that_celery_cannot_even_refuse_is_kept_all_the_same(app: Any, url: str) -> None:
+    with Broker(url) as broker:
+        eventually(broker.holds_nothing)
+        dead = broker.length("default.dead")
+        unknown = json.loads(task_message("nobody.knows.it", (1,)))
+        del unknown["headers"]["id"]
+        broker.client.lpush("default", json.dumps(unknown))
+        broker.client.lpush("default", json.dumps({**unknown, "body": None}))
+        eventually(lambda: broker.length("default.dead") == dead + 2)
+        eventually(broker.holds_nothing)
+        assert value(app.tasks["texts.same"].delay(1), timeout=20) == 1

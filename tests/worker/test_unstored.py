@@ -215,9 +215,10 @@ def test_a_refused_message_is_told_so_once_its_result_can_be_stored(at: Yard, wh
     eventually(lambda: at.dead() == 1)
 
 
+@pytest.mark.parametrize("how", ["full", "away"])
 @pytest.mark.parametrize("task", ["fail", "fail_many"])
 def test_an_error_callback_waits_for_a_broker_that_takes_nothing(
-    valkey: Server, spare: Server, task: str
+    valkey: Server, spare: Server, task: str, how: str
 ) -> None:
     urls = {"results": valkey.fresh_url(), "store": valkey.fresh_url()}
     with yard("prefork", broker=spare.fresh_url(), **urls, concurrency=1) as at:
@@ -230,17 +231,35 @@ def test_an_error_callback_waits_for_a_broker_that_takes_nothing(
         at.traces.client.delete("starts")
         failed = at.send(task, "failed", "gate", link_error=called)
         at.traces.next_start()
-        with redis.Redis.from_url(spare.url) as broker:
-            broker.config_set("maxmemory", 1)
-            at.traces.open("gate")
-            at.worker.wait_log("waiting for the broker")
+        if how == "full":
+            spare.client().config_set("maxmemory", 1)
+        else:
+            spare.stop()
+        at.traces.open("gate")
+        at.worker.wait_log("waiting for the broker", 20)
+        if how == "full":
             assert failed.state == "FAILURE", "which is stored before"
-            broker.config_set("maxmemory", 0)
+            spare.client().config_set("maxmemory", 0)
+        else:
+            spare.start()
         eventually(lambda: at.traces.counts() == {"before": 1, "failed": 1, "called": 2}, 20)
         with pytest.raises(LookupError, match="as it should"):
             failed.get(timeout=10)
         eventually(at.settled)
         assert at.dead() == 2
+
+
+def test_a_result_that_can_never_be_stored_fails_its_item_alone(at: Yard) -> None:
+    ids = [secrets.token_hex(8) for _ in range(3)]
+    at.results.lpush(f"celery-task-meta-{ids[1]}", "no string")
+    for task_id in ids:
+        at.send("many", task_id, task_id=task_id)
+    eventually(lambda: at.dead() == 1)
+    eventually(at.settled)
+    assert at.traces.counts() == dict.fromkeys(ids, 1)
+    assert at.app.AsyncResult(ids[0]).get(timeout=10) == ids[0]
+    assert at.app.AsyncResult(ids[2]).get(timeout=10) == ids[2]
+    at.results.delete(f"celery-task-meta-{ids[1]}")
 
 
 @pytest.mark.parametrize("task", ["nowhere", "nowhere_many"])
