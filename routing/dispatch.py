@@ -21,7 +21,7 @@ from celery import bootsteps
 from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
-from routing.heap import return_large_blocks
+from routing.heap import keep_trimmed
 from routing.intake import refused, task_handler
 from routing.pipes import Pipes
 from routing.redis.channel import EngineMixin
@@ -69,6 +69,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
         STOP.watch(consumer.controller, self._leave)
+        keep_trimmed(consumer.timer)
         super().__init__(consumer, **kwargs)
 
     # -- life
@@ -83,7 +84,6 @@ class Dispatcher(bootsteps.StartStopStep):
         channel.on_refused = partial(refused, consumer.app)
         channel.connection.is_stopping = lambda: STOP.told
         relax_collector()
-        return_large_blocks()
         self._thread = threading.get_ident()
         holdings = channel.runtime.holdings
         holdings.durable = True
