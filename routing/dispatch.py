@@ -69,6 +69,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
         STOP.watch(consumer.controller, self._leave)
+        keep_trimmed(consumer.timer)
         super().__init__(consumer, **kwargs)
 
     # -- life
@@ -83,8 +84,6 @@ class Dispatcher(bootsteps.StartStopStep):
         channel.on_refused = partial(refused, consumer.app)
         channel.connection.is_stopping = lambda: STOP.told
         relax_collector()
-        # The consumer has forgotten its timers with the connection.
-        keep_trimmed(consumer.timer)
         self._thread = threading.get_ident()
         holdings = channel.runtime.holdings
         holdings.durable = True
