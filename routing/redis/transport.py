@@ -40,6 +40,7 @@ class TransportMixin:
     _is_ticking = False
     _watch: Any = None
     channels: list[Any]
+    cycle: Any
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the event loop drive fetching and delivery."""
@@ -111,6 +112,10 @@ class TransportMixin:
         if self.hub is None:
             return
         self.hub.on_tick.discard(self._tick)
+        # kombu cancels only those of its own cycle, and each connection has a new one.
+        for name, entry in vars(self.cycle).items():
+            if name.endswith("_tref") and entry is not None:
+                entry.cancel()
         if self._watch is not None:
             self._watch.cancel()
         if self._nudge is not None:

@@ -13,6 +13,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedule
 from kombu import Connection, Consumer, Message, Producer, Queue
+from kombu.asynchronous import Hub
 
 from routing import BrokerUnreachable, QueueFull
 from routing.redis.faults import Fault, fault_of
@@ -295,6 +296,17 @@ def test_a_closed_channel_leaves_no_connection_behind(app: Celery, broker: Broke
         ):
             connection.drain_events(timeout=0.1)
     eventually(lambda: connections() <= before + 1)
+
+
+def test_a_closed_connection_leaves_no_timer_in_the_event_loop(app: Celery) -> None:
+    hub = Hub()
+    connection = app.connection_for_read()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    live = [entry for _, _, entry in hub.timer._queue if not entry.canceled]
+    assert live
+    connection.close()
+    assert [entry for entry in live if not entry.canceled] == []
+    hub.close()
 
 
 def test_a_queue_of_the_table_does_not_expire_with_its_messages(
