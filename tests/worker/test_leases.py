@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from routing import TooManyDeliveries
@@ -138,6 +139,8 @@ def test_a_worker_that_was_stopped_past_its_lease_starts_nothing_that_others_hav
         names = hold(at, 4, queue="bulk")
         with at.worker.twin():
             at.worker.send(signal.SIGSTOP)
+            stopped = psutil.Process(at.worker.pid)
+            eventually(lambda: stopped.status() == psutil.STATUS_STOPPED)
             # The sibling begins with what the stopped one was running.
             at.traces.open(names[0].split("-")[0], times=2 * len(names))
             at.wait_until_ran(len(names))
