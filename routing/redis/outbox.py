@@ -102,8 +102,10 @@ class Outbox:
     def take_settlement(self) -> Settlement:
         """Take the oldest endings, for a call that will carry them."""
         with self._lock:
-            taken, self._ended = self._ended[:SETTLE_AT_MOST], self._ended[SETTLE_AT_MOST:]
-        return Settlement(taken)
+            # A signal's handler may come in here and add to it.
+            ended, self._ended = self._ended, []
+            self._ended[:0] = ended[SETTLE_AT_MOST:]
+        return Settlement(ended[:SETTLE_AT_MOST])
 
     def restore_settlement(self, settlement: Settlement) -> None:
         """Take endings back whose call may not have arrived; settling twice changes nothing."""

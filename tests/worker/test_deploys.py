@@ -265,8 +265,10 @@ def test_what_begins_while_the_worker_stops_cold_is_cut_too(
             os.kill(child, signal.SIGCONT)  # it begins, or it is cut before it has begun
         worker.wait()
     assert site.traces.counts() == {"before": 1}
+    has_begun = "name" in site.traces.counts("started")
+    assert has_begun or begins == "after the loop"
     # What acknowledges early runs at most once.
-    again = [] if task.startswith("early") else ["name"]
+    again = [] if task.startswith("early") and has_begun else ["name"]
     assert ids_of(site.broker.texts("default")) == again
     assert site.broker.holds_nothing()
     site.has_charged_nothing()
