@@ -97,6 +97,8 @@ class Buffer(Generic[G, E]):
 
     def deadline(self) -> float | None:
         """When the next window is due for its turn; None when all that wait have theirs."""
+        if not self._open:
+            return None
         firsts = (next(iter(some.values()), None) for some in (self._reopened, self._gathering))
         return min((window.due_at for window in firsts if window is not None), default=None)
 

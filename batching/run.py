@@ -199,7 +199,8 @@ def _end(task: Any, one: _Opened, ended: Ended, refused: results.Refused) -> End
         return unstorable(unstored)
     if (unsent := refused.messages.get(one.item.id)) is None:
         return ended
-    is_over = not isinstance(getattr(ended.outcome.result, "exception", None), Retry | Ignore)
+    _, result, _ = ended.outcome
+    is_over = not isinstance(getattr(result, "exception", None), Retry | Ignore)
     if not is_over and not ignores_result(task, one.request):
         # A success or failure that is stored stays: it is final.
         _fail(task, one, unsent)

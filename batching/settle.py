@@ -99,15 +99,15 @@ class Settling:
                     self._task.backend.store_result(item.id, error, states.FAILURE)
                 return unstorable(error)
             logger.exception("The outcome of item %s could not be stored", item.id)
-            return Ended(Answer(1, None, None), unstored=True)
+            return Ended((1, None, None), unstored=True)
         except BaseException as error:
             if self._exits.has(error):
                 raise_exit(error)
             return Ended(end_escaped(self._task.name, request, error, self._exits))
         if not info:
-            return Ended(Answer(0, text, runtime))
+            return Ended((0, text, runtime))
         forget_frames(info.retval)
-        return Ended(Answer(1, failure(result), runtime))
+        return Ended((1, failure(result), runtime))
 
 
 def ignores_result(task: Any, request: dict[str, Any]) -> bool:
@@ -121,7 +121,7 @@ def unstorable(error: Exception) -> Ended:
     try:
         raise error
     except Exception:
-        return Ended(Answer(1, failure(ExceptionInfo(internal=True)), None))
+        return Ended((1, failure(ExceptionInfo(internal=True)), None))
 
 
 def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:

@@ -48,7 +48,7 @@ _EMBEDDED: dict[str, Types] = {
 _HEADERS = _TYPES | _EMBEDDED
 
 #: Headers that become part of a key in a broker or a result backend.
-_NAMES = ("id", "task", "root_id", "parent_id", "group")
+_NAMES = frozenset(("id", "task", "root_id", "parent_id", "group"))
 _NESTING = frozenset((list, tuple, dict))
 
 #: Seconds. More overflows the clock of some pool.
@@ -82,9 +82,6 @@ def _check_required(headers: Mapping[str, Any]) -> None:
         value = headers[name]
         if not isinstance(value, str) or not value:
             raise _unfit(name, "a text", value)
-    for name in _NAMES:
-        if isinstance(value := headers.get(name), str) and not is_writable(value):
-            raise InvalidTaskError(f"{name} must be a text that can be written as UTF-8")
 
 
 def is_writable(text: str) -> bool:
@@ -118,7 +115,11 @@ def _check_fields(
             and (kind is bool or not isinstance(value, types))
         ):
             raise _unfit(name, _WORDS.get(types[0], "a list"), value)
-        if kind is str or not value:
+        if kind is str:
+            if name in _NAMES and not value.isascii():
+                _check_name(name, value)
+            continue
+        if not value:
             continue
         if levels is not None and kind in _NESTING and _nests_deeper((value,), levels):
             raise InvalidTaskError(f"headers must not be nested deeper than {levels} levels")
@@ -161,6 +162,11 @@ def _check_time_limits(name: str, limits: Any) -> None:
             raise _unfit(name, f"seconds, at most {LONGEST_TIME_LIMIT:g}, or null", limit)
 
 
+def _check_name(name: str, value: Any) -> None:
+    if isinstance(value, str) and not is_writable(value):
+        raise InvalidTaskError(f"{name} must be a text that can be written as UTF-8")
+
+
 def _check_texts(name: str, values: Any) -> None:
     for value in values:
         if not isinstance(value, str):
@@ -184,6 +190,7 @@ def _check_signature(name: str, value: Any) -> None:
 
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
+    **dict.fromkeys(_NAMES, _check_name),
     "timelimit": _check_time_limits,
     "stamped_headers": _check_texts,
     "callbacks": _check_callbacks,

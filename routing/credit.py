@@ -7,7 +7,7 @@ asked for at once is decided here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Endings wait this long for company before a call carries them. Bounds the delay of an ack and
 #: lets a call settle what a few milliseconds of short tasks ended (one call for each would cost
@@ -22,8 +22,7 @@ SETTLE_COUNT = 50
 ASK_AT_MOST = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """A queue's credit now, and its prefetch."""
 
     queue: str
@@ -60,10 +59,18 @@ def byte_rooms(held: Mapping[str, int], queues: Sequence[str], *, total: int) ->
     {'bulk': 75, 'urgent': 75}
     """
     floor = max(1, total // (2 * max(1, len(queues))))
-    floors = dict.fromkeys(queues, floor)
-    above = sum(max(0, size - floors.get(queue, 0)) for queue, size in held.items())
-    shared = max(0, total - floor * len(queues) - above)
-    return {queue: max(0, floor - held.get(queue, 0)) + shared for queue in queues}
+    rooms = dict.fromkeys(queues, floor)
+    shared = total - floor * len(rooms)
+    for queue, size_bytes in held.items():
+        left = rooms.get(queue, 0) - size_bytes
+        if left < 0:
+            shared, left = shared + left, 0
+        if queue in rooms:
+            rooms[queue] = left
+    if shared > 0:
+        for queue in rooms:
+            rooms[queue] += shared
+    return rooms
 
 
 def should_call(
@@ -83,3 +90,18 @@ def should_call(
     if any(room.is_worth_a_call for room in open_rooms):
         return True
     return bool(open_rooms) and since_last_call >= SETTLE_SECONDS
+
+
+def endings_to_call(rooms: Iterable[Room], *, endings: int) -> int:
+    """Return how many more messages have to end before `should_call` may say so for their sake.
+
+    Arguments:
+        rooms: the credit of each queue that may have something.
+        endings: number of endings that wait.
+
+    >>> endings_to_call([Room("q", 2, 10, 1_000)], endings=2)
+    3
+    """
+    # A queue without room in bytes has some as soon as anything ends, however much.
+    needed = ((room.prefetch + 1) // 2 - room.credit if room.size_bytes else 0 for room in rooms)
+    return max(0, min(SETTLE_COUNT - endings, *needed, SETTLE_COUNT))

@@ -238,7 +238,8 @@ class Dispatcher(bootsteps.StartStopStep):
         """Return how many slots are free and not spoken for, for a queue or for any."""
         if self._slots is None or self._inflight is None or not self._running:
             return 0
-        free = self._slots.free()
+        if not (free := self._slots.free()):
+            return 0
         if queue is not None and not self._inflight.eligible([queue], free=free):
             return 0
         return max(0, free - sum(map(len, self._units.values())))
@@ -307,19 +308,16 @@ class Dispatcher(bootsteps.StartStopStep):
         self.pump()
 
     def _hand_over_while_free(self, slots: Slots) -> None:
+        assert self._inflight is not None
         while self._units and not STOP.told:
-            eligible = self._eligible(slots.free())
-            if not eligible or not slots.acquire():
+            if not (free := slots.free()):
+                slots.await_next()
                 return
+            if not (eligible := self._inflight.eligible(self._units, free=free)):
+                return
+            slots.acquire()
             queue = eligible[0] if len(eligible) == 1 else self._shares.take(eligible)
             self._hand_over(queue, self._take(queue))
-
-    def _eligible(self, free: int) -> list[str]:
-        """Return the queues with work that may take a slot now, or wait for the next one."""
-        assert self._inflight is not None
-        if not free:
-            return list(self._units)
-        return self._inflight.eligible(self._units, free=free)
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
         for request in unit.requests:

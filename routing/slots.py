@@ -34,8 +34,11 @@ class Slots(Protocol):
     def free(self) -> int:
         """Return how many units the pool can start now."""
 
-    def acquire(self) -> bool:
-        """Take a slot for a unit that is handed over next; False when none is free."""
+    def acquire(self) -> None:
+        """Take a free slot for a unit that is handed over next."""
+
+    def await_next(self) -> None:
+        """Learn when the next slot frees, as none is free now."""
 
     def release(self) -> None:
         """Give back a slot that was taken and not used."""
@@ -75,7 +78,7 @@ class SemaphoreSlots:
     def _apply(
         self, target: Callable[..., Any], args: Any = None, *rest: Any, **kwargs: Any
     ) -> Any:
-        target, args = surely_ending(self._pool, target, args, kwargs.get("timeout"))
+        target, args = surely_ending(target, args)
         left = self._count_in()
         for name in ("callback", "error_callback"):
             kwargs[name] = self._after(left, kwargs.get(name))
@@ -114,20 +117,17 @@ class SemaphoreSlots:
 
     def free(self) -> int:
         """Return how many units the pool can start now."""
-        counted = int(self._semaphore.initial_value) - self._inside
-        return max(0, min(self._granted + int(self._semaphore.value), counted))
+        free: int = self._granted + self._semaphore.value
+        counted: int = self._semaphore.initial_value - self._inside
+        return max(0, counted if counted < free else free)
 
-    def acquire(self) -> bool:
-        """Take a slot, or wait in the semaphore for the next."""
-        if not self.free():
-            self.await_next()
-            return False
+    def acquire(self) -> None:
+        """Take a free slot; after the last one, wait in the semaphore for the next."""
         if self._granted:
             self._granted -= 1
         else:
             self._semaphore.acquire(_nothing)
         self.await_next()
-        return True
 
     def await_next(self) -> None:
         """Stand in the semaphore when it is empty, to learn when a slot frees."""
@@ -185,9 +185,8 @@ class CountedSlots:
     def _apply(
         self, target: Callable[..., Any], args: Any = None, *rest: Any, **kwargs: Any
     ) -> Any:
-        limit = kwargs.get("timeout")
-        target, args = surely_ending(self._pool, target, args, limit)
-        exits = exits_in(self._pool, limit)
+        exits = exits_in(self._pool, kwargs.get("timeout"))
+        target, args = surely_ending(target, args, exits)
         left = self._on_enter()
         began = False
 
@@ -235,9 +234,11 @@ class CountedSlots:
         """Return how many units the pool can start now."""
         return max(0, int(self._pool.num_processes) - self._busy)
 
-    def acquire(self) -> bool:
-        """Return whether a slot is free; the hand-over itself takes it."""
-        return self.free() > 0
+    def acquire(self) -> None:
+        """Do nothing: the hand-over itself takes it."""
+
+    def await_next(self) -> None:
+        """Do nothing: every slot that frees says so."""
 
     def release(self) -> None:
         """Do nothing: a unit that never entered the pool was not counted."""

@@ -48,9 +48,11 @@ class Stop:
     def told(self) -> bool:
         """Whether the worker was told to stop."""
         # An exit status of 0 is a reason to stop, as in celery.worker.state.maybe_shutdown.
-        return self._told or any(
-            reason is not None and reason is not False
-            for reason in (state.should_stop, state.should_terminate)
+        stop, terminate = state.should_stop, state.should_terminate
+        return (
+            self._told
+            or not (stop is None or stop is False)
+            or not (terminate is None or terminate is False)
         )
 
     def watch(self, controller: Any, leave: Callable[[], None]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn
+from functools import partial
+from typing import Any, Final, NoReturn, TypeAlias
 
 from celery import current_app, states
 from celery._state import _task_stack
@@ -21,8 +22,9 @@ from celery.utils.serialization import get_pickleable_exception
 
 from routing.collector import GROWTH
 from routing.evidence import text_of
-from routing.exits import Exits, exits_in
+from routing.exits import PROCESS_EXITS, Exits
 from routing.failure import Failure, failure, failure_of, stand_in
+from routing.payload import loads
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +33,35 @@ logger = logging.getLogger(__name__)
 ESCAPED: Final = 2
 
 
-class Answer(NamedTuple):
-    """What comes back for one task, shaped like the answer of Celery's functions for the pool."""
-
-    #: 0, 1 or `ESCAPED`.
-    failed: int
-    #: The result's text, or a `Failure`.
-    result: Any
-    runtime: float | None
+#: What comes back for one task, as from Celery's functions for the pool: 0, 1 or `ESCAPED`; the
+#: result's text, or a `Failure`; and the seconds that it ran. A plain tuple: every one is pickled.
+Answer: TypeAlias = tuple[int, Any, float | None]
 
 
 def surely_ending(
-    pool: Any, target: Callable[..., Any], args: Any, limit_seconds: float | None
+    target: Callable[..., Any], args: Any, exits: Exits = PROCESS_EXITS
 ) -> tuple[Callable[..., Any], Any]:
     """Return what to send to a pool in the place of a call, and its arguments.
 
     Arguments:
-        pool: the worker's pool.
         target, args: the call: one task's run by Celery's tracer, or anything else, which is left
             as it is.
-        limit_seconds: its hard time limit.
+        exits: what ends it from outside.
     """
     if target not in (trace.fast_trace_task, trace.trace_task_ret):
         return target, args
-    return run_traced, (exits_in(pool, limit_seconds), target, *args)
+    # What is sent to a process is pickled for every task, and needs no exits.
+    run = run_traced if exits is PROCESS_EXITS else partial(run_traced, exits=exits)
+    return run, (target, *args)
 
 
 def run_traced(
-    exits: Exits, function: Callable[..., Any], name: str, task_id: str, request: Any, *rest: Any
+    function: Callable[..., Any],
+    name: str,
+    task_id: str,
+    request: Any,
+    *rest: Any,
+    exits: Exits = PROCESS_EXITS,
 ) -> Answer:
     """Run one task by Celery's function for the pool; answer how it ended.
 
@@ -66,14 +69,14 @@ def run_traced(
         BaseException: an exit.
     """
     try:
-        failed, result, runtime = function(name, task_id, request, *rest)
+        failed, result, runtime = function(name, task_id, request, *rest, loads=loads)
     except BaseException as error:
         if exits.has(error):
             raise_exit(error)
         return end_escaped(name, request, error, exits)
     finally:
         GROWTH.look()
-    return Answer(failed, failure(result) if failed else result, runtime)
+    return failed, failure(result) if failed else result, runtime
 
 
 def end_escaped(name: str, request: dict[str, Any], error: BaseException, exits: Exits) -> Answer:
@@ -83,7 +86,7 @@ def end_escaped(name: str, request: dict[str, Any], error: BaseException, exits:
         BaseException: an exit, meanwhile.
     """
     if isinstance(error, Exception) and not isinstance(error, MemoryError):
-        return Answer(ESCAPED, failure_of(error), None)
+        return ESCAPED, failure_of(error), None
     if (done := _success_before(error)) is not None:
         logger.error(
             "Task %s[%s] has succeeded; what was raised afterwards does not change that: %s",
@@ -94,11 +97,11 @@ def end_escaped(name: str, request: dict[str, Any], error: BaseException, exits:
         )
         return done
     try:
-        return Answer(1, _fail(current_app.tasks[name], Context(request), error), None)
+        return 1, _fail(current_app.tasks[name], Context(request), error), None
     except BaseException as problem:
         if exits.has(problem):
             raise_exit(problem)
-        return Answer(ESCAPED, failure_of(problem), None)
+        return ESCAPED, failure_of(problem), None
 
 
 def raise_exit(error: BaseException) -> NoReturn:
@@ -118,7 +121,7 @@ def _success_before(error: BaseException) -> Answer | None:
         if step.tb_frame.f_code.co_name == "trace_task":
             found = step.tb_frame.f_locals
             if found.get("Rstr") is not None:
-                return Answer(0, found["Rstr"], found.get("T"))
+                return 0, found["Rstr"], found.get("T")
         step = step.tb_next
     return None
 

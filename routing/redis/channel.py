@@ -196,7 +196,7 @@ class EngineMixin(Publishing):
 
     def has_fetched(self, tag: Any) -> bool:
         """Return whether this channel gave a message its tag, and so held it when it came."""
-        return "courier" in self.__dict__ and str(tag).startswith(f"{self.courier.name}:")
+        return "courier" in self.__dict__ and self.courier.has_named(tag)
 
     def _get(self, queue: str) -> dict[str, Any]:
         keep_leases(self)

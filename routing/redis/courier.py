@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
 
-from routing.credit import SETTLE_SECONDS, Room, should_call
+from routing.credit import SETTLE_SECONDS, Room, endings_to_call, should_call
 from routing.redis.alarm import Alarm
 from routing.redis.clocks import boot_seconds
 from routing.redis.delivery import Delivery
@@ -74,6 +74,7 @@ class Courier:
     def __init__(self, channel: EngineMixin) -> None:
         self.channel = channel
         self.name = secrets.token_hex(8)
+        self._tag_prefix = f"{self.name}:"
         self.inbox = Inbox()
         self._holdings = channel.runtime.holdings
         self._verbs = channel.verbs
@@ -92,6 +93,8 @@ class Courier:
         self._last_ending = 0.0
         self._thread = threading.get_ident()
         self._timer_set = False
+        self._rests_below = 0
+        self._rests_until = 0.0
         self._stopped = False
         self._flusher: Flusher | None = None
         self._settling = threading.RLock()
@@ -114,6 +117,8 @@ class Courier:
         """Send the next command on the channel's connection; False when there is none."""
         self._forget_unanswered()
         self._thread = threading.get_ident()
+        if self._rests():
+            return False
         if self._stopped or not self._may_fetch():
             return False
         self._holdings.give_back_forsaken()
@@ -131,23 +136,46 @@ class Courier:
             self._send_exchange(open_rooms)
             return True
         if self._hub is not None and self._can_wait(rooms, open_rooms, unseen):
+            self._rest(rooms, waiting)
             return False
         self._send_listen(open_rooms)
         return True
 
-    def _rooms(self) -> list[Room]:
-        """Return what may be fetched of each queue, those that hold the least first.
+    def _rests(self) -> bool:
+        """Return whether what was found at the last look still holds: there is nothing to send."""
+        return (
+            self._holdings.freed < self._rests_below
+            and time.monotonic() < self._rests_until
+            and not self._holdings.outbox.has_returns
+        )
 
-        The least for its weight: a reply has one bound for all, and who comes first finds room.
+    def _rest(self, rooms: Sequence[Room], waiting: int) -> None:
+        """Note until when, and until how much has ended, another look would find the same.
+
+        The loop comes round at least twice for each task, and a look goes through all queues.
         """
+        now = time.monotonic()
+        age = max(now - self._last_reply, self._holdings.outbox.age)
+        self._rests_until = now + SETTLE_SECONDS - age
+        if self._holdings.ceiling is None:
+            needed = endings_to_call(
+                [room for room in rooms if room.queue not in self._empty], endings=waiting
+            )
+            self._rests_below = self._holdings.freed + needed
+
+    def _rooms(self) -> list[Room]:
+        """Return what may be fetched of each queue."""
         queues = self.channel.engine_queues
         size_bytes = self._holdings.byte_rooms(queues)
-        rooms = [self._room(queue, size_bytes[queue]) for queue in queues]
-        weights = self._verbs.topology.queue
-        rooms.sort(
-            key=lambda room: self._holdings.held_bytes(room.queue) / weights(room.queue).weight
-        )
-        return rooms
+        return [self._room(queue, size_bytes[queue]) for queue in queues]
+
+    def _by_held_bytes(self, rooms: Sequence[Room]) -> Sequence[Room]:
+        """Order by what each queue holds for its weight, the least first.
+
+        A reply has one bound for all, and who comes first finds room.
+        """
+        held, queue = self._holdings.held_bytes, self._verbs.topology.queue
+        return sorted(rooms, key=lambda room: held(room.queue) / queue(room.queue).weight)
 
     def _may_fetch(self) -> bool:
         """Return whether to talk to the server now, which may have refused to just before."""
@@ -171,13 +199,12 @@ class Courier:
             self._carrying.refused(error)
 
     def _room(self, queue: str, size_bytes: int) -> Room:
-        prefetch = self._holdings.prefetch(queue)
         waiting = self.inbox.waiting(queue)
         if self._holdings.ceiling is not None:
             waiting = INBOX_HIGH * len(self.inbox)  # they take the slots that seem to be free
         if waiting >= INBOX_HIGH or not size_bytes:
-            return Room(queue, 0, prefetch)
-        return Room(queue, self._holdings.credit(queue), prefetch, size_bytes)
+            return Room(queue, 0, self._holdings.prefetch(queue))
+        return Room(queue, *self._holdings.credit_of(queue), size_bytes)
 
     def _can_wait(
         self, rooms: Sequence[Room], open_rooms: Sequence[Room], unseen: Sequence[Room]
@@ -202,6 +229,7 @@ class Courier:
     def _send_exchange(self, rooms: Sequence[Room]) -> None:
         # Before the fetch, which uses the credit that they have freed.
         self._carry(self._bury_now)
+        rooms = self._by_held_bytes(rooms)
         asked = tuple((room.queue, room.ask) for room in rooms)
         size_bytes = tuple(room.size_bytes for room in rooms)
         fetch = Fetch(self._next_prefix(), asked, size_bytes)
@@ -234,7 +262,11 @@ class Courier:
             raise
 
     def _next_prefix(self) -> str:
-        return f"{self.name}:{next(self._calls)}:"
+        return f"{self._tag_prefix}{next(self._calls)}:"
+
+    def has_named(self, tag: Any) -> bool:
+        """Return whether a tag was given by a fetch of this courier."""
+        return isinstance(tag, str) and tag.startswith(self._tag_prefix)
 
     # -- reading
 

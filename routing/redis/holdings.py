@@ -54,6 +54,8 @@ class Holdings:
         self.topology = topology
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
+        #: Messages that no longer count against a prefetch, since the process began.
+        self.freed = 0
         #: Queue to the prefetch with which the batches that go there can fill.
         self.batch_needs: Mapping[str, int] = {}
         self._prefetch: dict[str, int] = {}
@@ -100,10 +102,14 @@ class Holdings:
 
     def credit(self, queue: str) -> int:
         """Return how many more messages may be fetched from a queue now."""
-        most = self.prefetch(queue)
+        return self.credit_of(queue)[0]
+
+    def credit_of(self, queue: str) -> tuple[int, int]:
+        """Return a queue's credit now, and its prefetch."""
+        most = prefetch = self.prefetch(queue)
         if self.ceiling is not None:
             most = min(most, self.ceiling(queue))
-        return most - self._count.get(queue, 0) - self._asked.get(queue, 0)
+        return most - self._count.get(queue, 0) - self._asked.get(queue, 0), prefetch
 
     def byte_rooms(self, queues: Sequence[str]) -> dict[str, int]:
         """Return how many bytes may be fetched from each of these queues, the consumed ones."""
@@ -202,6 +208,7 @@ class Holdings:
                 return
             if state is State.SCHEDULED:
                 self._count[held.queue] -= 1
+                self.freed += 1
             elif held.state is State.SCHEDULED:
                 self._count[held.queue] += 1
             held.state = state
@@ -321,6 +328,7 @@ class Holdings:
         held = self._held.pop(tag, None)
         if held is not None:
             self._bytes[held.queue] -= held.size_bytes
+            self.freed += 1
             if held.state is not State.SCHEDULED:
                 self._count[held.queue] -= 1
         return held

@@ -9,6 +9,7 @@ from routing.credit import (
     SETTLE_SECONDS,
     Room,
     byte_rooms,
+    endings_to_call,
     should_call,
 )
 
@@ -75,3 +76,31 @@ def test_queues_that_take_no_more_than_their_room_stay_within_the_total(
         room = byte_rooms(held, QUEUES, total=total)[queue]
         held[queue] = held.get(queue, 0) + int(room * part)
     assert sum(held.values()) <= total
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=4),
+    st.integers(0, SETTLE_COUNT - 1),
+)
+def test_as_long_as_fewer_have_ended_than_a_call_needs_there_is_none(
+    queues: list[tuple[int, float]], waiting: int
+) -> None:
+    rooms = [
+        Room(str(number), int(prefetch * part), prefetch, 1)
+        for number, (prefetch, part) in enumerate(queues)
+    ]
+
+    def is_called(ended: int, endings: int) -> bool:
+        after = [room._replace(credit=room.credit + ended) for room in rooms]
+        return should_call(after, endings=endings, ending_age=0, since_last_call=0)
+
+    if is_called(0, waiting):
+        return
+    needed = endings_to_call(rooms, endings=waiting)
+    assert needed > 0
+    assert not is_called(needed - 1, waiting + needed - 1)
+    assert is_called(needed, waiting + needed)
+
+
+def test_a_queue_without_room_in_bytes_may_be_called_after_any_ending() -> None:
+    assert endings_to_call([Room("q", 0, 10, 0)], endings=0) == 0
