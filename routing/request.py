@@ -226,9 +226,9 @@ class Request(stock.Request):
     def may_be_repeated(self) -> bool:
         """Whether it may have succeeded before, and been skipped now, as a part of a chord."""
         return bool(
-            self._app.conf.worker_deduplicate_successful_tasks
-            and self.delivery_info.get("redelivered")
+            self.delivery_info.get("redelivered")
             and self._context.chord
+            and self._app.conf.worker_deduplicate_successful_tasks
         )
 
     def _end_repeated(self, end: Callable[[], None]) -> None:
