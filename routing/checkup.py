@@ -69,7 +69,7 @@ def look(app: Any, channel: EngineMixin, *, timeout_seconds: float) -> Snapshot:
     return Snapshot(
         table=table,
         digest=digest(table),
-        server=_server(client),
+        server=_server(client, channel.verbs.keys.workers()),
         workers=_workers(app, timeout_seconds),
         unacked=_unacked(channel),
         ledger=books.read(client, channel.verbs, recount=True),
@@ -104,8 +104,8 @@ def _server_seconds(channel: EngineMixin) -> float:
 # -- the server
 
 
-def _server(client: Any) -> Server:
-    refused = denied(client)
+def _server(client: Any, key: str) -> Server:
+    refused = denied(client, key)
     if (info := unless_denied(client.info)) is None:
         return Server(is_told=False, denied=refused)
     product = str(info.get("server_name") or "redis")
@@ -232,7 +232,7 @@ def _overdue(channel: EngineMixin) -> dict[str, int]:
 def _stranded(app: Any, channel: Any) -> dict[str, int]:
     if STOCK_QUEUE in app.amqp.queues:
         return {}
-    waiting = int(channel._size(STOCK_QUEUE))
+    waiting = unless_denied(lambda: int(channel._size(STOCK_QUEUE)))
     return {STOCK_QUEUE: waiting} if waiting else {}
 
 

@@ -76,7 +76,7 @@ class CheckServer(bootsteps.StartStopStep):
             return
         with parent.connection.channel() as channel:
             uri = parent.connection.as_uri()
-            warn_of_denied(channel.plain_client, uri=uri)
+            warn_of_denied(channel, uri=uri)
             if (info := unless_denied(channel.client.info)) is None:
                 _warn_of_silence(uri)
             else:
@@ -116,9 +116,9 @@ def _warn_of_silence(uri: str) -> None:
     )
 
 
-def warn_of_denied(client: Any, *, uri: str) -> None:
+def warn_of_denied(channel: Any, *, uri: str) -> None:
     """Name the commands that the engine needs and that its user may not run."""
-    if names := denied(client):
+    if names := denied(channel.plain_client, channel.verbs.keys.workers()):
         logger.error(
             "the user of %s may not run what the engine needs: %s; allow it: ACL SETUSER <user> %s",
             uri,

@@ -87,10 +87,14 @@ def engine_channel(app: Any) -> Iterator[EngineMixin]:
 def _denial(app: Any, connection: Any, error: Exception) -> str:
     def ask() -> list[str]:
         with app.connection_for_write() as another:
-            return denied(another.default_channel.plain_client)
+            channel = another.default_channel
+            return denied(channel.plain_client, channel.verbs.keys.workers())
 
-    names = unless_denied(ask) or list(COMMANDS)
+    names = unless_denied(ask)
+    if names == []:
+        remedy = "it may run all commands, so it lacks a key, which ACL LOG on the server names"
+    else:
+        remedy = f"allow it with ACL SETUSER <user> {grant(names or list(COMMANDS))}"
     return (
-        f"the user of {connection.as_uri()} may not run what this command needs: {error}; allow it "
-        f"with ACL SETUSER <user> {grant(names)}"
+        f"the user of {connection.as_uri()} may not do what this command needs: {error}; {remedy}"
     )

@@ -18,49 +18,84 @@ T = TypeVar("T")
 # What a script gets in the place of NOPERM, since Redis 7 and before.
 _IN_A_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
+#: In a command's arguments: a key of the engine's.
+_KEY = "{key}"
+
 #: What the engine runs itself: scripts, one blocking wait, its own bell, purges and dead letters.
-_DIRECT = ("evalsha", "script|load", "brpop", "lpush", "rpop", "pexpire", "llen", "lrange", "time")
+_DIRECT = (
+    f"evalsha {'0' * 40} 0", "script load 0", f"brpop {_KEY} 1", f"lpush {_KEY} 0", f"rpop {_KEY}",
+    f"pexpire {_KEY} 1", f"llen {_KEY}", f"lrange {_KEY} 0 0", "time",
+)  # fmt: skip
 
 #: What its scripts run besides: the server asks for these permissions too.
 _IN_SCRIPTS = (
-    "del", "exists", "hdel", "hexists", "hget", "hgetall", "hincrby", "hlen", "hmget", "hset",
-    "incr", "incrby", "lindex", "lrem", "ltrim", "rpush", "zadd", "zcard", "zmscore", "zrange",
-    "zrangebyscore", "zrem",
+    f"del {_KEY}", f"exists {_KEY}", f"hdel {_KEY} 0", f"hexists {_KEY} 0", f"hget {_KEY} 0",
+    f"hgetall {_KEY}", f"hincrby {_KEY} 0 1", f"hlen {_KEY}", f"hmget {_KEY} 0",
+    f"hset {_KEY} 0 0", f"incr {_KEY}", f"incrby {_KEY} 1", f"lindex {_KEY} 0",
+    f"lrem {_KEY} 1 0", f"ltrim {_KEY} 0 0", f"rpush {_KEY} 0", f"zadd {_KEY} 0 0",
+    f"zcard {_KEY}", f"zmscore {_KEY} 0", f"zrange {_KEY} 0 0", f"zrangebyscore {_KEY} 0 0",
+    f"zrem {_KEY} 0",
 )  # fmt: skip
 
 #: What kombu runs: connections, bindings of queues, remote control and events.
 _BY_KOMBU = (
-    "select", "ping", "multi", "exec", "sadd", "srem", "smembers", "publish", "subscribe",
-    "unsubscribe", "psubscribe", "punsubscribe", "expire", "unwatch", "watch", "script|exists",
+    "select 0", "ping", "multi", "exec", f"sadd {_KEY} 0", f"srem {_KEY} 0", f"smembers {_KEY}",
+    "publish 0 0", "subscribe 0", "unsubscribe", "psubscribe 0", "punsubscribe", f"expire {_KEY} 1",
+    "unwatch", f"watch {_KEY}", f"script exists {'0' * 40}",
 )  # fmt: skip
 
 #: What ``celery doctor`` and ``celery queues --verify`` look with.
-_TO_LOOK = ("hscan", "zscan", "zcount")
+_TO_LOOK = (f"hscan {_KEY} 0", f"zscan {_KEY} 0", f"zcount {_KEY} 0 0")
 
-#: The commands that a user must be allowed to run, as ACL rules name them.
-COMMANDS: tuple[str, ...] = tuple(sorted({*_DIRECT, *_IN_SCRIPTS, *_BY_KOMBU, *_TO_LOOK}))
+
+def _name_of(line: str) -> str:
+    first, *rest = line.split()
+    return f"{first}|{rest[0]}" if first == "script" else first
+
+
+#: The commands that a user must be allowed to run, as ACL rules name them, each with a whole line:
+#: a server that looks for the keys of an incomplete one may crash (Valkey 9.1).
+_LINES = {_name_of(line): line for line in (*_DIRECT, *_IN_SCRIPTS, *_BY_KOMBU, *_TO_LOOK)}
+
+#: Their names.
+COMMANDS: tuple[str, ...] = tuple(sorted(_LINES))
+
+#: The keys of the engine's own; a user needs more, such as those of the queues.
+OWN_KEYS = "~celeriac:*"
 
 # Servers before version 7 cannot be asked.
 _ASK = """
 local denied = {}
 if not redis.acl_check_cmd then return denied end
-for _, name in ipairs(ARGV) do
+for i = 2, #ARGV do
   local words = {}
-  for word in string.gmatch(name, '[^|]+') do words[#words + 1] = word end
-  if not redis.acl_check_cmd(unpack(words)) then denied[#denied + 1] = name end
+  for word in string.gmatch(ARGV[i], '%S+') do
+    words[#words + 1] = word == '{key}' and ARGV[1] or word
+  end
+  if not redis.acl_check_cmd(unpack(words)) then denied[#denied + 1] = i - 2 end
 end
 return denied
 """
 
 
-def denied(client: redis.Redis) -> list[str]:
-    """Return which of `COMMANDS` the client's user may not run, as far as the server tells."""
+def denied(client: redis.Redis, key: str) -> list[str]:
+    """Return which of `COMMANDS` the client's user may not run, as far as the server tells.
+
+    A user that may not touch the engine's own keys lacks `OWN_KEYS`, whatever it may run.
+
+    Arguments:
+        client: asks; it must put nothing before names of keys.
+        key: one of the engine's keys.
+    """
     ask: Any = client.register_script(_ASK)
     try:
-        answer = ask(args=COMMANDS)
+        answer = ask(args=[key, *(_LINES[name] for name in COMMANDS)])
     except exceptions.NoPermissionError:
         return [name for name in ("evalsha", "script|load") if not _may(client, name)]
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in answer]
+    names = [COMMANDS[number] for number in answer]
+    if set(names) >= (keyed := {name for name, line in _LINES.items() if _KEY in line}):
+        return [OWN_KEYS, *(name for name in names if name not in keyed)]
+    return names
 
 
 def _may(client: redis.Redis, name: str) -> bool:
@@ -94,5 +129,5 @@ def unless_denied(look: Callable[[], T]) -> T | None:
 
 
 def grant(names: list[str]) -> str:
-    """Return the ACL rules that allow these commands."""
-    return " ".join(f"+{name}" for name in names)
+    """Return the ACL rules that allow these commands, or keys."""
+    return " ".join(name if name == OWN_KEYS else f"+{name}" for name in names)

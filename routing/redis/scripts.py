@@ -82,8 +82,13 @@ SCRIPTS = {
 
 
 def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-    """Return the EVALSHA command of a verb, for a connection that is driven by hand."""
-    return ["EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args]
+    """Return the EVALSHA command of a verb, for a connection that is driven by hand.
+
+    An empty key stands for none. The script gets its first one there: an empty one is among those
+    that a user who may touch certain keys may not.
+    """
+    present = [key or keys[0] for key in keys]
+    return ["EVALSHA", SCRIPTS[name].sha, len(keys), *present, *args]
 
 
 def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:

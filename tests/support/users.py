@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -16,8 +17,16 @@ from tests.support.worker import ROOT
 #: ACL rules of a user that may do what the engine needs, and nothing else.
 NEEDED = ("-@all", *(f"+{name}" for name in COMMANDS))
 
-#: What clients ask for without needing the answer.
-SPARED = {"info", "config", "client"}
+#: ACL rules of the keys that the basic app works with: the engine's, kombu's, its queues'.
+KEYS = (
+    "resetkeys",
+    *("~celeriac:*", "~unacked*", "~_kombu.*"),
+    *(f"~{queue}*" for queue in ("default", "low", "high", "slow", "fast", "small", "bulk")),
+    *("~*.pidbox*", "~celery-task-meta-*"),
+)
+
+#: What is asked for without needing the answer, the queue that stock Celery begins with among it.
+SPARED = {"info", "config", "client", "celery"}
 
 
 class User:
@@ -42,7 +51,8 @@ class User:
         """Return the commands that the server refused to this user."""
         entries = self.admin.acl_log()
         objects = [e["object"] for e in entries if e["username"] == self.name]
-        return {text.partition("|")[0] for text in objects}
+        # A list of each priority, and commands with a second word.
+        return {re.split(r"[|\x06]", text)[0] for text in objects}
 
 
 def celery(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,13 +9,13 @@ import pytest
 
 from tests.support.servers import Server
 from tests.support.station import Station, station
-from tests.support.users import NEEDED, SPARED, User, celery
+from tests.support.users import KEYS, NEEDED, SPARED, User, celery
 from tests.support.wait import eventually
 
 
 @pytest.fixture(scope="module")
 def user(valkey: Server) -> User:
-    return User(valkey, *NEEDED)
+    return User(valkey, *NEEDED, *KEYS)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def at(user: User) -> Iterator[Station]:
         yield running
 
 
-def test_a_worker_starts_without_the_commands_that_only_look(at: Station) -> None:
+def test_a_worker_starts_without_what_is_only_looked_at(at: Station, user: User) -> None:
+    assert user.refused() <= SPARED
     assert "may not run INFO, so nobody looked whether" in at.worker.log
     assert "may not run what the engine needs" not in at.worker.log
 

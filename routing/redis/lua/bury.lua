@@ -3,7 +3,7 @@
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
 --        4 origins hash            5 deliveries hash           6 started hash
 --        7 dead letters of the queue
---        8 ledger hash of the queue, or "" for none
+--        8 ledger hash of the queue, or the first key for none
 -- ARGV:  1 most dead letters       2 their highest age in milliseconds
 --        3... in turn: tag, message id or "", evidence as JSON without its opening brace,
 --        text to keep in the place of the held one or ""
@@ -56,7 +56,7 @@ for _ = 1, 1000 do
   trimmed = trimmed + 1
 end
 
-if ledger ~= '' then
+if ledger ~= KEYS[1] then
   if buried > 0 then
     redis.call('HINCRBY', ledger, 'unacked', -buried)
     redis.call('HINCRBY', ledger, 'dead', buried)

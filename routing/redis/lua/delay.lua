@@ -3,7 +3,7 @@
 -- KEYS:  1 delayed set of the queue         2 delayed messages of the queue
 --        3 delayed count, which keeps equal messages apart
 --        4 bell of the queue
---        5 ledger hash of the queue, or "" for a queue that keeps none
+--        5 ledger hash of the queue, or the first key for none
 --        6 ready list that the messages go to when they are due
 --        7 dropped list of the queue        8 dead letters of the queue
 -- ARGV:  1 max_delayed, 0 for none
@@ -109,7 +109,7 @@ if #gone > 0 then
   end
   redis.call('HINCRBY', ledger, policy == 'dead_letter' and 'dead' or 'dropped', #gone)
 end
-if ledger ~= '' then
+if ledger ~= KEYS[1] then
   if accepted > 0 then redis.call('HINCRBY', ledger, 'accepted', accepted) end
   if accepted < count and (policy == 'reject' or terms == 'none') then
     redis.call('HINCRBY', ledger, 'refused', count - accepted)

@@ -3,8 +3,8 @@
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
 --        4 origins hash            5 deliveries hash            6 started hash
---        then one ledger per settled group ("" for none)
---        then per asked queue: ledger ("" for none), bell, delayed set, delayed messages,
+--        then one ledger per settled group (the first key for none)
+--        then per asked queue: ledger (the first key for none), bell, delayed set, delayed messages,
 --        ready lists in the order to pop
 -- ARGV:  1 number of settled groups
 --        2 number of asked queues
@@ -47,7 +47,7 @@ for _ = 1, groups do
   on_args('ZREM', LEASES, from, to)
   on_args('HDEL', ORIGINS, from, to)
   on_args('HDEL', STARTED, from, to)
-  if KEYS[key] ~= '' and removed > 0 then
+  if KEYS[key] ~= KEYS[1] and removed > 0 then
     redis.call('HINCRBY', KEYS[key], ending, removed)
     redis.call('HINCRBY', KEYS[key], 'unacked', -removed)
   end
@@ -98,7 +98,7 @@ local function promote(delayed, texts, ledger)
   for list, due_texts in pairs(ready) do redis.call('LPUSH', list, unpack(due_texts)) end
   for list, due_texts in pairs(again) do redis.call('RPUSH', list, unpack(due_texts)) end
   promotions = promotions - #members
-  if ledger ~= '' then redis.call('HINCRBY', ledger, 'bytes', added) end
+  if ledger ~= KEYS[1] then redis.call('HINCRBY', ledger, 'bytes', added) end
 end
 
 local function first_due(delayed)
@@ -163,7 +163,7 @@ for q = 1, queues do
     redis.call('LPUSH', bell, '1')
     redis.call('PEXPIRE', bell, 3600000)
   end
-  if ledger ~= '' and #got > 1 then
+  if ledger ~= KEYS[1] and #got > 1 then
     redis.call('HINCRBY', ledger, 'unacked', #got - 1)
     -- An empty queue has no bytes, whatever stock participants put in or took out uncounted.
     if left == 0 then

@@ -3,7 +3,7 @@
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
 --        4 origins hash            5 deliveries hash            6 started hash
---        7 bell of the queue       8 ledger hash of the queue, or "" for none
+--        7 bell of the queue       8 ledger hash of the queue, or the first key for none
 --        9 delayed set of the queue         10 delayed messages of the queue
 --        11 delayed count, which keeps equal messages apart
 -- ARGV:  tag, message id, mark and evidence in turn, in fetch order; the mark is "" for a message
@@ -82,7 +82,7 @@ if #later > 0 then
 end
 
 if returned > 0 then
-  if KEYS[8] ~= '' then
+  if KEYS[8] ~= KEYS[1] then
     redis.call('HINCRBY', KEYS[8], 'unacked', -returned)
     redis.call('HINCRBY', KEYS[8], 'given_back', returned)
     redis.call('HINCRBY', KEYS[8], 'bytes', bytes)

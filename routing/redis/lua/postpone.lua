@@ -4,7 +4,7 @@
 --        4 origins hash            5 deliveries hash            6 started hash
 --        7 delayed set of the queue         8 delayed messages of the queue
 --        9 delayed count, which keeps equal messages apart
---        10 ledger hash of the queue, or "" for none
+--        10 ledger hash of the queue, or the first key for none
 --        11 bell of the queue
 -- ARGV:  1 tag    2 message id    3 time in ms at which it is due
 -- Reply: 1, or 0 when the tag is gone
@@ -28,7 +28,7 @@ local first_due = tonumber(redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2] 
 local member = string.format('%016.0f#', redis.call('INCR', KEYS[9])) .. ARGV[2]
 redis.call('ZADD', KEYS[7], string.format('%.0f', due), member)
 redis.call('HSET', KEYS[8], member, #list .. ':' .. list .. text)
-if KEYS[10] ~= '' then redis.call('HINCRBY', KEYS[10], 'unacked', -1) end
+if KEYS[10] ~= KEYS[1] then redis.call('HINCRBY', KEYS[10], 'unacked', -1) end
 -- A worker that waits knows when the next message is due; it must hear of an earlier one.
 if due < first_due and redis.call('EXISTS', KEYS[11]) == 0 then
   redis.call('LPUSH', KEYS[11], '1')

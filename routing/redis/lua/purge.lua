@@ -1,6 +1,6 @@
 -- purge: drop every waiting and every delayed message of one queue, and count them.
 --
--- KEYS:  1 bell of the queue       2 ledger hash of the queue, or "" for none
+-- KEYS:  1 bell of the queue       2 ledger hash of the queue, or the first key for none
 --        3 delayed set               4 delayed messages
 --        5... the ready lists of the queue
 -- ARGV:  none
@@ -13,7 +13,7 @@ for k = 5, #KEYS do
   redis.call('DEL', KEYS[k])
 end
 redis.call('DEL', KEYS[1])
-if KEYS[2] ~= '' and dropped > 0 then
+if KEYS[2] ~= KEYS[1] and dropped > 0 then
   redis.call('HDEL', KEYS[2], 'bytes')
   redis.call('HINCRBY', KEYS[2], 'purged', dropped)
 end

@@ -2,9 +2,9 @@
 --
 -- KEYS:  1 ready list of the messages' priority
 --        2 bell of the queue
---        3 ledger hash of the queue, or "" for a queue that keeps none
---        4 dropped list of the queue, or "" for one that drops nothing
---        5 dead letters of the queue, or "" for one that drops nothing
+--        3 ledger hash of the queue, or the first key for none
+--        4 dropped list of the queue, or the first key for none
+--        5 dead letters of the queue, or the first key for none
 --        then, for a queue with a bound, every ready list in the order to pop: they are what waits
 -- ARGV:  1 max_length, 0 for none
 --        2 max_bytes of what waits, 0 for none
@@ -145,7 +145,7 @@ if dropped > 0 then
   redis.call('HINCRBY', ledger, policy == 'dead_letter' and 'dead' or 'dropped', dropped)
 end
 
-if ledger ~= '' then
+if ledger ~= KEYS[1] then
   if accepted > 0 then redis.call('HINCRBY', ledger, 'accepted', accepted) end
   if change ~= 0 then redis.call('HINCRBY', ledger, 'bytes', change) end
   if refused > 0 then redis.call('HINCRBY', ledger, 'refused', refused) end

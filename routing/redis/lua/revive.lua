@@ -1,9 +1,9 @@
 -- revive: take dead letters of a queue out, to run again in a queue, or for good.
 --
 -- KEYS:  1 dead letters of the queue
---        2 ledger hash of the queue, or "" for none
+--        2 ledger hash of the queue, or the first key for none
 --        3 ready list that they go to
---        4 bell of its queue       5 ledger hash of its queue, or "" for none
+--        4 bell of its queue       5 ledger hash of its queue, or the first key for none
 --        then every ready list of its queue
 -- ARGV:  1 max_length of its queue, 0 for none: nothing is refused, what is above counts as overshoot
 --        2... in turn: text of a letter, text to append in its place or "" to drop it
@@ -31,9 +31,9 @@ for i = 2, #ARGV, 2 do
   reply[#reply + 1] = found
 end
 
-if dropped > 0 and old ~= '' then redis.call('HINCRBY', old, 'dead_trimmed', dropped) end
+if dropped > 0 and old ~= dead then redis.call('HINCRBY', old, 'dead_trimmed', dropped) end
 if replayed > 0 then
-  if new ~= '' then
+  if new ~= dead then
     redis.call('HINCRBY', new, 'replayed', replayed)
     redis.call('HINCRBY', new, 'bytes', bytes)
     local waiting = -limit

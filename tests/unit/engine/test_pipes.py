@@ -45,3 +45,28 @@ def test_an_answer_that_cannot_be_read_fails_its_own_job_alone() -> None:
     assert (state, job, succeeded, writer) == (READY, 1, False, 70)
     assert isinstance(failure.exception, StandIn)
     assert type(failure.exception).__name__ == "AnswerUnreadable"
+
+
+def test_a_handler_that_comes_while_the_pipes_are_completed_leaves_it_at_that() -> None:
+    flushed: list[Any] = []
+
+    def flush(write: Any, writer: Any) -> None:
+        flushed.append(writer)
+        pipes.finish()
+
+    writers = ["one", "other"]
+    jobs = [SimpleNamespace(_writer=lambda w=w: w, _write_to=object()) for w in writers]
+    pool = SimpleNamespace(
+        _result_handler=SimpleNamespace(_recv_message=None, _hub=None),
+        _track_child_process=None,
+        _active_writers=set(writers),
+        _cache=dict(enumerate(jobs)),
+        _flush_writer=flush,
+    )
+    pipes = Pipes(pool)
+    pipes.finish()
+    assert sorted(flushed) == writers
+    assert not pool._active_writers
+    pool._active_writers.add("one")
+    pipes.finish()
+    assert flushed[2:] == ["one"]
