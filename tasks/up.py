@@ -68,12 +68,23 @@ class GroupLeader(honcho.process.Popen):
 class Manager(honcho.manager.Manager):
     """honcho's manager, which does not learn of the end of a worker that is started again."""
 
+    _processes: dict[str, Any]
+
     def add_process(self, name: str, cmd: str, **kwargs: Any) -> Any:
         """Add a line."""
         process = super().add_process(name, cmd, **kwargs)
         if _is_worker(name):
             process._child_ctor = GroupLeader
         return process
+
+    def _killall(self, force: bool = False) -> None:
+        # What has not said yet that it started is asked when it does: see `Events`.
+        every = self._processes
+        self._processes = {name: one for name, one in every.items() if "pid" in one}
+        try:
+            super()._killall(force)
+        finally:
+            self._processes = every
 
     def _start(self) -> None:
         super()._start()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from celery import Task
+
 from batching import Batch, BatchTask
 from benchmarks.apps.settings import Settings, create_app
 from benchmarks.life.plan import (
@@ -74,7 +76,26 @@ def _refuse_if_away() -> None:
         raise SinkAway("connection refused by the sink")
 
 
-@app.task(name="life.urgent", bind=True)
+class Settles(Task):
+    """Notes when all is done where a task ran, whatever it came to."""
+
+    def after_return(self, *ending: Any) -> None:
+        """Note it for what has ended: status, value, id, arguments."""
+        self._note_settled(ending[3])
+
+    def on_retry(self, *ending: Any) -> None:
+        """Note it for what is to be tried again: error, id, arguments."""
+        self._note_settled(ending[2])
+
+    def _note_settled(self, args: Any) -> None:
+        notebook.note(Step.SETTLED, [(args[0], self.request.retries)])
+
+
+class SettlesBatches(Settles, BatchTask):
+    """The same for the items of batches."""
+
+
+@app.task(name="life.urgent", bind=True, base=Settles)
 def urgent(self: Any, number: int, seconds: float, behaviour: int, payload: str) -> int:
     """Somebody waits for this one."""
     return _work(self, number, seconds, behaviour)
@@ -83,6 +104,7 @@ def urgent(self: Any, number: int, seconds: float, behaviour: int, payload: str)
 @app.task(
     name="life.plain",
     bind=True,
+    base=Settles,
     autoretry_for=(SinkAway,),
     default_retry_delay=RETRY_SECONDS,
     max_retries=1000,
@@ -115,7 +137,7 @@ def _work(task: Any, number: int, seconds: float, behaviour: int) -> int:
 
 @app.task(
     name="life.batched",
-    base=BatchTask,
+    base=SettlesBatches,
     max_size=MAX_SIZE,
     max_wait=MAX_WAIT_SECONDS,
     autoretry_for=(SinkAway,),

@@ -21,8 +21,11 @@ from benchmarks.life.watch import Sample
 
 FINAL = (Step.DONE, Step.FAILED)
 
-#: What had ended so shortly before it was hit may not have been acknowledged.
+#: What was settled so shortly before it was hit may not have been acknowledged.
 MARGIN_SECONDS = 2.0
+
+#: So long a run may take to be settled when it has ended: a hundred retries on a busy machine.
+SETTLING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +74,26 @@ class Run:
     started: float
     ended: float | None = None
     step: Step | None = None
+    settled: float | None = None
 
 
 def runs_of(notes: Iterable[Note]) -> list[Run]:
     """Return all runs in the order of their starts; a note ends the run of its process."""
     runs: list[Run] = []
     open_: dict[tuple[int, int, int], Run] = {}
+    over: dict[tuple[int, int, int], Run] = {}
     for note in notes:
         key = (note.pid, note.number, note.attempt)
         if note.step is Step.STARTED:
             run = Run(note.number, note.attempt, note.size, note.parent, note.pid, note.at)
             runs.append(run)
             open_[key] = run
+        elif note.step is Step.SETTLED:
+            if run_ := over.pop(key, None):
+                run_.settled = note.at
         elif run_ := open_.pop(key, None):
             run_.ended, run_.step = note.at, note.step
+            over[key] = run_
     return runs
 
 
@@ -153,7 +162,9 @@ def unjustly_charged(found: Findings) -> list[str]:
 
 def hit_by(run: Run, found: Findings) -> Event | None:
     """Return the event that may have kept a run's end from being acknowledged."""
-    last = math.inf if run.ended is None else run.ended + MARGIN_SECONDS
+    last = math.inf if run.ended is None else run.ended + SETTLING_SECONDS
+    if run.settled is not None:
+        last = run.settled + MARGIN_SECONDS
     for end in found.ends:
         if end.cause and {run.pid, run.parent} & end.processes and run.started <= end.at <= last:
             return end.cause

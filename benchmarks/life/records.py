@@ -27,6 +27,7 @@ class Step(IntEnum):
     FAILED = 2  # for good, as it was told to
     AGAIN = 3  # it is to be tried again, as it was told to
     REFUSED = 4  # by the sink: it is to be tried again
+    SETTLED = 5  # what follows was done where it ran: its state is stored, a retry is on its way
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
+import queue
 import re
 import signal
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from honcho.printer import Message, Printer
 
-from tasks.up import RESTARTS_PER_MINUTE
+from tasks.up import RESTARTS_PER_MINUTE, Events, Manager
 from tests.support.wait import eventually
 from tests.tasks.conftest import environment_in, free_port
 from tests.tasks.processes import Process
@@ -136,6 +140,21 @@ def test_a_worker_that_cannot_run_is_given_up_after_some_starts(broken: Process)
 def test_ctrl_c_is_heard_while_a_worker_waits_for_its_next_start(broken: Process) -> None:
     eventually(lambda: "starts again" in broken.output, 30)
     assert broken.stop(signal.SIGINT) == 0
+
+
+def test_what_has_not_said_that_it_started_is_asked_to_end_when_it_does() -> None:
+    asked: list[int] = []
+    manager = Manager(Printer(io.StringIO()))
+    manager._procmgr = SimpleNamespace(terminate=asked.append)
+    for name in ("broker", "worker.1"):
+        manager.add_process(name, "exit 3")
+    manager._processes["worker.1"]["pid"] = 2
+    manager.terminate()
+    assert asked == [2]
+    written: queue.Queue[Message] = queue.Queue()
+    written.put(Message(type="start", data={"pid": 1}, time=None, name="broker", colour=None))
+    assert Events(written, manager=manager).get(timeout=0).type == "start"
+    assert asked == [2, 1]
 
 
 def test_flower_shows_workers_every_item_and_queue_lengths(

@@ -97,10 +97,18 @@ def test_what_was_running_or_just_over_when_it_was_killed_may_run_again(killed_a
     assert caused_and_not(killed) == ({"worker": 1}, 0)
 
 
+def test_what_had_ended_and_was_not_settled_when_it_was_killed_may_run_again() -> None:
+    ends = [note(3.0, Step.AGAIN), note(7.0, Step.SETTLED)]
+    again = [note(9.0, Step.STARTED, pid=7), note(9.5, Step.DONE, pid=7)]
+    killed = findings(note(2.0, Step.STARTED), *ends, *again, ends=[ended(6.0)])
+    assert caused_and_not(killed) == ({"worker": 1}, 0)
+
+
 @pytest.mark.parametrize("fields", [{}, {"ends": [ended(6.0)]}, {"ends": [ended(1.0)]}])
 def test_any_other_run_of_the_same_attempt_is_unexplained(fields: dict[str, Any]) -> None:
     again = [note(8.0, Step.STARTED, pid=7), note(9.0, Step.DONE, pid=7)]
-    twice = findings(note(2.0, Step.STARTED), note(3.0, Step.DONE), *again, **fields)
+    first = [note(2.0, Step.STARTED), note(3.0, Step.DONE), note(3.1, Step.SETTLED)]
+    twice = findings(*first, *again, **fields)
     assert caused_and_not(twice) == ({}, 1)
     assert counts(twice) == {"unexplained_runs": 1}
 
