@@ -42,7 +42,7 @@ T = TypeVar("T")
 #: Milliseconds before the second try, doubled with each, and at most, unless the app's settings say
 #: otherwise: a backend that is back is noticed within seconds.
 FIRST_WAIT_MS = 100
-LONGEST_WAIT_MS = 5000
+LONGEST_WAIT_MS = 2000
 
 
 class CutOff(Reject):
@@ -374,12 +374,16 @@ def _until(
     *,
     at_most: float = float("inf"),
 ) -> T:
-    tries = 0
+    tries, since = 0, 0.0
     while True:
         try:
             value = attempt()
         except Exception as error:
-            if tries >= at_most or not again(error):
+            if tries >= at_most:
+                raise
+            if not again(error):
+                if tries:  # it was answered
+                    _say_waited(what, since)
                 raise
             if is_cut_off():
                 raise CutOff(error) from error
@@ -395,12 +399,14 @@ def _until(
                 )
         else:
             if tries:
-                seconds = time.monotonic() - since
-                logger.warning(
-                    "waited %.1f s for %s", seconds, what, extra={"event": "outcome_stored"}
-                )
+                _say_waited(what, since)
             return value
         rest(interval(tries))
+
+
+def _say_waited(what: str, since: float) -> None:
+    seconds = time.monotonic() - since
+    logger.warning("waited %.1f s for %s", seconds, what, extra={"event": "outcome_stored"})
 
 
 def _interval(tries: int) -> float:

@@ -41,7 +41,7 @@ class Reclaim:
                 break
         if taken:
             logger.warning(
-                "took over %d messages whose worker has stopped renewing their leases",
+                "messages taken over, as their worker has stopped renewing their leases: %d",
                 taken,
                 extra={"event": "reclaimed", "count": taken},
             )

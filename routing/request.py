@@ -249,7 +249,7 @@ class Request(stock.Request):
             if self._was_interrupted(error):
                 self._end_when_stored(partial(self._end_interrupted, error, end))
                 return
-            self._message.loss = f"its process was lost on {self.hostname}: {error}"
+            self._message.loss = f"its process was lost on {self.hostname}: {_exit_text(error)}"
         if not return_ok or isinstance(error, Reject):
             end_failed = partial(self._end_failed, end)
             if isinstance(error, TimeLimitExceeded):
@@ -406,6 +406,11 @@ def _reason(error: BaseException) -> Reason:
     if isinstance(error, TooManyDeliveries):
         return "poison"
     return "dead" if isinstance(error, DeadLetter) else "failed"
+
+
+def _exit_text(error: BaseException) -> str:
+    """Return how a process was lost; what a task exited by says little without its name."""
+    return str(error) if isinstance(error, WorkerLostError) else repr(error)
 
 
 def _ending_by(exception: BaseException) -> str:

@@ -49,6 +49,7 @@ def main(options: argparse.Namespace) -> int:
     """Do one run and print its report; return 1 when something is not as it should be."""
     seconds = options.minutes * 60 if options.minutes else options.seconds or SECONDS
     plan = Plan(pool=options.pool, seconds=seconds, without=options.without)
+    plan.check()
     print(f"life: {described(plan)}", file=sys.stderr, flush=True)
     figures = live(plan, keep_logs=options.logs)
     if options.json:

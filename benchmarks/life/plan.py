@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from benchmarks.workers import Pool
+from benchmarks.workers import BenchmarkError, Pool
 
 URGENT, PLAIN, BATCHED = QUEUES = ("urgent", "plain", "batched")
 
@@ -218,6 +218,18 @@ class Plan:
         """Return how long the load must last, so that each event is healed before the next."""
         courses = itertools.chain.from_iterable(map(self._courses, COURSES))
         return LEAD_SECONDS + sum(one.lasts + one.heals for one in courses) + CALM_SECONDS
+
+    def check(self) -> None:
+        """Refuse a run that is too short for its events.
+
+        Raises:
+            BenchmarkError: it is.
+        """
+        if self.seconds < self.least_seconds:
+            raise BenchmarkError(
+                f"with these events the load lasts at least {self.least_seconds:g} s, "
+                f"got {self.seconds:g}: use --seconds"
+            )
 
     def has(self, event: Event) -> bool:
         """Return whether an event happens. Only prefork has pool processes to kill."""

@@ -264,7 +264,10 @@ def text(figures: Mapping[str, Any]) -> str:
         for number, (key, one) in enumerate(value.items()):
             said = one
             if isinstance(one, Mapping):
-                said = ", ".join(f"{inner} {figure}" for inner, figure in one.items())
+                told = {k: v for k, v in one.items() if v or name != "ledger"}
+                said = ", ".join(f"{inner} {figure}" for inner, figure in told.items())
             lines.append(f"{name if not number else '':<18} {key:<30} {said}")
     lines += [f"PROBLEM: {one}" for one in figures["problems"]]
+    if not figures["problems"]:
+        lines.append("no problems: all counts that must be 0 are, and every event happened")
     return "\n".join(lines)

@@ -43,9 +43,7 @@ def live(plan: Plan, *, keep_logs: Path | None = None) -> dict[str, Any]:
     Raises:
         BenchmarkError: the run could not be done; what it found is in the figures.
     """
-    if plan.seconds < plan.least_seconds:
-        least = f"{plan.least_seconds:g} s"
-        raise BenchmarkError(f"with these events the load lasts at least {least}: use --seconds")
+    plan.check()
     with ExitStack() as stack:
         directory = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="life-", dir=MEMORY))

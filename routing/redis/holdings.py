@@ -410,11 +410,11 @@ class Holdings:
 def _say_later(held: Held) -> None:
     seconds = min(LONGEST_RETURN_SECONDS, 2 ** min(held.returned, 6))
     logger.warning(
-        "queue %r: message %s is given back, %d times by now, and comes again in %d s",
+        "queue %r: message %s is given back and comes again in %d s (times so far: %d)",
         held.queue,
         held.message_id or held.tag,
-        held.returned + 1,
         seconds,
+        held.returned + 1,
         extra={"event": "given_back_later", "count": held.returned + 1},
     )
 

@@ -100,7 +100,7 @@ def test_a_sibling_takes_over_from_a_killed_worker_in_order(valkey: Server) -> N
             at.wait_until_ran(len(names))
             at.wait_until_settled()
             assert at.broker.ledger("bulk")["reclaimed"] == len(names)
-            assert "took over 6 messages" in sibling.log
+            assert "stopped renewing their leases: 6" in sibling.log
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped"])
