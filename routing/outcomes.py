@@ -68,17 +68,22 @@ _WRONG_NAMES = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EISDIR})
 _COUNTING = frozenset({"INCR", "INCRBY", "DECR", "DECRBY"})
 
 
-def wait_for_results(app: Any, *, is_green: bool = False) -> None:
+def wait_for_results(app: Any, *, silence_seconds: float, is_green: bool = False) -> None:
     """Let the tasks of this worker wait for the result backend, unless the app has said no.
 
     Only in workers: a caller who asks for a result wants an error.
 
     Arguments:
         app: the worker's app.
+        silence_seconds: after which a result server that says nothing is taken for gone.
         is_green: its tasks are greenlets: they share one Redis backend, as else each of them makes
             one of its own, with a connection, which four fifths of its time would go to.
     """
     defaults = {
+        # What a silent link swallows is stored again over another one.
+        "redis_socket_timeout": silence_seconds,
+        "redis_socket_connect_timeout": silence_seconds,
+        "redis_socket_keepalive": True,
         "result_backend_always_retry": True,
         "result_backend_base_sleep_between_retries_ms": FIRST_WAIT_MS,
         "result_backend_max_sleep_between_retries_ms": LONGEST_WAIT_MS,

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+#: A process that ends is looked at so often, for half a second: then it may have closed its files
+#: and go on.
+EXIT_LOOK_SECONDS = 0.005
+EXIT_LOOKS = 100
+
+
 class Pipes:
     """What is half way between the worker and its pool processes.
 
@@ -46,6 +52,7 @@ class Pipes:
         pool._result_handler._recv_message = self._remember
         self._watch_process = pool._track_child_process
         pool._track_child_process = self._watch_if_alive
+        pool._event_process_exit = self._replace
 
     def _watch_if_alive(self, process: Any, hub: Any) -> None:
         """Watch a pool process for its end, unless that was noticed before the loop was reset.
@@ -55,6 +62,18 @@ class Pipes:
         """
         if getattr(process, "_sentinel_poll", True) is not None:
             self._watch_process(process, hub)
+
+    def _replace(self, hub: Any, process: Any, looks: int = EXIT_LOOKS) -> None:
+        """Put a new process in the place of one that ends.
+
+        Its end is heard of when its files are closed, which is before it can be waited for: who
+        looks only then finds it alive, and stock Celery looks again up to five seconds later.
+        """
+        self._pool._untrack_child_process(process, hub)
+        if process.exitcode is None and looks:
+            hub.call_later(EXIT_LOOK_SECONDS, self._replace, hub, process, looks - 1)
+        else:
+            self._pool.maintain_pool()
 
     def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
         load = partial(self._load, fd)

@@ -15,6 +15,7 @@ from routing.fit import prefetch_needed
 from routing.outcomes import wait_for_results
 from routing.redis.holdings import Holdings
 from routing.redis.permissions import denied, grant, unless_denied
+from routing.redis.silence import silence_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,11 @@ class CheckTable(bootsteps.Step):
         if (table := topology_of(parent.app)) is None:
             return
         queues = list(parent.app.amqp.queues.consume_from)
-        wait_for_results(parent.app, is_green=getattr(parent.pool, "is_green", False))
+        wait_for_results(
+            parent.app,
+            silence_seconds=silence_seconds(table.lease_seconds),
+            is_green=getattr(parent.pool, "is_green", False),
+        )
         slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
         batches = batches_by_queue(parent.app)
         try:

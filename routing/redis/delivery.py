@@ -7,7 +7,7 @@ worker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ class Delivery:
         payload: dict[str, Any] = decode(arrival.text)
         properties = payload["properties"]
         properties["delivery_tag"] = arrival.tag
-        message_id = _as_id((payload.get("headers") or {}).get("id"))
+        message_id = _run_id(payload.get("headers") or {})
         noted = payload.get("celeriac") or {}
         self._holdings.identify(
             arrival.tag,
@@ -176,13 +176,27 @@ class Delivery:
 
     def note_charged(self, arrivals: Sequence[Arrival]) -> None:
         """Look up which of these messages were charged a delivery before."""
-        ids = {
-            tag: i for arrival in arrivals for tag, i in [(arrival.tag, _message_id(arrival))] if i
-        }
+        ids = {arrival.tag: run_id for arrival in arrivals if (run_id := _run_id_of(arrival))}
         if not ids:
             return
         charges = self._channel.verbs.deliveries(self._channel.plain_client, list(ids.values()))
         self._charges.update((tag, charges[i]) for tag, i in ids.items() if i in charges)
+
+
+def _run_id_of(arrival: Arrival) -> str:
+    try:
+        return _run_id(decode(arrival.text)["headers"])
+    except NO_MESSAGE:
+        return ""
+
+
+def _run_id(headers: Mapping[str, Any]) -> str:
+    """Return what deliveries are counted under: a retry has the id of the message that sent it.
+
+    That one would be forgiven when the retry ends, and could go on to take its process down.
+    """
+    message_id, retries = _as_id(headers.get("id")), headers.get("retries")
+    return f"{message_id}#{retries}" if message_id and retries else message_id
 
 
 def _message_id(arrival: Arrival) -> str:

@@ -38,9 +38,11 @@ def create(
         task_default_queue="default",
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0},
     )
-    app.conf.update(settings or {})
+    chosen = dict(settings or {})
+    table = {**TABLE, "lease_seconds": chosen.pop("lease_seconds", 60.0)}
+    app.conf.update(chosen)
     _add_tasks(app, Traces(store))
-    install(app, TABLE)
+    install(app, table)
     return app
 
 
@@ -49,6 +51,21 @@ def _add_tasks(app: Celery, traces: Traces) -> None:
     _add_failing(app, traces)
     _add_nowhere(app, traces)
     _add_stumbling(app, traces)
+    _add_deadly(app, traces)
+
+
+def _add_deadly(app: Celery, traces: Traces) -> None:
+    @app.task(name="retries_and_dies", bind=True, shared=False, max_retries=1)
+    def retries_and_dies(self: Any, name: str) -> None:
+        """Send a retry, which fails, and take the process down each time."""
+        attempt = f"{name}-{self.request.retries}"
+        traces.ran(attempt)
+        if self.request.retries:
+            raise ValueError(attempt)
+        try:
+            self.retry(countdown=0)
+        finally:
+            os._exit(1)
 
 
 def _add_simple(app: Celery, traces: Traces) -> None:

@@ -7,8 +7,8 @@ import json
 import secrets
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import pytest
 import redis
 from celery import Celery, chord
 
+from routing.config import Topology
 from tests.apps.basic import Traces, close
-from tests.apps.unstored import create
+from tests.apps.unstored import TABLE, create
 from tests.support.broker import Broker
+from tests.support.links import Link
 from tests.support.messages import task_message
 from tests.support.servers import Server, valkey_binary
 from tests.support.wait import eventually
@@ -384,3 +386,54 @@ def test_a_rejected_message_comes_again_later_and_is_never_a_delivery(valkey: Se
         assert not at.broker.client.hgetall("celeriac:deliveries")
         # It is said before the broker has it.
         eventually(lambda: at.broker.ledger("default")["given_back"] >= 2)
+
+
+def test_what_a_silent_link_has_swallowed_is_stored_over_another(valkey: Server) -> None:
+    """Plain and batched, in every pool at once: none of them waits for Celery's two minutes."""
+    names = [f"{task}-{n}" for task in ("plain", "many") for n in range(10)]
+    with ExitStack() as stack:
+        link = stack.enter_context(Link(valkey.port))
+        places = [stack.enter_context(behind(link, valkey, pool)) for pool in POOLS]
+        for at in places:
+            for task in ("plain", "many"):  # each process of a pool connects
+                sent = [at.send(task, "before") for _ in range(4)]
+                [result.get(timeout=20) for result in sent]
+            eventually(at.settled)
+        assert link.silence() > 0
+        ids = {}
+        for at in places:
+            at.begin()
+            ids[at.worker.name] = [at.send(name.partition("-")[0], name).id for name in names]
+        for at in places:
+            eventually(at.settled, 30, message=lambda at=at: at.worker.log[-5_000:])  # type: ignore[misc]
+            assert at.traces.counts() == dict.fromkeys(names, 1)
+            kept = [at.results.get(f"celery-task-meta-{one}") for one in ids[at.worker.name]]
+            assert [json.loads(one or b"{}").get("status") for one in kept] == (
+                ["SUCCESS"] * len(names)
+            )
+
+
+@contextmanager
+def behind(link: Link, valkey: Server, pool: str) -> Iterator[Yard]:
+    """A worker whose results go over a link, which the test looks at past it."""
+    results = valkey.fresh_url()
+    urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
+    settings = {"lease_seconds": 8.0}
+    with yard(pool, results=link.url(results, valkey.port), settings=settings, **urls) as at:
+        app = create(urls["broker"], results=results, store=urls["store"], settings=settings)
+        client = redis.Redis.from_url(results)
+        yield replace(at, app=app, results=client)
+        close(app)
+        client.close()
+
+
+def test_a_task_that_dies_after_its_retry_was_sent_is_stopped_all_the_same(valkey: Server) -> None:
+    """The retry has the same id; that it ended forgives only itself."""
+    urls = {name: valkey.fresh_url() for name in ("broker", "results", "store")}
+    with yard("prefork", **urls) as at:
+        at.send("retries_and_dies", "poison")
+        most = Topology.load(TABLE).queue("default").max_deliveries
+        eventually(lambda: at.dead() == most + 1, 60)
+        eventually(at.settled)
+        assert at.traces.counts() == {"poison-0": most, "poison-1": most}
+        eventually(lambda: not at.broker.client.hgetall("celeriac:deliveries"))

@@ -6,6 +6,7 @@ from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from billiard.pool import READY
 
 from routing.failure import StandIn
@@ -24,6 +25,32 @@ def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
     for process in (fresh, gone, alive):
         pool._track_child_process(process, None)
     assert watched == [fresh, alive]
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_a_process_is_replaced_as_soon_as_it_has_ended(looks: int) -> None:
+    """Its files close before it can be waited for."""
+    codes = iter([*[None] * looks, -9])
+    process = SimpleNamespace(exitcode=None)
+    later: list[Any] = []
+    calls: list[str] = []
+    hub = SimpleNamespace(call_later=lambda seconds, call, *args: later.append((call, args)))
+    pool = SimpleNamespace(
+        _result_handler=SimpleNamespace(_recv_message=None),
+        _track_child_process=None,
+        _untrack_child_process=lambda process, hub: None,
+        maintain_pool=lambda: calls.append("replaced"),
+    )
+    Pipes(pool)
+    process.exitcode = next(codes)
+    pool._event_process_exit(hub, process)
+    for _ in range(looks):
+        assert not calls
+        process.exitcode = next(codes)
+        call, args = later.pop()
+        call(*args)
+    assert calls == ["replaced"]
+    assert not later
 
 
 def test_an_answer_that_cannot_be_read_fails_its_own_job_alone() -> None:
