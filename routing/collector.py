@@ -16,6 +16,8 @@ from pathlib import Path
 
 from celery import signals
 
+from routing.heap import TRIM_SECONDS, trim
+
 #: Python's own, up to 3.13 and later, which an application that knows better has changed.
 _DEFAULTS = {(700, 10, 10), (2000, 10, 10), (2000, 10, 0)}
 
@@ -47,10 +49,14 @@ def relax_in_pool_processes() -> None:
 
 
 class GrowthWatch:
-    """Collects garbage when the process has grown since it last did; where Linux tells its size."""
+    """Collects garbage when the process has grown since it last did; where Linux tells its size.
+
+    And gives the holes in the heap back now and then.
+    """
 
     def __init__(self) -> None:
         self._looked_at = 0.0
+        self._trimmed_at = time.monotonic()
         self._pages: int | None = None
 
     def look(self) -> None:
@@ -59,6 +65,9 @@ class GrowthWatch:
         if now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
+        if now - self._trimmed_at >= TRIM_SECONDS:
+            self._trimmed_at = now
+            trim()
         pages = _resident_pages()
         if self._pages is None or pages < self._pages:
             self._pages = pages

@@ -5,14 +5,14 @@ one that was ever freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). So messages
 kilobytes come and go between small objects that live longer, and the heap grows round the holes:
 after ten minutes a worker had one of 100 MB, of which 35 were in use, and it grew on. The holes are
 given back now and then; a fixed limit would do, too, but it makes large blocks some twenty times as
-slow, those of tasks in threads included.
-
-In the process that holds the messages: a pool process has those of one call.
+slow, those of tasks in threads included. So in the process that holds the messages, by its timer,
+and in pool processes after a run (`routing.collector`).
 """
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any
 
 #: Seconds from one time to the next; it takes a few milliseconds for a heap of 100 MB.
@@ -25,6 +25,15 @@ def keep_trimmed(timer: Any) -> None:
     Arguments:
         timer: the worker's.
     """
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        timer.call_repeatedly(TRIM_SECONDS, malloc_trim, (0,))
+    timer.call_repeatedly(TRIM_SECONDS, trim)
+
+
+def trim() -> None:
+    """Give free memory back, where glibc manages it."""
+    if (malloc_trim := _malloc_trim()) is not None:
+        malloc_trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)

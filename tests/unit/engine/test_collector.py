@@ -31,3 +31,16 @@ def test_a_few_heavy_objects_in_cycles_are_collected(monkeypatch: pytest.MonkeyP
         heavy = weakref.ref(Cycle(2 * collector.GROWTH_BYTES))
         watch.look()
     assert heavy() is None
+
+
+def test_a_pool_process_gives_the_holes_of_its_heap_back_between_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, trimmed = [1000.0], []
+    monkeypatch.setattr(collector.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(collector, "trim", lambda: trimmed.append(now[0]))
+    watch = GrowthWatch()
+    for _ in range(100):
+        now[0] += 1.0
+        watch.look()
+    assert trimmed == [1030.0, 1060.0, 1090.0]

@@ -13,8 +13,8 @@ import os
 from routing.heap import keep_trimmed
 
 class Timer:
-    def call_repeatedly(self, seconds, call, args):
-        self.fire = lambda: call(*args)
+    def call_repeatedly(self, seconds, call):
+        self.fire = call
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
