@@ -144,7 +144,8 @@ class Courier:
     def _rests(self) -> bool:
         """Return whether what was found at the last look still holds: there is nothing to send."""
         return (
-            self._holdings.freed < self._rests_below
+            self._timer_set  # else nobody would look again
+            and self._holdings.freed < self._rests_below
             and time.monotonic() < self._rests_until
             and not self._holdings.outbox.has_returns
         )
