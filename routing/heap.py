@@ -11,7 +11,6 @@ and in pool processes after a run (`routing.collector`).
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -36,4 +35,6 @@ def trim() -> None:
 
 @cache
 def _malloc_trim() -> Any:
+    import ctypes  # producers import this module, too
+
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
