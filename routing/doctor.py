@@ -67,7 +67,7 @@ def _judge(
 
 def _permissions(snapshot: Snapshot) -> Iterator[Judgement]:
     if names := list(snapshot.server.denied):
-        what = f"this user may not run what the engine needs: {', '.join(names)}"
+        what = f"this user may not do what the engine needs: {', '.join(names)}"
         yield "error", what, f"allow it: ACL SETUSER <user> {grant(names)}"
     else:
         yield "ok", "the engine may run what it needs", ""

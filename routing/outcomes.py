@@ -83,7 +83,6 @@ def wait_for_results(app: Any, *, silence_seconds: float, is_green: bool = False
         # What a silent link swallows is stored again over another one.
         "redis_socket_timeout": silence_seconds,
         "redis_socket_connect_timeout": silence_seconds,
-        "redis_socket_keepalive": True,
         "result_backend_always_retry": True,
         "result_backend_base_sleep_between_retries_ms": FIRST_WAIT_MS,
         "result_backend_max_sleep_between_retries_ms": LONGEST_WAIT_MS,
@@ -353,9 +352,13 @@ def _patient(backend: Any) -> Any:
         # Made for the class that it had.
         for name in ("client", *(name for name in vars(kind) if name.startswith("_chord_"))):
             vars(backend).pop(name, None)
-    if backend.app._celeriac_shares and is_redis(kind):
-        backend.thread_safe = True
     conf = backend.app.conf
+    if is_redis(kind):
+        if backend.app._celeriac_shares:
+            backend.thread_safe = True
+        # A unix socket takes no such argument.
+        if "path" not in backend.connparams and not conf.value_set_for("redis_socket_keepalive"):
+            backend.connparams["socket_keepalive"] = True
     backend.always_retry = conf.result_backend_always_retry
     backend.base_sleep_between_retries_ms = conf.result_backend_base_sleep_between_retries_ms
     backend.max_sleep_between_retries_ms = conf.result_backend_max_sleep_between_retries_ms
@@ -387,8 +390,8 @@ def _until(
             if tries >= at_most:
                 raise
             if not again(error):
-                if tries:  # it was answered
-                    _say_waited(what, since)
+                if tries and not is_passing(error):
+                    _say_waited(what, since)  # it was answered
                 raise
             if is_cut_off():
                 raise CutOff(error) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from kombu.serialization import loads as kombu_loads
+from kombu.serialization import registry
 from kombu.utils import json as kombu_json
 
 JSON = "application/json"
@@ -48,6 +49,7 @@ def loads(
         content_type == JSON
         and type(body) is bytes
         and (accept is None or JSON in accept)
+        and registry._decoders.get(JSON) is kombu_json.loads
         and not _is_for_kombu(body)
     ):
         try:

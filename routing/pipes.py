@@ -17,8 +17,9 @@ import pickle
 from collections.abc import Callable
 from functools import partial
 from types import GeneratorType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
 
 from routing.errors import AnswerUnreadable
@@ -69,11 +70,19 @@ class Pipes:
         Its end is heard of when its files are closed, which is before it can be waited for: who
         looks only then finds it alive, and stock Celery looks again up to five seconds later.
         """
-        self._pool._untrack_child_process(process, hub)
-        if process.exitcode is None and looks:
-            hub.call_later(EXIT_LOOK_SECONDS, self._replace, hub, process, looks - 1)
+        pool = self._pool
+        pool._untrack_child_process(process, hub)
+        # One that never came up is left to the pool's own pace: the next may not, either.
+        if process.exitcode is None and looks and process not in pool._waiting_to_start:
+            hub.call_later(EXIT_LOOK_SECONDS, self._look_again, hub, process, looks - 1)
         else:
-            self._pool.maintain_pool()
+            pool.maintain_pool()
+
+    def _look_again(self, hub: Any, process: Any, looks: int) -> None:
+        try:
+            self._replace(hub, process, looks)
+        except RestartFreqExceeded as error:
+            hub.call_soon(_raise, error)  # a timer would keep it; it ends the worker
 
     def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
         load = partial(self._load, fd)
@@ -130,6 +139,10 @@ class Pipes:
                 continue
             hub.add_reader(fd, reader)
             handler._finish_partial_read(fd, process)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _writer_of(job: Any) -> Coroutine | None:

@@ -125,7 +125,7 @@ def warn_of_denied(channel: Any, *, uri: str) -> None:
     """Name the commands that the engine needs and that its user may not run."""
     if names := denied(channel.plain_client, channel.verbs.keys.workers()):
         logger.error(
-            "the user of %s may not run what the engine needs: %s; allow it: ACL SETUSER <user> %s",
+            "the user of %s may not do what the engine needs: %s; allow it: ACL SETUSER <user> %s",
             uri,
             ", ".join(names),
             grant(names),

@@ -126,6 +126,7 @@ class Courier:
             self._carry(self._give_back_now)
         if self._alarm.is_over():
             self._empty.clear()
+        freed = self._holdings.freed  # before the rooms, which other threads make larger
         rooms = self._rooms()
         open_rooms = [room for room in rooms if room.credit > 0]
         unseen = [room for room in open_rooms if room.queue not in self._empty]
@@ -136,7 +137,7 @@ class Courier:
             self._send_exchange(open_rooms)
             return True
         if self._hub is not None and self._can_wait(rooms, open_rooms, unseen):
-            self._rest(rooms, waiting)
+            self._rest(rooms, waiting, freed)
             return False
         self._send_listen(open_rooms)
         return True
@@ -150,7 +151,7 @@ class Courier:
             and not self._holdings.outbox.has_returns
         )
 
-    def _rest(self, rooms: Sequence[Room], waiting: int) -> None:
+    def _rest(self, rooms: Sequence[Room], waiting: int, freed: int) -> None:
         """Note until when, and until how much has ended, another look would find the same.
 
         The loop comes round at least twice for each task, and a look goes through all queues.
@@ -162,7 +163,7 @@ class Courier:
             needed = endings_to_call(
                 [room for room in rooms if room.queue not in self._empty], endings=waiting
             )
-            self._rests_below = self._holdings.freed + needed
+            self._rests_below = freed + needed
 
     def _rooms(self) -> list[Room]:
         """Return what may be fetched of each queue."""
@@ -252,6 +253,7 @@ class Courier:
 
     def _send(self, args: Sequence[Any]) -> None:
         connection = self.channel.client.connection
+        self._rests_until = 0.0  # its reply changes all that
         self.channel._brpop_sent_at = time.monotonic()
         self._sent_at = boot_seconds()
         self.channel._in_poll = connection  # last: whoever looks at how old it is looks at this

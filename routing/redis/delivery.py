@@ -196,7 +196,8 @@ def _run_id(headers: Mapping[str, Any]) -> str:
     That one would be forgiven when the retry ends, and could go on to take its process down.
     """
     message_id, retries = _as_id(headers.get("id")), headers.get("retries")
-    return f"{message_id}#{retries}" if message_id and retries else message_id
+    is_retry = message_id and type(retries) is int and retries
+    return f"{message_id}#{retries}" if is_retry else message_id
 
 
 def _message_id(arrival: Arrival) -> str:

@@ -60,9 +60,6 @@ _LINES = {_name_of(line): line for line in (*_DIRECT, *_IN_SCRIPTS, *_BY_KOMBU, 
 #: Their names.
 COMMANDS: tuple[str, ...] = tuple(sorted(_LINES))
 
-#: The keys of the engine's own; a user needs more, such as those of the queues.
-OWN_KEYS = "~celeriac:*"
-
 # Servers before version 7 cannot be asked.
 _ASK = """
 local denied = {}
@@ -81,7 +78,8 @@ return denied
 def denied(client: redis.Redis, key: str) -> list[str]:
     """Return which of `COMMANDS` the client's user may not run, as far as the server tells.
 
-    A user that may not touch the engine's own keys lacks `OWN_KEYS`, whatever it may run.
+    A user that may not touch the engine's own keys lacks a rule for them, ``~celeriac:*``, whatever
+    it may run. It needs more keys, such as those of the queues.
 
     Arguments:
         client: asks; it must put nothing before names of keys.
@@ -94,7 +92,8 @@ def denied(client: redis.Redis, key: str) -> list[str]:
         return [name for name in ("evalsha", "script|load") if not _may(client, name)]
     names = [COMMANDS[number] for number in answer]
     if set(names) >= (keyed := {name for name, line in _LINES.items() if _KEY in line}):
-        return [OWN_KEYS, *(name for name in names if name not in keyed)]
+        own = "~" + key[: key.rindex(":") + 1] + "*"
+        return [own, *(name for name in names if name not in keyed)]
     return names
 
 
@@ -130,4 +129,4 @@ def unless_denied(look: Callable[[], T]) -> T | None:
 
 def grant(names: list[str]) -> str:
     """Return the ACL rules that allow these commands, or keys."""
-    return " ".join(name if name == OWN_KEYS else f"+{name}" for name in names)
+    return " ".join(name if name.startswith("~") else f"+{name}" for name in names)

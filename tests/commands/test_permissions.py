@@ -36,6 +36,7 @@ def test_a_user_that_may_not_touch_our_keys_is_told_so(
         user = User(server, *NEEDED, "-hset", "-time", "resetkeys", "~default*")
         with Broker(user.url) as broker:
             assert denied(broker.client, KEY) == ["~celeriac:*", "time"]
+            assert denied(broker.client, f"shop:{KEY}")[0] == "~shop:celeriac:*"
             assert broker.client.ping()
     done = celery(user.url, "doctor", "--timeout", "0.2")
     assert "ACL SETUSER <user> ~celeriac:* +time" in done.stdout + done.stderr

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 from routing.config import Topology
 from routing.redis.records import Charges
 from routing.redis.verbs import RECLAIM_AT_MOST, Verbs
 from tests.support.messages import id_of, ids_of, numbered
 from tests.support.rig import LEASE_SECONDS, Rig
+from tests.support.servers import Server
+from tests.support.users import NEEDED, User
 
 
 def test_a_lease_that_ran_out_returns_its_message_to_the_front(rig: Rig) -> None:
@@ -143,3 +146,19 @@ def test_names_of_workers_that_have_gone_do_not_gather(rig: Rig) -> None:
     rig.broker.client.hset(rig.keys.reclaiming(), "swept", 1)
     rig.verbs.reclaim(rig.client)
     assert not rig.broker.client.exists(rig.keys.workers())
+
+
+def test_what_a_user_may_not_return_is_left_to_one_who_may(valkey: Server) -> None:
+    """Two apps share a database, each with keys of its own."""
+    user = User(valkey, *NEEDED, "resetkeys", "~celeriac:*", "~unacked*", "~other*")
+    rig, stranger = Rig(user.admin_url), Rig(user.url)
+    with closing(rig.broker.client), closing(stranger.broker.client):
+        rig.push(numbered(2))
+        rig.push(numbered(1), "other")
+        rig.let_leases_run_out([*rig.fetch(), *rig.fetch(queue="other")])
+        assert stranger.reclaim() == 1
+        assert rig.ready_ids("other") == ["1"]
+        assert rig.broker.unacked() == 2
+        assert rig.reclaim() == 2
+        assert rig.ready_ids() == ["1", "2"]
+        assert rig.broker.holds_nothing()

@@ -75,6 +75,18 @@ def test_what_cannot_be_a_task_is_a_dead_letter_with_its_reason(at: Station) -> 
         eventually(lambda: at.broker.length(f"{QUEUE}.dead") == before + 1)  # noqa: B023
 
 
+def test_a_number_of_retries_that_is_none_stops_nobody(at: Station) -> None:
+    """Deliveries are looked up by it, as soon as one of anybody's has been counted."""
+    at.broker.client.hset("celeriac:deliveries", "somebody", "1 its worker was lost")
+    try:
+        for retries in ("\ud800", ["\ud800"], True, 1.5, 10**30):
+            push(at, json.dumps(valid(retries=retries)))
+            assert at.send("add", 1, 2).get(timeout=30) == 3
+        eventually(lambda: is_empty(at))
+    finally:
+        at.broker.client.delete("celeriac:deliveries")
+
+
 def test_a_hostile_message_leaves_its_batch_alone(valkey: Server) -> None:
     url = valkey.fresh_url()
     app = batches.create(url)

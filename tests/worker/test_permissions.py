@@ -27,7 +27,7 @@ def at(user: User) -> Iterator[Station]:
 def test_a_worker_starts_without_what_is_only_looked_at(at: Station, user: User) -> None:
     assert user.refused() <= SPARED
     assert "may not run INFO, so nobody looked whether" in at.worker.log
-    assert "may not run what the engine needs" not in at.worker.log
+    assert "may not do what the engine needs" not in at.worker.log
 
 
 def test_the_listed_commands_are_enough_for_a_messages_whole_life(at: Station, user: User) -> None:
@@ -80,4 +80,4 @@ def test_a_worker_names_a_command_that_it_needs_and_may_not_run(valkey: Server) 
     user = User(valkey, *NEEDED, "-zmscore")
     env = {"CELERIAC_TEST_STORE": user.admin_url}
     with station(user.url, "threads", 1, store=user.admin_url, env=env) as at:
-        at.worker.wait_log("may not run what the engine needs: zmscore; allow it: ACL SETUSER")
+        at.worker.wait_log("may not do what the engine needs: zmscore; allow it: ACL SETUSER")

@@ -76,21 +76,27 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
   local record = redis.call('HGET', UNACKED, tag)
   local origin = redis.call('HGET', ORIGINS, tag)
   local message = string.match(record or '', '^%[(.*),"",".-"%]$')
-  redis.call('ZREM', LEASES, tag)
-  if message and origin then
+  local is_lost, is_back = not (message and origin), false
+  if not is_lost then
+    if string.sub(message, -1) == '}' then message = redelivered(message) end
+    -- A user that may not touch its queue leaves it to one that may.
+    is_back = type(redis.pcall('RPUSH', origin, message)) == 'number'
+  end
+  if is_back then
     redis.call('HDEL', UNACKED, tag)
     redis.call('ZREM', INDEX, tag)
     redis.call('HDEL', ORIGINS, tag)
     charge(tag)
-    if string.sub(message, -1) == '}' then message = redelivered(message) end
-    redis.call('RPUSH', origin, message)
     returned = returned + 1
     local name = string.sub(origin, #ARGV[3] + 1)
     name = string.sub(name, 1, (string.find(name, ARGV[4], 1, true) or 0) - 1)
     reclaimed[name] = (reclaimed[name] or 0) + 1
     bytes[name] = (bytes[name] or 0) + #message
   end
-  redis.call('HDEL', STARTED, tag)
+  if is_back or is_lost then
+    redis.call('ZREM', LEASES, tag)
+    redis.call('HDEL', STARTED, tag)
+  end
 end
 
 -- A worker of another app, or of another version, may not know the queue.

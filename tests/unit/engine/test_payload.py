@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.serialization import dumps
+from kombu.serialization import dumps, registry
 from kombu.serialization import loads as kombu_loads
 
 from routing.payload import loads
@@ -62,3 +62,12 @@ def test_content_that_is_not_accepted_is_refused() -> None:
     body = dumps([[1], {}, {}], "pickle")[2]
     with pytest.raises(ContentDisallowed):
         loads(body, "application/x-python-serialize", "binary", {"application/json"})
+
+
+def test_a_decoder_that_the_app_has_registered_is_used() -> None:
+    kept = registry._decoders["application/json"]
+    registry._decoders["application/json"] = lambda body: ["its own"]
+    try:
+        assert loads(b"[[1], {}, {}]", "application/json", "utf-8", None) == ["its own"]
+    finally:
+        registry._decoders["application/json"] = kept

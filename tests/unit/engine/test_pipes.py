@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
 
 from routing.failure import StandIn
@@ -39,6 +40,7 @@ def test_a_process_is_replaced_as_soon_as_it_has_ended(looks: int) -> None:
         _result_handler=SimpleNamespace(_recv_message=None),
         _track_child_process=None,
         _untrack_child_process=lambda process, hub: None,
+        _waiting_to_start=[],
         maintain_pool=lambda: calls.append("replaced"),
     )
     Pipes(pool)
@@ -97,3 +99,47 @@ def test_a_handler_that_comes_while_the_pipes_are_completed_leaves_it_at_that() 
     pool._active_writers.add("one")
     pipes.finish()
     assert flushed[2:] == ["one"]
+
+
+def test_a_process_that_never_came_up_is_left_to_the_pace_of_the_pool() -> None:
+    """The next may not come up, either: without a pause the parent would do nothing else."""
+    process = SimpleNamespace(exitcode=None)
+    calls: list[str] = []
+    pool = SimpleNamespace(
+        _result_handler=SimpleNamespace(_recv_message=None),
+        _track_child_process=None,
+        _untrack_child_process=lambda process, hub: None,
+        _waiting_to_start=[process],
+        maintain_pool=lambda: calls.append("looked"),
+    )
+    Pipes(pool)
+    pool._event_process_exit(SimpleNamespace(), process)
+    assert calls == ["looked"]
+
+
+def test_too_many_restarts_end_the_worker_from_a_timer_too() -> None:
+    def maintain() -> None:
+        raise RestartFreqExceeded("5 in 1 s")
+
+    later: list[Any] = []
+    soon: list[Any] = []
+    process = SimpleNamespace(exitcode=None)
+    hub = SimpleNamespace(
+        call_later=lambda seconds, call, *args: later.append((call, args)),
+        call_soon=lambda call, *args: soon.append((call, args)),
+    )
+    pool = SimpleNamespace(
+        _result_handler=SimpleNamespace(_recv_message=None),
+        _track_child_process=None,
+        _untrack_child_process=lambda process, hub: None,
+        _waiting_to_start=[],
+        maintain_pool=maintain,
+    )
+    Pipes(pool)
+    pool._event_process_exit(hub, process)
+    process.exitcode = 1
+    call, args = later.pop()
+    call(*args)
+    call, args = soon.pop()
+    with pytest.raises(RestartFreqExceeded):
+        call(*args)
