@@ -104,4 +104,4 @@ def endings_to_call(rooms: Iterable[Room], *, endings: int) -> int:
     """
     # A queue without room in bytes has some as soon as anything ends, however much.
     needed = ((room.prefetch + 1) // 2 - room.credit if room.size_bytes else 0 for room in rooms)
-    return max(0, min(SETTLE_COUNT - endings, *needed, SETTLE_COUNT))
+    return max(0, min([SETTLE_COUNT - endings, *needed]))

@@ -118,6 +118,10 @@ def counts_of(found: Findings, runs: Sequence[Run]) -> dict[str, int]:
         "results_never_came": len(sent - found.states.keys()),
         "wrong_results": len(wrong),
         "unexplained_runs": len(repeats(found, runs)[1]),
+        "never_settled": sum(
+            run.ended is not None and run.settled is None and hit_by(run, found) is None
+            for run in runs
+        ),
         "unjust_charges": len(unjustly_charged(found)),
         "ledger_difference": sum(abs(int(one["difference"])) for one in found.ledger.values()),
         "misheld": sum(

@@ -184,10 +184,7 @@ class Delivery:
 
 
 def _run_id_of(arrival: Arrival) -> str:
-    try:
-        return _run_id(decode(arrival.text)["headers"])
-    except NO_MESSAGE:
-        return ""
+    return _run_id(_headers_of(arrival))
 
 
 def _run_id(headers: Mapping[str, Any]) -> str:
@@ -201,10 +198,16 @@ def _run_id(headers: Mapping[str, Any]) -> str:
 
 
 def _message_id(arrival: Arrival) -> str:
+    return _as_id(_headers_of(arrival).get("id"))
+
+
+def _headers_of(arrival: Arrival) -> Mapping[str, Any]:
+    """Return the headers of what has been fetched; none for what is no message."""
     try:
-        return _as_id(decode(arrival.text)["headers"]["id"])
+        headers = decode(arrival.text)["headers"]
     except NO_MESSAGE:
-        return ""
+        return {}
+    return headers if isinstance(headers, dict) else {}
 
 
 def _as_id(value: Any) -> str:

@@ -33,7 +33,7 @@ def findings(*notes: Note, behaviour: Behaviour = Behaviour.HEALTHY, **fields: A
         "drained_at": 50.0,
         "messages": [Message(0, 1.0, PLAIN, 0.1, 200, behaviour, False)],
         "sent": [Sent(1.0, 0, True, "id")],
-        "notes": notes or [note(2.0, Step.STARTED), note(3.0, Step.DONE)],
+        "notes": notes or [note(2.0, Step.STARTED), note(3.0, Step.DONE), note(3.1, Step.SETTLED)],
         "ends": [],
         "happened": [],
         "states": {0: "SUCCESS"},
@@ -104,9 +104,19 @@ def test_what_had_ended_and_was_not_settled_when_it_was_killed_may_run_again() -
     assert caused_and_not(killed) == ({"worker": 1}, 0)
 
 
+def test_a_run_that_ended_and_was_never_settled_is_counted_unless_it_was_hit() -> None:
+    notes = [note(2.0, Step.STARTED), note(3.0, Step.DONE)]
+    assert counts(findings(*notes)) == {"never_settled": 1}
+    assert counts(findings(*notes, ends=[ended(6.0)])) == {}
+
+
 @pytest.mark.parametrize("fields", [{}, {"ends": [ended(6.0)]}, {"ends": [ended(1.0)]}])
 def test_any_other_run_of_the_same_attempt_is_unexplained(fields: dict[str, Any]) -> None:
-    again = [note(8.0, Step.STARTED, pid=7), note(9.0, Step.DONE, pid=7)]
+    again = [
+        note(8.0, Step.STARTED, pid=7),
+        note(9.0, Step.DONE, pid=7),
+        note(9.1, Step.SETTLED, pid=7),
+    ]
     first = [note(2.0, Step.STARTED), note(3.0, Step.DONE), note(3.1, Step.SETTLED)]
     twice = findings(*first, *again, **fields)
     assert caused_and_not(twice) == ({}, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,17 @@ from billiard.pool import READY
 
 from routing.failure import StandIn
 from routing.pipes import Pipes
+
+
+def pool_that(*, maintains: Callable[[], None], starting: Sequence[Any] = ()) -> Any:
+    """Return what replaces processes, of which some may not have come up."""
+    return SimpleNamespace(
+        _result_handler=SimpleNamespace(_recv_message=None),
+        _track_child_process=None,
+        _untrack_child_process=lambda process, hub: None,
+        _waiting_to_start=starting,
+        maintain_pool=maintains,
+    )
 
 
 def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
@@ -36,13 +48,7 @@ def test_a_process_is_replaced_as_soon_as_it_has_ended(looks: int) -> None:
     later: list[Any] = []
     calls: list[str] = []
     hub = SimpleNamespace(call_later=lambda seconds, call, *args: later.append((call, args)))
-    pool = SimpleNamespace(
-        _result_handler=SimpleNamespace(_recv_message=None),
-        _track_child_process=None,
-        _untrack_child_process=lambda process, hub: None,
-        _waiting_to_start=[],
-        maintain_pool=lambda: calls.append("replaced"),
-    )
+    pool = pool_that(maintains=lambda: calls.append("replaced"))
     Pipes(pool)
     process.exitcode = next(codes)
     pool._event_process_exit(hub, process)
@@ -105,13 +111,7 @@ def test_a_process_that_never_came_up_is_left_to_the_pace_of_the_pool() -> None:
     """The next may not come up, either: without a pause the parent would do nothing else."""
     process = SimpleNamespace(exitcode=None)
     calls: list[str] = []
-    pool = SimpleNamespace(
-        _result_handler=SimpleNamespace(_recv_message=None),
-        _track_child_process=None,
-        _untrack_child_process=lambda process, hub: None,
-        _waiting_to_start=[process],
-        maintain_pool=lambda: calls.append("looked"),
-    )
+    pool = pool_that(maintains=lambda: calls.append("looked"), starting=[process])
     Pipes(pool)
     pool._event_process_exit(SimpleNamespace(), process)
     assert calls == ["looked"]
@@ -128,13 +128,7 @@ def test_too_many_restarts_end_the_worker_from_a_timer_too() -> None:
         call_later=lambda seconds, call, *args: later.append((call, args)),
         call_soon=lambda call, *args: soon.append((call, args)),
     )
-    pool = SimpleNamespace(
-        _result_handler=SimpleNamespace(_recv_message=None),
-        _track_child_process=None,
-        _untrack_child_process=lambda process, hub: None,
-        _waiting_to_start=[],
-        maintain_pool=maintain,
-    )
+    pool = pool_that(maintains=maintain)
     Pipes(pool)
     pool._event_process_exit(hub, process)
     process.exitcode = 1
