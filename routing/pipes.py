@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import GeneratorType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
+from celery.concurrency.asynpool import _select
 
 from routing.errors import AnswerUnreadable
 from routing.failure import failure_of
@@ -54,6 +56,7 @@ class Pipes:
         self._watch_process = pool._track_child_process
         pool._track_child_process = self._watch_if_alive
         pool._event_process_exit = self._replace
+        pool._stop_task_handler = self._tell_to_end
 
     def _watch_if_alive(self, process: Any, hub: Any) -> None:
         """Watch a pool process for its end, unless that was noticed before the loop was reset.
@@ -83,6 +86,15 @@ class Pipes:
             self._replace(hub, process, looks)
         except RestartFreqExceeded as error:
             hub.call_soon(_raise, error)  # a timer would keep it; it ends the worker
+
+    def _tell_to_end(self, task_handler: Any) -> None:
+        """Tell every pool process to end when it has done what it has.
+
+        One that was killed while it read has left its pipe full, and nobody reads on: stock Celery
+        waits for room in it for ever.
+        """
+        for process in task_handler.pool:
+            _tell_to_end(process)
 
     def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
         load = partial(self._load, fd)
@@ -139,6 +151,16 @@ class Pipes:
                 continue
             hub.add_reader(fd, reader)
             handler._finish_partial_read(fd, process)
+
+
+def _tell_to_end(process: Any) -> None:
+    while process._is_alive():
+        with suppress(OSError):  # its pipe is closed, as it ends
+            _, writable, _ = _select(writers={process.inq._writer}, timeout=EXIT_LOOK_SECONDS)
+            if not writable:
+                continue
+            process.inq.put(None)  # all of it: a pipe with room at all has room for this
+        return
 
 
 def _raise(error: Exception) -> NoReturn:

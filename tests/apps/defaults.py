@@ -34,7 +34,13 @@ def create(broker: str) -> Celery:
         for item in batch:
             traces.ran(item.value)
 
-    options: dict[str, Any] = {"base": BatchTask, "shared": False, "ignore_result": True}
+    # They wait for more than a slow machine needs to fill one.
+    options: dict[str, Any] = {
+        "base": BatchTask,
+        "shared": False,
+        "ignore_result": True,
+        "max_wait": 30,
+    }
     app.task(load, name="routed", **options)
     app.task(load, name="addressed", queue="own", **options)
     with warnings.catch_warnings():

@@ -287,3 +287,20 @@ def test_a_cold_shutdown_ends_a_warm_one_that_waits_for_its_tasks(site: Site) ->
     assert sorted(ids_of(site.broker.texts("default"))) == ["one", "two"]
     assert site.broker.holds_nothing()
     site.has_charged_nothing()
+
+
+def test_a_process_that_dies_half_way_through_a_message_holds_up_no_shutdown(site: Site) -> None:
+    """Nobody reads the rest of what fills its pipe."""
+    with site.worker(concurrency=1) as worker:
+        (process,) = worker.children
+        os.kill(process, signal.SIGSTOP)
+        large = ("x" * 1_000_000,)
+        site.app.tasks["deploys.held"].apply_async(large, queue="default", task_id="large")
+        eventually(lambda: unread(process) > 4096)
+        worker.send(signal.SIGQUIT)
+        worker.wait_log("Cold shutdown (MainProcess)")
+        os.kill(process, signal.SIGKILL)
+        worker.wait()
+    assert ids_of(site.broker.texts("default")) == ["large"]
+    assert site.broker.holds_nothing()
+    site.has_charged_nothing()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
+from billiard.queues import _SimpleQueue
 
 from routing.failure import StandIn
 from routing.pipes import Pipes
@@ -137,3 +140,26 @@ def test_too_many_restarts_end_the_worker_from_a_timer_too() -> None:
     call, args = soon.pop()
     with pytest.raises(RestartFreqExceeded):
         call(*args)
+
+
+def process_with(queue: Any, *, alive: Iterator[bool]) -> Any:
+    """Return a pool process that reads from this queue, and whether it lives each time."""
+    return SimpleNamespace(inq=queue, _is_alive=lambda: next(alive))
+
+
+def test_who_tells_processes_to_end_waits_for_no_room_in_the_pipe_of_one_that_is_gone() -> None:
+    pool = pool_that(maintains=lambda: None)
+    Pipes(pool)
+    full, free = _SimpleQueue(wnonblock=True), _SimpleQueue(wnonblock=True)
+    closed = _SimpleQueue(wnonblock=True)
+    closed._writer.close()
+    with suppress(BlockingIOError):
+        while True:
+            full._writer._send(bytes(4096))
+    gone = process_with(full, alive=iter([True, True, False]))
+    idle, ending = (process_with(queue, alive=repeat(True)) for queue in (free, closed))
+    pool._stop_task_handler(SimpleNamespace(pool=[gone, ending, idle]))
+    assert free.get() is None
+    full.close()
+    closed._reader.close()
+    free.close()
