@@ -21,6 +21,7 @@ from celery import bootsteps
 from routing.clerk import CLERK
 from routing.collector import relax_collector, relax_in_pool_processes
 from routing.errors import EngineError
+from routing.greenlets import let_go
 from routing.heap import keep_trimmed
 from routing.intake import refused, task_handler
 from routing.pipes import Pipes
@@ -143,6 +144,8 @@ class Dispatcher(bootsteps.StartStopStep):
                 on_free=self.pump,
                 on_enter=self._unit_entered,
             )
+        if getattr(consumer.pool, "is_green", False):
+            let_go(consumer.pool)
         return CountedSlots(
             consumer.pool, on_free=self.pump, on_enter=self._unit_entered, soon=self.soon
         )

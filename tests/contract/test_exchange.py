@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
+import redis
 from kombu import Connection
 
-from routing.redis.records import FETCH_BYTES, Ending, Settlement
+from routing.redis.delays import Delay
+from routing.redis.records import FETCH_BYTES, Ending, Fetch, Settlement
+from routing.redis.verbs import Arrival
 from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import LEASE_SECONDS, Rig
 
@@ -250,3 +256,59 @@ def test_settling_alone_rings_nothing(rig: Rig) -> None:
     rig.take_bell()
     rig.settle(arrivals)
     assert rig.bells() == 0
+
+
+# -- what the server refuses -------------------------------------------------------------------
+
+WRITES = ("hset", "zadd", "ltrim", "lpush", "rpush", "hdel", "zrem", "hincrby", "del", "pexpire")
+READS = ("lrange", "llen", "hmget", "zrange", "zrangebyscore", "hlen", "exists", "time")
+
+
+@pytest.fixture
+def guest(rig: Rig) -> Iterator[redis.Redis]:
+    """A client of a user whose rights the test may take away."""
+    rig.client.execute_command("ACL", "SETUSER", "guest", "reset", "on", "nopass", "~*", "+@all")
+    known = rig.client.connection_pool.connection_kwargs
+    place = {name: known[name] for name in ("host", "port", "db")}
+    with redis.Redis(**place, username="guest", password="any") as client:
+        yield client
+    rig.client.acl_deluser("guest")
+
+
+@pytest.mark.parametrize("command", WRITES + READS)
+def test_a_command_that_the_server_refuses_costs_no_message(
+    rig: Rig, guest: redis.Redis, command: str
+) -> None:
+    rig.push(numbered(1, queue="other"), "other")
+    settled = rig.fetch(queue="other")
+    moment = datetime.now(UTC)
+    rig.delay([Delay(moment, f"due-{n}", task_message(message_id=f"due-{n}")) for n in range(2)])
+    for name, priority in (("low", 9), ("high", 0), ("next", 0)):
+        rig.push([task_message(message_id=name)], priority=priority)
+    rig.push([task_message(message_id="elsewhere", queue="other")], "other")
+    rig.client.execute_command("ACL", "SETUSER", "guest", f"-{command}")
+    ending = Settlement([Ending("other", "done", settled[0].tag, "")])
+    found = []
+    with suppress(redis.ResponseError):
+        fetch = Fetch("w:0:", (("other", 9), ("q", 9)))
+        found = rig.verbs.exchange(guest, ending, fetch).arrivals
+    rig.settle([*found, *settled])
+    lost = [Arrival(tag, "", b"") for tag in rig.broker.records()]
+    if lost:
+        rig.let_leases_run_out(lost)
+        assert rig.reclaim() == len(lost)
+    found += rig.exchange(other=9, q=9).arrivals
+    names = ["due-0", "due-1", "elsewhere", "high", "low", "next"]
+    assert sorted(ids_of(texts(found))) == names
+    assert rig.delayed() == 0
+    rig.settle(found)
+    assert rig.broker.holds_nothing()
+
+
+def test_a_name_that_holds_something_else_keeps_no_queue_from_its_messages(rig: Rig) -> None:
+    rig.push(numbered(2))
+    rig.client.set(rig.keys.ready("other", 0), "no list")
+    with pytest.raises(redis.ResponseError):
+        rig.exchange(q=9, other=9)
+    assert rig.broker.holds_nothing()
+    assert rig.ready_ids() == ["1", "2"]

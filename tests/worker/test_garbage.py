@@ -1,7 +1,6 @@
 """What has ended is gone at once: nothing of it waits for the garbage collector.
 
-In threads, where the worker and its tasks share a process. Under gevent Celery puts each greenlet
-into a cycle, which holds nothing of the message.
+In the pools where the worker and its tasks share a process.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ class Place:
         )
 
 
-@pytest.fixture(scope="module")
-def at(valkey: Server) -> Iterator[Place]:
+@pytest.fixture(scope="module", params=["threads", "gevent"])
+def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Place]:
     url = valkey.fresh_url()
     app = create(url)
-    worker = Worker("tests.apps.refusals", "threads", env={"CELERIAC_TEST_BROKER": url})
+    worker = Worker("tests.apps.refusals", request.param, env={"CELERIAC_TEST_BROKER": url})
     with ExitStack() as stack:
         stack.callback(close, app)
         broker = stack.enter_context(Broker(url))

@@ -37,7 +37,11 @@ end
 
 -- Removing comes first: a server at its memory limit still lets a script run whose first write removes.
 local ids = tonumber(ARGV[7])
-if ids > 0 then on_args('HDEL', DELIVERIES, arg, arg + ids - 1) end
+if ids > 0 then
+  on_args('HDEL', DELIVERIES, arg, arg + ids - 1)
+elseif groups == 0 then
+  redis.call('HDEL', DELIVERIES, '')
+end
 arg = arg + ids
 for _ = 1, groups do
   local ending, count = ARGV[arg], tonumber(ARGV[arg + 1])
@@ -65,20 +69,18 @@ local expiry = string.format('%.0f', now + lease)
 -- server, and the caller comes again at once.
 local promotions, next_due = 500, nil
 
--- Appends what is due to the ready lists, first due first. Age counts from the due time, and the
--- mark tells the worker that no clock of its own is to be asked again. What was given back waited in
--- line before: it goes to the front, with its own age and marks.
+-- Appends what is due to the ready lists, first due first; returns what the server refuses, which
+-- stays delayed. Age counts from the due time, and the mark tells the worker that no clock of its own
+-- is to be asked again. What was given back waited in line before: it goes to the front, with its own
+-- age and marks.
 local function promote(delayed, texts, ledger)
   local members, dues = {}, {}
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'WITHSCORES', 'LIMIT', 0, promotions)
   for i = 1, #due, 2 do
     members[#members + 1], dues[#dues + 1] = due[i], string.format('%.0f', due[i + 1])
   end
-  redis.call('ZREM', delayed, unpack(members))
-  local values = redis.call('HMGET', texts, unpack(members))
-  redis.call('HDEL', texts, unpack(members))
-  local ready, again, added = {}, {}, 0
-  for i, value in ipairs(values) do
+  local pushes = {}
+  for i, value in ipairs(redis.call('HMGET', texts, unpack(members))) do
     -- The value is "<length of the list's name>:<name><text>".
     local digits = string.match(value, '^%d+')
     local from = #digits + 2 + tonumber(digits)
@@ -89,72 +91,116 @@ local function promote(delayed, texts, ledger)
       local stamp = ',"celeriac":{"at":' .. dues[i] .. ',"due":' .. dues[i] .. '}}'
       text = string.sub(text, 1, -2) .. stamp
     end
-    local texts_of = is_back and again or ready
-    texts_of[list] = texts_of[list] or {}
+    local command = is_back and 'RPUSH' or 'LPUSH'
+    local push = pushes[command .. list]
+      or {command = command, list = list, texts = {}, members = {}, scores = {}, bytes = 0}
+    pushes[command .. list] = push
     -- Each push to the front passes the one before it.
-    table.insert(texts_of[list], is_back and 1 or #texts_of[list] + 1, text)
-    added = added + #text
+    table.insert(push.texts, is_back and 1 or #push.texts + 1, text)
+    table.insert(push.members, members[i])
+    table.insert(push.scores, dues[i])
+    table.insert(push.scores, members[i])
+    push.bytes = push.bytes + #text
   end
-  for list, due_texts in pairs(ready) do redis.call('LPUSH', list, unpack(due_texts)) end
-  for list, due_texts in pairs(again) do redis.call('RPUSH', list, unpack(due_texts)) end
-  promotions = promotions - #members
-  if ledger ~= KEYS[1] then redis.call('HINCRBY', ledger, 'bytes', added) end
+  for _, push in pairs(pushes) do
+    redis.call('ZREM', delayed, unpack(push.members))
+    local answer = redis.pcall(push.command, push.list, unpack(push.texts))
+    if type(answer) == 'table' then
+      redis.pcall('ZADD', delayed, unpack(push.scores))
+      return answer
+    end
+    redis.call('HDEL', texts, unpack(push.members))
+    if ledger ~= KEYS[1] then redis.call('HINCRBY', ledger, 'bytes', push.bytes) end
+    promotions = promotions - #push.members
+  end
 end
 
 local function first_due(delayed)
   return tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2])
 end
 
+-- What is fetched is read first, of all queues; then it is recorded, and then it leaves its lists: a
+-- server that refuses one of these loses nothing.
+local fetches, tags, takes = {}, {}, {}
+local records, scores, expiries, origins = {}, {}, {}, {}
+
 for q = 1, queues do
   local name, credit, lists = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 3])
   local room = math.min(tonumber(ARGV[arg + 2]), math.floor((budget - bytes) / (queues - q + 1)))
-  local ledger, bell, delayed, texts = KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
+  local ledger, delayed = KEYS[key], KEYS[key + 2]
   local due = first_due(delayed)
   if due and due <= now and promotions > 0 then
-    promote(delayed, texts, ledger)
+    local refusal = promote(delayed, KEYS[key + 3], ledger)
+    if refusal then return refusal end
     due = first_due(delayed)
   end
   if due and (not next_due or due < next_due) then next_due = due end
   local got, before = {0}, bytes
   if most_queues == 0 then credit = 0 end
-  local records, scores, expiries, origins = {}, {}, {}, {}
   for l = 1, lists do
-    local list, empty = KEYS[key + 3 + l], false
+    local list, taken, empty = KEYS[key + 3 + l], 0, false
     while credit > 0 and bytes < budget and (#got == 1 or bytes - before < room) and not empty do
       -- One first, to learn the size; then as many as the mean size lets into the room, in steps
       -- that stay short: the next ones may be a thousand times as big.
-      local want, taken = 1, bytes - before
-      if taken > 0 then
-        local fitting = math.floor((room - taken) * (#got - 1) / taken)
+      local want, size = 1, bytes - before
+      if size > 0 then
+        local fitting = math.floor((room - size) * (#got - 1) / size)
         want = math.max(1, math.min(credit, fitting, #got - 1, 16))
       end
-      local messages = redis.call('RPOP', list, want)
-      if not messages then break end
+      -- The oldest is the last.
+      local messages = redis.call('LRANGE', list, -taken - want, -taken - 1)
       empty = #messages < want
-      for _, message in ipairs(messages) do
-        local n = #got
+      for i = #messages, 1, -1 do
+        local message, n, r = messages[i], #got, 2 * #tags
         local tag = prefix .. q .. ':' .. n
-        got[n + 1] = message
-        local r = #records
+        got[n + 1], tags[#tags + 1] = message, tag
         records[r + 1], records[r + 2] = tag, '[' .. message .. ',"",' .. name .. ']'
         scores[r + 1], scores[r + 2] = seconds, tag
         expiries[r + 1], expiries[r + 2] = expiry, tag
         origins[r + 1], origins[r + 2] = tag, list
         bytes, credit = bytes + #message, credit - 1
       end
+      taken = taken + #messages
     end
+    if taken > 0 then takes[#takes + 1] = {list, taken} end
   end
   if #got > 1 then most_queues = most_queues - 1 end
-  -- Recorded before anything else can fail.
-  for i = 1, #records, 3500 do
-    local to = math.min(i + 3499, #records)
-    redis.call('HSET', UNACKED, unpack(records, i, to))
-    redis.call('ZADD', INDEX, unpack(scores, i, to))
-    redis.call('ZADD', LEASES, unpack(expiries, i, to))
-    redis.call('HSET', ORIGINS, unpack(origins, i, to))
+  fetches[q] = {got = got, bytes = bytes - before, key = key, lists = lists, ledger = ledger}
+  key, arg = key + 4 + lists, arg + 4
+end
+
+-- Calls a command, and returns what the server says instead of an answer.
+local function refusal_of(command, ...)
+  local answer = redis.pcall(command, ...)
+  return type(answer) == 'table' and answer.err and answer or nil
+end
+
+local refusal, gone = nil, 0
+for i = 1, #records, 3500 do
+  local to = math.min(i + 3499, #records)
+  refusal = refusal or refusal_of('HSET', UNACKED, unpack(records, i, to))
+    or refusal_of('ZADD', INDEX, unpack(scores, i, to))
+    or refusal_of('ZADD', LEASES, unpack(expiries, i, to))
+    or refusal_of('HSET', ORIGINS, unpack(origins, i, to))
+end
+for _, take in ipairs(takes) do
+  refusal = refusal or refusal_of('LTRIM', take[1], 0, -take[2] - 1)
+  if not refusal then gone = gone + take[2] end
+end
+if refusal then
+  -- What has stayed in its list is nobody's.
+  for i = gone + 1, #tags do
+    redis.pcall('HDEL', UNACKED, tags[i])
+    redis.pcall('ZREM', INDEX, tags[i])
+    redis.pcall('ZREM', LEASES, tags[i])
+    redis.pcall('HDEL', ORIGINS, tags[i])
   end
-  local left = 0
-  for l = 1, lists do left = left + redis.call('LLEN', KEYS[key + 3 + l]) end
+  return refusal
+end
+
+for q, fetch in ipairs(fetches) do
+  local got, ledger, bell, left = fetch.got, fetch.ledger, KEYS[fetch.key + 1], 0
+  for l = 1, fetch.lists do left = left + redis.call('LLEN', KEYS[fetch.key + 3 + l]) end
   got[1] = left
   -- A bell is rung on only when this caller could not take all; an empty queue has no bell.
   if left == 0 then
@@ -169,11 +215,10 @@ for q = 1, queues do
     if left == 0 then
       redis.call('HDEL', ledger, 'bytes')
     else
-      redis.call('HINCRBY', ledger, 'bytes', before - bytes)
+      redis.call('HINCRBY', ledger, 'bytes', -fetch.bytes)
     end
   end
   reply[q + 3] = got
-  key, arg = key + 4 + lists, arg + 4
 end
 
 reply[3] = next_due or 0
