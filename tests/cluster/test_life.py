@@ -22,6 +22,7 @@ ZERO = {
     "worker_deaths",
     "hung_at_deploys",
     "never_ended",
+    "never_settled",
     "results_never_came",
     "wrong_results",
     "unexplained_runs",

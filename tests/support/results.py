@@ -17,3 +17,9 @@ def value(result: Any, *, timeout: float = 10) -> Any:
         return [value(each, timeout=timeout) for each in result.results]
     eventually(result.ready, timeout, message=lambda: f"{result!r} is {result.state}")
     return result.get(timeout=1)
+
+
+def outcome(result: Any, *, timeout: float = 20) -> Any:
+    """Return what a call returned, or the exception that it raised."""
+    eventually(result.ready, timeout, message=lambda: f"{result!r} is {result.state}")
+    return result.get(timeout=1, propagate=False)

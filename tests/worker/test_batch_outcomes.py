@@ -13,6 +13,7 @@ from batching import InvalidItem, ResultCountError
 from tests.apps.basic import Traces, close
 from tests.apps.batches import create
 from tests.support.broker import Broker
+from tests.support.results import outcome, value
 from tests.support.servers import Server
 from tests.support.wait import eventually
 from tests.support.worker import Worker
@@ -47,11 +48,6 @@ def _nothing_stays_unacknowledged(site: Site) -> Iterator[None]:
     eventually(lambda: site.broker.length("default") == 0 and site.broker.unacked() == 0)
 
 
-def outcome(result: AsyncResult) -> Any:
-    """Return the result or the exception of a task."""
-    return result.get(timeout=20, propagate=False)
-
-
 def test_88_succeed_once_and_12_have_their_own_failure(site: Site) -> None:
     load = site.task("load")
     rows: list[dict[str, Any]] = [{"number": 1_000 + number} for number in range(88)]
@@ -74,14 +70,14 @@ def test_88_succeed_once_and_12_have_their_own_failure(site: Site) -> None:
 def test_a_chord_of_200_items_calls_its_body_once_with_200_results(site: Site) -> None:
     before = site.traces.counts().get("total", 0)
     body = chord(group(site.task("double").s(number) for number in range(200)))
-    assert body(site.task("total").s()).get(timeout=30) == 2 * sum(range(200))
+    assert value(body(site.task("total").s()), timeout=30) == 2 * sum(range(200))
     assert site.traces.counts()["total"] == before + 1
 
 
 def test_a_chain_passes_each_items_result_on(site: Site) -> None:
     add, double = site.task("add"), site.task("double")
     results = [chain(add.s(n, 1), double.s(), add.s(100)).delay() for n in range(5)]
-    assert [result.get(timeout=20) for result in results] == [102 + 2 * n for n in range(5)]
+    assert [value(result, timeout=20) for result in results] == [102 + 2 * n for n in range(5)]
 
 
 def test_a_failed_item_fails_the_chord_and_the_chain_behind_it(site: Site) -> None:

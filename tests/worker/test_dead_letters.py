@@ -14,6 +14,7 @@ from tests.apps import batches
 from tests.apps.basic import close
 from tests.support.broker import Broker
 from tests.support.messages import task_message
+from tests.support.results import outcome
 from tests.support.servers import Server
 from tests.support.station import Station, station
 from tests.support.wait import eventually
@@ -24,11 +25,6 @@ from tests.support.worker import Worker
 def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
     with station(valkey.fresh_url(), request.param) as running:
         yield running
-
-
-def outcome(result: Any) -> Any:
-    """Return the result or the exception of a task."""
-    return result.get(timeout=20, propagate=False)
 
 
 def letter(broker: Broker, task_id: str, queue: str = "default") -> Any:
