@@ -26,7 +26,7 @@ from routing.redis.leases import keep_leases
 from routing.redis.message import EngineMessage, EngineQoS
 from routing.redis.publishing import Publishing
 from routing.redis.records import Mark
-from routing.redis.silence import set_timeouts
+from routing.redis.silence import set_timeouts, wary
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,11 @@ class EngineMixin(Publishing):
             # A unix socket's, which kombu names itself.
             params["connection_class"] = sorting(params["connection_class"])
         return params
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        pool: Any = super()._get_pool(asynchronous)  # type: ignore[misc]
+        pool.__class__ = wary(pool.__class__)
+        return pool
 
     # -- removing
 

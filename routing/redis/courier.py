@@ -394,9 +394,8 @@ class Courier:
         limit = getattr(self.channel._in_poll, "socket_timeout", None)
         if not limit or not is_silent(self.channel, limit + BELL_SECONDS):
             return
+        self.channel._in_poll.heard_nothing()
         self._drop_connection()
-        # These have heard nothing either: each would be waited for in turn.
-        self.channel.pool.disconnect()
         self._is_lost = True
         self._holdings.doubt()
         raise exceptions.ConnectionError(f"the broker did not answer for {limit:g} s")
@@ -606,7 +605,8 @@ class Courier:
         if self._listening is not None and not self._rung and not self.channel.closed:
             self._ring()
 
-    def _ring(self) -> None:
+    def _ring(self) -> bool:
+        """Ring this worker's own bell; False when the connection for that is lost."""
         self._rung = True
         pipeline = self.channel.plain_client.pipeline(transaction=False)
         pipeline.lpush(self._own_bell, "1")
@@ -616,6 +616,8 @@ class Courier:
         except (*LOST, exceptions.RedisError) as error:
             # Lost, or full: then the wait for a bell ends by its timeout.
             logger.debug("could not ring: %s", error)
+            return not is_lost(error)
+        return True
 
     def _notify_flusher(self) -> None:
         if self._flusher is None:
@@ -631,9 +633,8 @@ class Courier:
         """
         self._stopped = True
         try:
-            if self.channel._in_poll:
-                if self._listening is not None:
-                    self._ring()
+            awaits = self.channel._in_poll and not self.channel._in_poll.is_doubtful
+            if awaits and (self._listening is None or self._ring()):
                 self.read_reply()
         except (*LOST, exceptions.RedisError) as error:
             logger.debug("could not read the last reply: %s", error)

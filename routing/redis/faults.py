@@ -17,6 +17,8 @@ from typing import Any
 from amqp.exceptions import RecoverableConnectionError
 from redis import exceptions
 
+from routing.redis.silence import Wary
+
 
 class ServerRefused(exceptions.ConnectionError):
     """The server is there, and will not do this now; the call has changed nothing."""
@@ -168,5 +170,5 @@ class Sorting:
 
 
 def sorting(connection_class: type[Any]) -> type[Any]:
-    """Return a class of connections that raises refusals as `ServerRefused`."""
-    return type(f"Sorting{connection_class.__name__}", (Sorting, connection_class), {})
+    """Return a class of connections that raises refusals as `ServerRefused`, and is wary."""
+    return type(f"Sorting{connection_class.__name__}", (Sorting, Wary, connection_class), {})

@@ -2,14 +2,19 @@
 
 A link that swallows what is sent (a NAT box that forgot it, a mesh, a frozen server) closes
 nothing. Every connection of the engine therefore has a timeout, unless the app has set its own, and
-what waits for a reply without reading is looked at with the clock.
+what waits for a reply without reading is looked at with the clock. What made one connection fall
+silent has mostly made all of them: those that are as old are not used again, as each would be
+waited for in turn.
 """
 
 from __future__ import annotations
 
 import select
 import time
+from functools import cache
 from typing import Any
+
+from redis import exceptions
 
 from routing.redis.native import original
 
@@ -41,6 +46,65 @@ def set_timeouts(connparams: dict[str, Any], options: dict[str, Any], lease_seco
     for name, value in ours.items():
         if name not in options and connparams.get(name) is None:
             connparams[name] = value
+
+
+#: When a connection has last heard nothing for its timeout, by its server's address.
+_HEARD_NOTHING: dict[tuple[Any, ...], float] = {}
+
+
+class Wary:
+    """The part of a connection that knows whether it can be trusted to be answered."""
+
+    _began_at = 0.0
+
+    def _connect(self) -> Any:
+        self._began_at = time.monotonic()
+        return super()._connect()  # type: ignore[misc]
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read one reply; who gives a timeout for it does not know whether one comes."""
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except exceptions.TimeoutError:
+            if "timeout" not in options:
+                self.heard_nothing()
+            raise
+
+    def heard_nothing(self) -> None:
+        """Note that no reply came for as long as one may take."""
+        _HEARD_NOTHING[self._address] = time.monotonic()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether another connection to its server has heard nothing since this one began."""
+        return self._began_at < _HEARD_NOTHING.get(self._address, 0.0)
+
+    @property
+    def _address(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name, None) for name in ("host", "port", "path"))
+
+
+class WaryPool:
+    """The part of a pool that makes a doubtful connection anew before it gives it out."""
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        """Take a connection."""
+        this: Any = super()
+        connection = this.get_connection(*args, **options)
+        if connection.is_doubtful:
+            try:
+                connection.disconnect()
+                connection.connect()
+            except BaseException:
+                this.release(connection)
+                raise
+        return connection
+
+
+@cache
+def wary(pool_class: Any) -> Any:
+    """Return a class of pools of wary connections."""
+    return type(f"Wary{pool_class.__name__}", (WaryPool, pool_class), {})
 
 
 def is_silent(channel: Any, seconds: float) -> bool:

@@ -31,6 +31,8 @@ class Link:
         self._lock = threading.Lock()
         self._peers: dict[socket.socket, socket.socket] = {}
         self._silent: set[socket.socket] = set()
+        #: Those that were sent to although they are silent.
+        self._unheard: set[socket.socket] = set()
         self._swallows_new = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -71,6 +73,11 @@ class Link:
         """Serve new connections again; the silent ones stay silent."""
         self._swallows_new = False
 
+    @property
+    def unheard(self) -> int:
+        """On how many connections something was sent in vain so far."""
+        return len(self._unheard)
+
     def _run(self) -> None:
         while not self._stopped:
             for key, _ in self._selector.select(0.05):
@@ -104,7 +111,9 @@ class Link:
             self._close(sock)
             if peer is not None and not is_silent:
                 self._close(peer)
-        elif peer is not None and not is_silent:
+        elif is_silent:
+            self._unheard.add(sock)
+        elif peer is not None:
             try:
                 peer.sendall(data)
             except OSError:
