@@ -144,8 +144,7 @@ class Dispatcher(bootsteps.StartStopStep):
                 on_free=self.pump,
                 on_enter=self._unit_entered,
             )
-        if getattr(consumer.pool, "is_green", False):
-            let_go(consumer.pool)
+        let_go(consumer.pool)
         return CountedSlots(
             consumer.pool, on_free=self.pump, on_enter=self._unit_entered, soon=self.soon
         )

@@ -15,9 +15,11 @@ def let_go(pool: Any) -> None:
     """Take from each greenlet that has ended what refers to itself.
 
     Arguments:
-        pool: Celery's gevent pool.
+        pool: Celery's gevent pool; any other is left as it is.
     """
-    clean_up = pool._cleanup_after_job_finish
+    clean_up = getattr(pool, "_cleanup_after_job_finish", None)
+    if clean_up is None:
+        return
 
     @wraps(clean_up)
     def clean_up_and_let_go(greenlet: Any, *args: Any, **options: Any) -> None:

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
-from celery.concurrency.asynpool import _select
+from celery.concurrency.asynpool import AsynPool, _select
 
 from routing.errors import AnswerUnreadable
 from routing.failure import failure_of
@@ -56,7 +56,8 @@ class Pipes:
         self._watch_process = pool._track_child_process
         pool._track_child_process = self._watch_if_alive
         pool._event_process_exit = self._replace
-        pool._stop_task_handler = self._tell_to_end
+        # Of the class: it is called on that, too, when the pool is terminated.
+        AsynPool._stop_task_handler = staticmethod(_tell_to_end)
 
     def _watch_if_alive(self, process: Any, hub: Any) -> None:
         """Watch a pool process for its end, unless that was noticed before the loop was reset.
@@ -86,15 +87,6 @@ class Pipes:
             self._replace(hub, process, looks)
         except RestartFreqExceeded as error:
             hub.call_soon(_raise, error)  # a timer would keep it; it ends the worker
-
-    def _tell_to_end(self, task_handler: Any) -> None:
-        """Tell every pool process to end when it has done what it has.
-
-        One that was killed while it read has left its pipe full, and nobody reads on: stock Celery
-        waits for room in it for ever.
-        """
-        for process in task_handler.pool:
-            _tell_to_end(process)
 
     def _remember(self, add_reader: Any, fd: int, callback: Any) -> Coroutine:
         load = partial(self._load, fd)
@@ -153,14 +145,24 @@ class Pipes:
             handler._finish_partial_read(fd, process)
 
 
-def _tell_to_end(process: Any) -> None:
-    while process._is_alive():
-        with suppress(OSError):  # its pipe is closed, as it ends
-            _, writable, _ = _select(writers={process.inq._writer}, timeout=EXIT_LOOK_SECONDS)
-            if not writable:
-                continue
-            process.inq.put(None)  # all of it: a pipe with room at all has room for this
-        return
+def _tell_to_end(task_handler: Any) -> None:
+    """Tell every pool process to end when it has done what it has.
+
+    One that was killed while it read has left its pipe full, and nobody reads on: stock Celery
+    waits for room in it for ever.
+    """
+    for process in task_handler.pool:
+        while process._is_alive() and not _is_told(process):
+            continue
+
+
+def _is_told(process: Any) -> bool:
+    with suppress(OSError):  # its pipe is closed, as it ends
+        _, writable, _ = _select(writers={process.inq._writer}, timeout=EXIT_LOOK_SECONDS)
+        if not writable:
+            return False
+        process.inq.put(None)  # all of it: a pipe with room at all has room for this
+    return True
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -633,9 +633,8 @@ class Courier:
         """
         self._stopped = True
         try:
-            awaits = self.channel._in_poll and not self.channel._in_poll.is_doubtful
-            if awaits and (self._listening is None or self._ring()):
-                self.read_reply()
+            if self.channel._in_poll:
+                self._read_last()
         except (*LOST, exceptions.RedisError) as error:
             logger.debug("could not read the last reply: %s", error)
         self.channel._in_poll = None
@@ -643,6 +642,13 @@ class Courier:
         self.return_inbox()
         if not self._is_lost:
             self._flush_at_last()
+
+    def _read_last(self) -> None:
+        is_heard = not self.channel._in_poll.is_doubtful
+        if is_heard and (self._listening is None or self._ring()):
+            self.read_reply()
+        else:
+            self._drop_connection()
 
     def _flush_at_last(self) -> None:
         until = time.monotonic() + STOP_SECONDS

@@ -47,7 +47,8 @@ class Keys:
 
     def ready_lists(self, queue: str) -> list[str]:
         """Return all ready lists of a queue, in the order in which they are emptied."""
-        return [self.ready(queue, step) for step in self.steps]
+        # None twice, as by steps that repeat: a fetch would read its messages twice.
+        return [self.ready(queue, step) for step in dict.fromkeys(self.steps)]
 
     def bell(self, queue: str) -> str:
         """Return the list whose one token wakes a waiting worker."""

@@ -3,8 +3,8 @@
 A link that swallows what is sent (a NAT box that forgot it, a mesh, a frozen server) closes
 nothing. Every connection of the engine therefore has a timeout, unless the app has set its own, and
 what waits for a reply without reading is looked at with the clock. What made one connection fall
-silent has mostly made all of them: those that are as old are not used again, as each would be
-waited for in turn.
+silent has mostly made all of them: those that have not been heard since are not used again, as each
+would be waited for in turn.
 """
 
 from __future__ import annotations
@@ -55,20 +55,22 @@ _HEARD_NOTHING: dict[tuple[Any, ...], float] = {}
 class Wary:
     """The part of a connection that knows whether it can be trusted to be answered."""
 
-    _began_at = 0.0
+    _heard_at = 0.0
 
     def _connect(self) -> Any:
-        self._began_at = time.monotonic()
+        self._heard_at = time.monotonic()
         return super()._connect()  # type: ignore[misc]
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         """Read one reply; who gives a timeout for it does not know whether one comes."""
         try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
+            reply = super().read_response(*args, **options)  # type: ignore[misc]
         except exceptions.TimeoutError:
             if "timeout" not in options:
                 self.heard_nothing()
             raise
+        self._heard_at = time.monotonic()
+        return reply
 
     def heard_nothing(self) -> None:
         """Note that no reply came for as long as one may take."""
@@ -76,8 +78,8 @@ class Wary:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether another connection to its server has heard nothing since this one began."""
-        return self._began_at < _HEARD_NOTHING.get(self._address, 0.0)
+        """Whether another one to its server has heard nothing since this one heard something."""
+        return self._heard_at < _HEARD_NOTHING.get(self._address, 0.0)
 
     @property
     def _address(self) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ import redis
 from kombu import Connection
 
 from routing.redis.delays import Delay
-from routing.redis.records import FETCH_BYTES, Ending, Fetch, Settlement
+from routing.redis.records import FETCH_BYTES, Ending, Fetch, Mark, Settlement
 from routing.redis.verbs import Arrival
 from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import LEASE_SECONDS, Rig
@@ -281,6 +282,9 @@ def test_a_command_that_the_server_refuses_costs_no_message(
 ) -> None:
     rig.push(numbered(1, queue="other"), "other")
     settled = rig.fetch(queue="other")
+    rig.push([task_message(message_id="returned")])
+    rig.mark(rig.fetch(), Mark.LATER)
+    rig.client.zadd(rig.keys.delayed("q"), {rig.client.zrange(rig.keys.delayed("q"), 0, 0)[0]: 1})
     moment = datetime.now(UTC)
     rig.delay([Delay(moment, f"due-{n}", task_message(message_id=f"due-{n}")) for n in range(2)])
     for name, priority in (("low", 9), ("high", 0), ("next", 0)):
@@ -298,17 +302,47 @@ def test_a_command_that_the_server_refuses_costs_no_message(
         rig.let_leases_run_out(lost)
         assert rig.reclaim() == len(lost)
     found += rig.exchange(other=9, q=9).arrivals
-    names = ["due-0", "due-1", "elsewhere", "high", "low", "next"]
+    names = ["due-0", "due-1", "elsewhere", "high", "low", "next", "returned"]
     assert sorted(ids_of(texts(found))) == names
     assert rig.delayed() == 0
     rig.settle(found)
     assert rig.broker.holds_nothing()
 
 
-def test_a_name_that_holds_something_else_keeps_no_queue_from_its_messages(rig: Rig) -> None:
+def test_nothing_is_taken_beside_a_queue_whose_name_holds_something_else(rig: Rig) -> None:
     rig.push(numbered(2))
     rig.client.set(rig.keys.ready("other", 0), "no list")
     with pytest.raises(redis.ResponseError):
         rig.exchange(q=9, other=9)
     assert rig.broker.holds_nothing()
     assert rig.ready_ids() == ["1", "2"]
+
+
+def test_delayed_messages_that_are_refused_stay_and_hold_up_no_other(
+    rig: Rig, guest: redis.Redis
+) -> None:
+    rig.delay([Delay(datetime.now(UTC), "due", task_message(message_id="due"))])
+    (member,) = rig.client.zrange(rig.keys.delayed("q"), 0, 0)
+    rig.client.zadd(rig.keys.delayed("q"), {member: 1})
+    rig.push(numbered(1, queue="other"), "other")
+    rig.client.execute_command("ACL", "SETUSER", "guest", "-lpush")
+    fetch = Fetch("w:0:", (("q", 9), ("other", 9)))
+    reply = rig.verbs.exchange(guest, Settlement([]), fetch)
+    assert ids_of(texts(reply.arrivals)) == ["1"]
+    assert reply.next_due_ms > reply.server_ms
+    assert rig.delayed() == 1
+    with pytest.raises(redis.ResponseError):
+        rig.verbs.exchange(guest, Settlement([]), Fetch("w:1:", (("q", 9),)))
+    assert ids_of(texts(rig.fetch())) == ["due"]
+
+
+def test_a_delayed_message_without_its_text_is_none(rig: Rig) -> None:
+    rig.client.zadd(rig.keys.delayed("q"), {"evicted": 1})
+    rig.push(numbered(1))
+    assert ids_of(texts(rig.fetch())) == ["1"]
+    assert rig.delayed() == 0
+
+
+def test_steps_of_priority_that_repeat_bring_no_message_twice(rig: Rig) -> None:
+    keys = replace(rig.keys, steps=(0, 0, 3))
+    assert keys.ready_lists("q") == [keys.ready("q", 0), keys.ready("q", 3)]

@@ -70,7 +70,7 @@ local expiry = string.format('%.0f', now + lease)
 local promotions, next_due = 500, nil
 
 -- Appends what is due to the ready lists, first due first; returns what the server refuses, which
--- stays delayed. Age counts from the due time, and the mark tells the worker that no clock of its own
+-- stays delayed. What has no text (it was evicted, or never came) is no message. Age counts from the due time, and the mark tells the worker that no clock of its own
 -- is to be asked again. What was given back waited in line before: it goes to the front, with its own
 -- age and marks.
 local function promote(delayed, texts, ledger)
@@ -80,7 +80,7 @@ local function promote(delayed, texts, ledger)
     members[#members + 1], dues[#dues + 1] = due[i], string.format('%.0f', due[i + 1])
   end
   local pushes = {}
-  for i, value in ipairs(redis.call('HMGET', texts, unpack(members))) do
+  local function add(member, due_ms, value)
     -- The value is "<length of the list's name>:<name><text>".
     local digits = string.match(value, '^%d+')
     local from = #digits + 2 + tonumber(digits)
@@ -88,7 +88,7 @@ local function promote(delayed, texts, ledger)
     if string.sub(text, -1) ~= '}' then text = string.match(text, '^(.*})%s*$') or text end
     local is_back = string.find(string.sub(text, -300), ',"celeriac":{[^{}]*"returned":%d+[^{}]*}}$')
     if string.sub(text, -1) == '}' and not is_back then
-      local stamp = ',"celeriac":{"at":' .. dues[i] .. ',"due":' .. dues[i] .. '}}'
+      local stamp = ',"celeriac":{"at":' .. due_ms .. ',"due":' .. due_ms .. '}}'
       text = string.sub(text, 1, -2) .. stamp
     end
     local command = is_back and 'RPUSH' or 'LPUSH'
@@ -97,10 +97,13 @@ local function promote(delayed, texts, ledger)
     pushes[command .. list] = push
     -- Each push to the front passes the one before it.
     table.insert(push.texts, is_back and 1 or #push.texts + 1, text)
-    table.insert(push.members, members[i])
-    table.insert(push.scores, dues[i])
-    table.insert(push.scores, members[i])
+    table.insert(push.members, member)
+    table.insert(push.scores, due_ms)
+    table.insert(push.scores, member)
     push.bytes = push.bytes + #text
+  end
+  for i, value in ipairs(redis.call('HMGET', texts, unpack(members))) do
+    if value then add(members[i], dues[i], value) else redis.call('ZREM', delayed, members[i]) end
   end
   for _, push in pairs(pushes) do
     redis.call('ZREM', delayed, unpack(push.members))
@@ -121,7 +124,7 @@ end
 
 -- What is fetched is read first, of all queues; then it is recorded, and then it leaves its lists: a
 -- server that refuses one of these loses nothing.
-local fetches, tags, takes = {}, {}, {}
+local fetches, tags, takes, refusal = {}, {}, {}, nil
 local records, scores, expiries, origins = {}, {}, {}, {}
 
 for q = 1, queues do
@@ -130,9 +133,10 @@ for q = 1, queues do
   local ledger, delayed = KEYS[key], KEYS[key + 2]
   local due = first_due(delayed)
   if due and due <= now and promotions > 0 then
-    local refusal = promote(delayed, KEYS[key + 3], ledger)
-    if refusal then return refusal end
-    due = first_due(delayed)
+    local refused = promote(delayed, KEYS[key + 3], ledger)
+    refusal = refusal or refused
+    -- What is refused keeps no other queue waiting, and is tried again in a second.
+    due = refused and now + 1000 or first_due(delayed)
   end
   if due and (not next_due or due < next_due) then next_due = due end
   local got, before = {0}, bytes
@@ -175,7 +179,10 @@ local function refusal_of(command, ...)
   return type(answer) == 'table' and answer.err and answer or nil
 end
 
-local refusal, gone = nil, 0
+if refusal and #tags == 0 then return refusal end
+refusal = nil
+
+local gone = 0
 for i = 1, #records, 3500 do
   local to = math.min(i + 3499, #records)
   refusal = refusal or refusal_of('HSET', UNACKED, unpack(records, i, to))

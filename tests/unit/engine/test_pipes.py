@@ -13,6 +13,7 @@ import pytest
 from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
 from billiard.queues import _SimpleQueue
+from celery.concurrency.asynpool import AsynPool
 
 from routing.failure import StandIn
 from routing.pipes import Pipes
@@ -148,8 +149,7 @@ def process_with(queue: Any, *, alive: Iterator[bool]) -> Any:
 
 
 def test_who_tells_processes_to_end_waits_for_no_room_in_the_pipe_of_one_that_is_gone() -> None:
-    pool = pool_that(maintains=lambda: None)
-    Pipes(pool)
+    Pipes(pool_that(maintains=lambda: None))
     full, free = _SimpleQueue(wnonblock=True), _SimpleQueue(wnonblock=True)
     closed = _SimpleQueue(wnonblock=True)
     closed._writer.close()
@@ -158,7 +158,7 @@ def test_who_tells_processes_to_end_waits_for_no_room_in_the_pipe_of_one_that_is
             full._writer._send(bytes(4096))
     gone = process_with(full, alive=iter([True, True, False]))
     idle, ending = (process_with(queue, alive=repeat(True)) for queue in (free, closed))
-    pool._stop_task_handler(SimpleNamespace(pool=[gone, ending, idle]))
+    AsynPool._stop_task_handler(SimpleNamespace(pool=[gone, ending, idle]))
     assert free.get() is None
     full.close()
     closed._reader.close()
