@@ -10,7 +10,6 @@ from __future__ import annotations
 import copyreg
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from celery import signals
@@ -93,22 +92,23 @@ class RoutingAMQP:
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
-            about_to_send(_id_of(message))
-            errors = (OperationalError, *producer.connection.recoverable_connection_errors)
-            attempt = _Attempt(producer)
-            is_beats = (options.get("headers") or {}).get("celery_beat_task")
+            about_to_send(message)
+            attempt = _Attempt.of(producer)
             try:
-                with as_beat() if is_beats else nullcontext():
-                    return send(
-                        attempt if attempt.is_watched else producer, name, message, **options
-                    )
+                if (options.get("headers") or {}).get("celery_beat_task"):
+                    with as_beat():
+                        return send(attempt, name, message, **options)
+                return send(attempt, name, message, **options)
             except Exception as error:
-                if isinstance(error, errors) and not isinstance(error, BrokerUnreachable):
-                    lost = unreachable(error, producer.connection)
-                    attempt.tell(name, lost)
-                    raise lost from error
-                attempt.tell(name, error)
-                raise
+                told = error
+                lost = (OperationalError, *producer.connection.recoverable_connection_errors)
+                if isinstance(error, lost) and not isinstance(error, BrokerUnreachable):
+                    told = unreachable(error, producer.connection)
+                if isinstance(attempt, _Attempt):
+                    attempt.tell(name, told)
+                if told is error:
+                    raise
+                raise told from error
 
         return send_task_message
 
@@ -125,12 +125,14 @@ class _Attempt:
         self._failed: tuple[Any, dict[str, Any]] | None = None
         self._is_published = False
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether somebody wants to know; a captured message is told of by who captured it."""
-        return bool(signals.after_task_publish.receivers) and not isinstance(
-            self._producer, Capture
-        )
+    @classmethod
+    def of(cls, producer: Any) -> Any:
+        """Return an attempt of a producer, itself where nobody wants to know of it.
+
+        A captured message is told of by who captured it.
+        """
+        is_watched = signals.after_task_publish.receivers and not isinstance(producer, Capture)
+        return cls(producer) if is_watched else producer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -170,12 +172,6 @@ def tell_after(
         routing_key=options["routing_key"],
         **({} if error is None else {"error": error}),
     )
-
-
-def _id_of(message: Any) -> str:
-    """Return a task message's id, in either protocol."""
-    where = message.headers or (message.body if isinstance(message.body, dict) else {})
-    return str(where.get("id") or "")
 
 
 class _PerApp(type):

@@ -157,8 +157,8 @@ def _storing_first(task: Any, error: Any) -> Iterator[None]:
         _RETRYING.reset(token)
 
 
-def about_to_send(message_id: str) -> None:
-    """Store what has to be stored before this message may be sent.
+def about_to_send(message: Any) -> None:
+    """Store what has to be stored before this task message may be sent.
 
     Where messages are gathered, what sends them stores before it does.
     """
@@ -166,7 +166,9 @@ def about_to_send(message_id: str) -> None:
         return
     task, error = retrying
     request = task.request
-    if request.id != message_id or request.is_eager or RETRY_STORED in vars(request):
+    # In either protocol.
+    fields = message.headers or (message.body if isinstance(message.body, dict) else {})
+    if request.id != fields.get("id") or request.is_eager or RETRY_STORED in vars(request):
         return
     if get_actual_ignore_result(task, request) and not task.store_errors_even_if_ignored:
         return

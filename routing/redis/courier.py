@@ -291,6 +291,7 @@ class Courier:
         except LOST:
             self._drop_connection()
             raise
+        self.channel._in_poll.heard()
         self.channel._in_poll = None
         self._fetching.passed()
         if self._fetch is None:

@@ -153,7 +153,7 @@ def sorted_error(error: exceptions.RedisError) -> exceptions.RedisError:
     return error
 
 
-class Sorting:
+class Sorting(Wary):
     """The part of a connection that raises refusals as `ServerRefused`."""
 
     def read_response(self, *args: Any, **options: Any) -> Any:
@@ -161,6 +161,10 @@ class Sorting:
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
         except exceptions.NoScriptError:
+            raise
+        except exceptions.TimeoutError:
+            if "timeout" not in options:  # else nobody knows whether a reply is due
+                self.heard_nothing()
             raise
         except exceptions.RedisError as error:
             refused = sorted_error(error)
@@ -171,4 +175,4 @@ class Sorting:
 
 def sorting(connection_class: type[Any]) -> type[Any]:
     """Return a class of connections that raises refusals as `ServerRefused`, and is wary."""
-    return type(f"Sorting{connection_class.__name__}", (Sorting, Wary, connection_class), {})
+    return type(f"Sorting{connection_class.__name__}", (Sorting, connection_class), {})

@@ -96,20 +96,21 @@ def patiently(call: Callable[[], T], *, is_worker: bool, is_push: bool = False) 
     Raises:
         ServerRefused: the server still refuses.
     """
-    if not (seconds := _seconds(is_worker)):
-        return call()
-    until = time.monotonic() + seconds
-    pause = FIRST_SECONDS
+    until, pause = 0.0, FIRST_SECONDS
     while True:
         try:
             return call()
         except ServerRefused as error:
+            if not until:
+                if not (seconds := _seconds(is_worker)):
+                    raise
+                until = time.monotonic() + seconds
+                if get_current_task() is not None:
+                    logger.warning(
+                        "waiting for the broker: %s", error, extra={"event": "outcome_waits"}
+                    )
             if time.monotonic() + pause > until:
                 raise (error.__cause__ if is_push and error.__cause__ else error) from None
-            if pause == FIRST_SECONDS and get_current_task() is not None:
-                logger.warning(
-                    "waiting for the broker: %s", error, extra={"event": "outcome_waits"}
-                )
         time.sleep(pause)
         pause = min(LONGEST_SECONDS, pause * 2)
 

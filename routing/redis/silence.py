@@ -14,8 +14,6 @@ import time
 from functools import cache
 from typing import Any
 
-from redis import exceptions
-
 from routing.redis.native import original
 
 #: A shorter timeout would take a busy server for a silent one.
@@ -58,19 +56,12 @@ class Wary:
     _heard_at = 0.0
 
     def _connect(self) -> Any:
-        self._heard_at = time.monotonic()
+        self.heard()
         return super()._connect()  # type: ignore[misc]
 
-    def read_response(self, *args: Any, **options: Any) -> Any:
-        """Read one reply; who gives a timeout for it does not know whether one comes."""
-        try:
-            reply = super().read_response(*args, **options)  # type: ignore[misc]
-        except exceptions.TimeoutError:
-            if "timeout" not in options:
-                self.heard_nothing()
-            raise
+    def heard(self) -> None:
+        """Note that a reply came, on a connection that is kept for long."""
         self._heard_at = time.monotonic()
-        return reply
 
     def heard_nothing(self) -> None:
         """Note that no reply came for as long as one may take."""
@@ -93,7 +84,7 @@ class WaryPool:
         """Take a connection."""
         this: Any = super()
         connection = this.get_connection(*args, **options)
-        if connection.is_doubtful:
+        if _HEARD_NOTHING and connection.is_doubtful:
             try:
                 connection.disconnect()
                 connection.connect()
