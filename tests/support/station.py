@@ -54,7 +54,7 @@ class Station:
     def consumed(self) -> list[str]:
         """Return the queues that the worker consumes from."""
         inspect = self.app.control.inspect(timeout=5, destination=[self.worker.name], limit=1)
-        (queues,) = inspect.active_queues().values()
+        (queues,) = eventually(inspect.active_queues, 20).values()  # a reply may come too late
         return [queue["name"] for queue in queues]
 
     def wait_until_ran(self, count: int, *, timeout: float = 30) -> None:
