@@ -65,6 +65,9 @@ def test_as_long_as_it_is_not_the_first_wave_is_all_that_runs(at: Station) -> No
 
 @pytest.mark.parametrize("text", ["{broken}", task_message("tests.none", headers={"id": None})])
 def test_what_has_no_id_is_noticed_too_when_it_dies_again(at: Station, text: str) -> None:
+    # What an earlier one has replayed dies before this begins.
+    eventually(lambda: at.broker.length("default") == 0)
+    at.wait_until_settled()
     at.broker.client.delete(at.broker.key("default.dead"))
     with at.app.connection_for_write() as connection:
         connection.default_channel.push("default", [text] * 3)
