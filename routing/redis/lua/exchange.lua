@@ -70,9 +70,9 @@ local expiry = string.format('%.0f', now + lease)
 local promotions, next_due = 500, nil
 
 -- Appends what is due to the ready lists, first due first; returns what the server refuses, which
--- stays delayed. What has no text (it was evicted, or never came) is no message. Age counts from the due time, and the mark tells the worker that no clock of its own
--- is to be asked again. What was given back waited in line before: it goes to the front, with its own
--- age and marks.
+-- stays delayed. What has no text (it was evicted, or never came) is no message. Age counts from the
+-- due time, and the mark tells the worker that no clock of its own is to be asked again. What was
+-- given back waited in line before: it goes to the front, with its own age and marks.
 local function promote(delayed, texts, ledger)
   local members, dues = {}, {}
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'WITHSCORES', 'LIMIT', 0, promotions)
@@ -173,15 +173,16 @@ for q = 1, queues do
   key, arg = key + 4 + lists, arg + 4
 end
 
+-- A refused promotion is told when nothing was found besides: what is fetched must be answered with.
+if refusal and #tags == 0 then return refusal end
+
 -- Calls a command, and returns what the server says instead of an answer.
 local function refusal_of(command, ...)
   local answer = redis.pcall(command, ...)
   return type(answer) == 'table' and answer.err and answer or nil
 end
 
-if refusal and #tags == 0 then return refusal end
 refusal = nil
-
 local gone = 0
 for i = 1, #records, 3500 do
   local to = math.min(i + 3499, #records)
