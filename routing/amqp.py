@@ -29,7 +29,33 @@ logger = logging.getLogger(__name__)
 
 
 class EngineConnection(Connection):
-    """A connection whose URI prints as the user wrote it, also for unix sockets."""
+    """A connection whose URI prints as the user wrote it, also for unix sockets.
+
+    It opens as often as the retry policy of a publication says. Kombu's opens together with its
+    first channel, which gives up after ``broker_connection_timeout`` with an error that is not
+    tried again: an outage that began while no connection was open ended after 4 s.
+    """
+
+    def ensure(
+        self,
+        obj: Any,
+        fun: Callable[..., Any],
+        errback: Callable[..., Any] | None = None,
+        max_retries: int | None = None,
+        *intervals: float,
+        **options: Any,
+    ) -> Callable[..., Any]:
+        """Return what opens the connection and calls ``fun``, again after a lost connection."""
+        ensured = super().ensure(obj, fun, errback, max_retries, *intervals, **options)
+        names = ("interval_start", "interval_step", "interval_max")
+        named = {name: options[name] for name in names if name in options}
+
+        def connected(*args: Any, **kwargs: Any) -> Any:
+            if not self.connected:
+                self.ensure_connection(errback, max_retries, *intervals, **named)
+            return ensured(*args, **kwargs)
+
+        return connected
 
     def as_uri(self, *args: Any, **kwargs: Any) -> str:
         """Return the URI, with the stock scheme."""

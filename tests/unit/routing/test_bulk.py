@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -432,6 +433,33 @@ def test_the_receipts_of_what_was_sent_survive_a_broker_that_goes_away(
     finally:
         broker.client.config_set("maxclients", 1000)
     assert caught.value.receipts.accepted == 500
+
+
+@pytest.mark.parametrize("send", ["apply_async", "apply_many"])
+def test_an_outage_longer_than_the_connection_timeout_is_waited_out_by_the_retry_policy(
+    app: Celery, broker: Broker, send: str
+) -> None:
+    app.conf.broker_connection_timeout = 0.2
+    with app.connection_for_write() as connection:
+        port, connection.port = connection.port, 1
+        began = monotonic()
+
+        def come_back(error: Exception, interval: float) -> None:
+            if monotonic() - began > 0.5:
+                connection.port = port
+
+        policy = {
+            "max_retries": None,
+            "interval_start": 0.1,
+            "interval_step": 0,
+            "interval_max": 0.1,
+            "errback": come_back,
+        }
+        publish = getattr(app.tasks["load"], send)
+        publish(
+            [(1,)] if send == "apply_many" else (1,), connection=connection, retry_policy=policy
+        )
+    assert broker.length("main") == 1
 
 
 def _dropping(items: Iterator[int], connection: Any) -> Iterator[int]:
