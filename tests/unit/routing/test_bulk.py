@@ -455,10 +455,8 @@ def test_an_outage_longer_than_the_connection_timeout_is_waited_out_by_the_retry
             "interval_max": 0.1,
             "errback": come_back,
         }
-        publish = getattr(app.tasks["load"], send)
-        publish(
-            [(1,)] if send == "apply_many" else (1,), connection=connection, retry_policy=policy
-        )
+        call = {"apply_async": (1,), "apply_many": [((1,), {})]}[send]
+        getattr(app.tasks["load"], send)(call, connection=connection, retry_policy=policy)
     assert broker.length("main") == 1
 
 
