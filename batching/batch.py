@@ -14,7 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from batching.errors import InvalidOutcome, OutcomeTwice
-from routing.failure import stand_in
+from routing.worker.failure import stand_in
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from batching.consumer.policy import Limits
 from batching.errors import InvalidOption
-from batching.policy import Limits
 
 
 def check(task: str, options: dict[str, Any]) -> None:

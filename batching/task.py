@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 from celery import Task
 from pydantic import BaseModel
 
-from batching import results
 from batching.batch import Batch, Replaced, Retried
-from batching.call import CALLING, ReplaceBatch, RetryBatch
 from batching.errors import InvalidItem, InvalidOption
 from batching.options import check
-from batching.run import run_one
-from batching.settle import OUTCOME, replay
+from batching.pool import results
+from batching.pool.call import CALLING, ReplaceBatch, RetryBatch
+from batching.pool.run import run_one
+from batching.pool.settle import OUTCOME, replay
 from routing.errors import DeadLetter
-from routing.outcomes import retried
-from routing.task import BulkMethods
+from routing.publish.task import BulkMethods
+from routing.worker.results import retried
 
 
 class BatchTask(BulkMethods, Task):
@@ -48,7 +48,7 @@ class BatchTask(BulkMethods, Task):
     """
 
     abstract = True
-    Strategy = "batching.strategy:start"
+    Strategy = "batching.consumer.intake:start"
     acks_late = True
     reject_on_worker_lost = True
     throws = (InvalidItem, DeadLetter)

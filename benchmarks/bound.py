@@ -19,8 +19,8 @@ from celery import Celery
 from benchmarks.runner import Study
 from benchmarks.server import Server
 from routing import Topology, install
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
-from routing.redis.verbs import Verbs
 
 NO_BOUND = "no_bound"
 QUEUES: Mapping[str, Any] = {

@@ -42,20 +42,19 @@ not at all.
 
 **Dead letters**: what will not be tried again is kept in the queue ``<queue>.dead`` with the
 reason. A task that no retry can help says so by ``raise DeadLetter("why")``. ``celery deadletter``
-lists, groups, replays and purges them; `routing.deadletter` has them as values.
+lists, groups, replays and purges them; `routing.message.letter` has them as values.
 
 **Workers** on Redis or Valkey run on the engine in `routing.redis`: prefetch is per queue and
 exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
 queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
 ``celery queues`` shows where every message is, how messages ended, and what is missing
-(`routing.ledger`). On other brokers, routes and levels work and the engine is off.
+(`routing.redis.ledger`). On other brokers, routes and levels work and the engine is off.
 
 **Errors** are one tree under `RoutingError`; see `routing.errors`.
 """
 
 from __future__ import annotations
 
-from routing.config import QueueConfig, Route, Topology
 from routing.errors import (
     BrokerUnreachable,
     DeadLetter,
@@ -71,8 +70,9 @@ from routing.errors import (
     UnknownLevel,
 )
 from routing.install import install
-from routing.publish import enqueue_many
-from routing.receipts import Receipt, Receipts
+from routing.publish.bulk import enqueue_many
+from routing.publish.receipts import Receipt, Receipts
+from routing.topology.model import QueueConfig, Route, Topology
 
 __all__ = [
     "BrokerUnreachable",

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from routing.amqp import with_table_queues
-from routing.config import Topology
+from routing.publish.amqp import with_table_queues
+from routing.topology.model import Topology
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from routing.amqp import topology_of
+from routing.publish.amqp import topology_of
 from routing.redis.keys import dead_queue
 
 

@@ -21,20 +21,20 @@ from typing import Any
 from celery.app.annotations import prepare
 from kombu.utils.imports import symbol_by_name
 
-import routing.control  # noqa: F401  (registers the remote-control commands)
-from routing import runtime
-from routing.aging import AgeDeadLetters
-from routing.amqp import amqp_class, topology_of
-from routing.config import Topology
+import routing.worker.control  # noqa: F401  (registers the remote-control commands)
 from routing.defaults import apply_defaults
-from routing.dispatch import Dispatcher
-from routing.dropped import FinishDropped
 from routing.flower import show_dead_letters
-from routing.reclaim import Reclaim
-from routing.startup import CheckServer, CheckTable
-from routing.task import TaskAnnotation, missing_attributes
-from routing.upkeep import JobFactory, Upkeep
-from routing.whole import extend_canvas
+from routing.maintenance.ageing import AgeDeadLetters
+from routing.maintenance.dropped import FinishDropped
+from routing.maintenance.reclaim import Reclaim
+from routing.maintenance.runner import JobFactory, Upkeep
+from routing.publish.amqp import amqp_class, topology_of
+from routing.publish.groups import extend_canvas
+from routing.publish.task import TaskAnnotation, missing_attributes
+from routing.topology.model import Topology
+from routing.transport import runtime
+from routing.worker.dispatcher import Dispatcher
+from routing.worker.startup import CheckServer, CheckTable
 
 logger = logging.getLogger(__name__)
 

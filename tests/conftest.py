@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from routing import overflow
-from routing.drops import Drops
+from routing.transport import overflow
+from routing.transport.drops import Drops
 from tests.support.broker import Broker
 from tests.support.servers import Server, redis_binary, valkey_binary
 

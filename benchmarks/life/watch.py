@@ -16,10 +16,10 @@ import redis
 
 from benchmarks.life.plan import QUEUES
 from benchmarks.life.records import Sent, read_sent
-from routing.config import Topology
 from routing.redis import books
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
-from routing.redis.verbs import Verbs
+from routing.topology.model import Topology
 
 FINAL = ("SUCCESS", "FAILURE", "REVOKED")
 

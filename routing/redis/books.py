@@ -7,9 +7,9 @@ from typing import Any
 
 import redis
 
-from routing.ledger import Ledger, QueueLedger
+from routing.redis.commands import Verbs
+from routing.redis.ledger import Ledger, QueueLedger
 from routing.redis.scripts import call
-from routing.redis.verbs import Verbs
 
 
 def read(

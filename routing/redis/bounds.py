@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from routing.config import Topology
-from routing.evidence import Evidence
+from routing.message.evidence import Evidence
+from routing.topology.model import Topology
 
 #: Whether the bounds hold for what is pushed. "exempt": work that was accepted before is let in,
 #: and counted as overshoot. "whole": all of it or nothing. "none": nothing fits, as somebody found

@@ -14,7 +14,7 @@ import time
 from functools import cache
 from typing import Any
 
-from routing.redis.native import original
+from routing.inflight.locks import original
 
 #: A shorter timeout would take a busy server for a silent one.
 LEAST_SECONDS = 5.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from routing.commands.queues import table_lines
-from routing.ledger import Ledger
+from routing.cli.queues import table_lines
+from routing.redis.ledger import Ledger
 
 #: The summary's width: that of the documentation.
 WIDTH = 100

@@ -6,8 +6,8 @@ import time
 
 import celery
 
-from routing.ledger import Ledger
 from routing.redis import books
+from routing.redis.ledger import Ledger
 
 #: Endings reach the broker within milliseconds of their results; a busy machine takes longer.
 SETTLE_SECONDS = 5.0

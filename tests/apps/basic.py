@@ -23,7 +23,7 @@ from celery.exceptions import Reject
 from kombu import pools
 
 from routing import DeadLetter, install
-from routing.redis.native import original
+from routing.inflight.locks import original
 from tests.support.wait import pause
 
 #: Longest time that a task waits for its key: a test that forgot it must not hang for ever.

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from routing.config import Topology
-from routing.deadletter import Letter
-from routing.ledger import QueueLedger
+from routing.message.eta import Delay
+from routing.message.letter import Letter
 from routing.redis import books
-from routing.redis.delays import Delay
-from routing.redis.graves import Graves, Move
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
-from routing.redis.records import Burial, Ending, Fetch, Return, Settlement
+from routing.redis.ledger import QueueLedger
+from routing.redis.letters import Graves, Move
 from routing.redis.scripts import SCRIPTS, Script, call
-from routing.redis.verbs import Verbs
+from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
+from routing.topology.model import Topology
 
 LUA = Path(__file__).parent.parent.parent / "routing" / "redis" / "lua"
 

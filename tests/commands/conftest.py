@@ -11,7 +11,7 @@ from celery.bin.base import CLIContext
 from click import Command
 from click.testing import CliRunner, Result
 
-from routing.redis.channel import EngineMixin
+from routing.transport.channel import EngineMixin
 from tests.apps.basic import close, create
 
 #: Runs a command with these arguments, as ``celery -A app command ...`` does.

@@ -10,11 +10,11 @@ from celery import Celery, states
 from celery.bin.celery import celery
 from click.testing import CliRunner, Result
 
-from routing import replay
-from routing.commands.deadletter import deadletter
-from routing.evidence import of_error
-from routing.raw import wrap
-from routing.redis.channel import EngineMixin
+from routing.cli.deadletter import deadletter
+from routing.deadletters import replay
+from routing.message.evidence import of_error
+from routing.message.raw import wrap
+from routing.transport.channel import EngineMixin
 from tests.commands.conftest import Run
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, task_message

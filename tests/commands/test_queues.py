@@ -14,9 +14,9 @@ from celery import Celery
 from click.testing import Result
 
 from routing import install
-from routing.commands.queues import queues, table_lines
-from routing.ledger import Ledger, QueueLedger
-from routing.redis.channel import EngineMixin
+from routing.cli.queues import queues, table_lines
+from routing.redis.ledger import Ledger, QueueLedger
+from routing.transport.channel import EngineMixin
 from tests.commands.conftest import Run
 from tests.support.broker import Broker
 from tests.support.messages import numbered, task_message

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from routing.aging import AgeDeadLetters
-from routing.evidence import Evidence
+from routing.maintenance.ageing import AgeDeadLetters
+from routing.message.evidence import Evidence
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import numbered

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from routing.ledger import Ledger, QueueLedger
 from routing.redis import books
+from routing.redis.ledger import Ledger, QueueLedger
 from tests.support.messages import numbered, task_message
 from tests.support.rig import Rig
 from tests.support.wait import eventually

@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from routing.message.eta import Delay
 from routing.redis import books
-from routing.redis.delays import Delay
-from routing.redis.graves import Graves, Move
-from routing.redis.records import Burial, Ending, Mark, Settlement
-from routing.redis.verbs import Arrival
+from routing.redis.commands import Arrival
+from routing.redis.letters import Graves, Move
+from routing.redis.values import Burial, Ending, Mark, Settlement
 from tests.support.messages import id_of, task_message
 from tests.support.rig import Rig
 from tests.support.servers import Server

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from routing.config import Topology
-from routing.evidence import Evidence, of_error
-from routing.raw import raw_of, wrap
-from routing.redis.records import Burial
-from routing.redis.verbs import Arrival, Buried, Verbs
+from routing.message.evidence import Evidence, of_error
+from routing.message.raw import raw_of, wrap
+from routing.redis.commands import Arrival, Buried, Verbs
+from routing.redis.values import Burial
+from routing.topology.model import Topology
 from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import Rig
 from tests.support.wait import eventually

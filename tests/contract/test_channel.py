@@ -16,8 +16,8 @@ from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.asynchronous import Hub
 
 from routing import BrokerUnreachable, QueueFull
+from routing.redis.commands import Verbs
 from routing.redis.faults import Fault, fault_of
-from routing.redis.verbs import Verbs
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, numbered

@@ -16,13 +16,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from routing.deadletter import parse
-from routing.evidence import Evidence
-from routing.redis.delays import Delay
-from routing.redis.graves import Graves, Move
+from routing.message.eta import Delay
+from routing.message.evidence import Evidence
+from routing.message.letter import parse
+from routing.redis.commands import Buried
 from routing.redis.keys import dropped_queue
-from routing.redis.records import Burial, Ending, Fetch, Mark, Return, Settlement
-from routing.redis.verbs import Buried
+from routing.redis.letters import Graves, Move
+from routing.redis.values import Burial, Ending, Fetch, Mark, Return, Settlement
 from tests.support.messages import id_of
 from tests.support.play import QUEUES, Play, fetch_order
 from tests.support.reference import STEPS, Delayed

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from routing.redis.delays import Delay, eta_of, in_ms
-from routing.redis.verbs import Arrival
+from routing.message.eta import Delay, eta_of, in_ms
+from routing.redis.commands import Arrival
 from tests.support.messages import id_of, ids_of, task_message
 from tests.support.rig import Rig
 from tests.support.wait import eventually, pause

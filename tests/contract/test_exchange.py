@@ -10,9 +10,9 @@ import pytest
 import redis
 from kombu import Connection
 
-from routing.redis.delays import Delay
-from routing.redis.records import FETCH_BYTES, Ending, Fetch, Mark, Settlement
-from routing.redis.verbs import Arrival
+from routing.message.eta import Delay
+from routing.redis.commands import Arrival
+from routing.redis.values import FETCH_BYTES, Ending, Fetch, Mark, Settlement
 from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import LEASE_SECONDS, Rig
 

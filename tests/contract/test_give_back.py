@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from routing.redis.records import Charges, Mark, Return
+from routing.redis.values import Charges, Mark, Return
 from tests.support.messages import ids_of, numbered, task_message
 from tests.support.rig import Rig
 

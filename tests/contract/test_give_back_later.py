@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from routing.redis.records import Mark, Return
-from routing.redis.verbs import Arrival
+from routing.redis.commands import Arrival
+from routing.redis.values import Mark, Return
 from tests.support.messages import numbered
 from tests.support.rig import Rig
 from tests.support.servers import Server

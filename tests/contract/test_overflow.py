@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from routing.config import Topology
-from routing.overflow import STAMP_BYTES
-from routing.redis.records import Ending, Settlement
+from routing.redis.values import Ending, Settlement
+from routing.topology.model import Topology
+from routing.transport.overflow import STAMP_BYTES
 from tests.support.messages import ids_of, numbered, task_message
 from tests.support.rig import Rig
 from tests.support.wait import pause

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
-from routing.config import Topology
-from routing.redis.records import Charges
-from routing.redis.verbs import RECLAIM_AT_MOST, Verbs
+from routing.redis.commands import RECLAIM_AT_MOST, Verbs
+from routing.redis.values import Charges
+from routing.topology.model import Topology
 from tests.support.messages import id_of, ids_of, numbered
 from tests.support.rig import LEASE_SECONDS, Rig
 from tests.support.servers import Server

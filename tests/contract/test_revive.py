@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from routing.deadletter import Letter, revived
-from routing.evidence import Evidence
-from routing.redis.graves import Graves, Move
-from routing.redis.records import Burial
+from routing.message.evidence import Evidence
+from routing.message.letter import Letter, revived
+from routing.redis.letters import Graves, Move
+from routing.redis.values import Burial
 from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import Rig
 

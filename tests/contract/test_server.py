@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from routing.redis.delays import Delay
+from routing.message.eta import Delay
 from routing.redis.faults import ServerRefused
 from routing.redis.scripts import SCRIPTS
 from tests.apps.basic import close, create

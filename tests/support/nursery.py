@@ -42,7 +42,7 @@ IMPORTS = (
     "celery.worker.control",
     "celery.worker.strategy",
     "routing",
-    "routing.redis.transport",
+    "routing.transport.transport",
 )
 
 START_SECONDS = 60

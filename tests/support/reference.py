@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from routing.config import QueueConfig, Topology
 from routing.redis.keys import dropped_queue
+from routing.topology.model import QueueConfig, Topology
 
 #: The priority steps that messages are pushed with; the first is taken first.
 STEPS = (0, 6)

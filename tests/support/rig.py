@@ -8,11 +8,11 @@ from typing import Any
 
 import redis
 
-from routing.config import Topology
-from routing.redis.delays import Delay
+from routing.message.eta import Delay
+from routing.redis.commands import Arrival, Exchanged, Pushed, Verbs
 from routing.redis.keys import Keys
-from routing.redis.records import Ending, Fetch, Mark, Return, Settlement
-from routing.redis.verbs import Arrival, Exchanged, Pushed, Verbs
+from routing.redis.values import Ending, Fetch, Mark, Return, Settlement
+from routing.topology.model import Topology
 from tests.support.broker import Broker
 from tests.support.messages import id_of, ids_of
 

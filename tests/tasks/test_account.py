@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from routing.ledger import Ledger, QueueLedger
+from routing.redis.ledger import Ledger, QueueLedger
 from tasks.demo.account import Account, percentile
 
 BULK = QueueLedger(queue="bulk", counters={"accepted": 1_000, "done": 990, "dead": 10})

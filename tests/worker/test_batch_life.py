@@ -15,7 +15,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
-from routing.redis.records import Mark
+from routing.redis.values import Mark
 from tests.apps.basic import Traces, close
 from tests.apps.batches import create
 from tests.support.broker import Broker

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from routing.redis.delays import Delay
+from routing.message.eta import Delay
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
-from routing.redis.verbs import Verbs
 from tests.support.messages import task_message
 from tests.support.servers import Server
 from tests.support.station import Station, station

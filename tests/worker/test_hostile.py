@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from routing.config import Topology
-from routing.ledger import QueueLedger
 from routing.redis import books
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
-from routing.redis.verbs import Verbs
+from routing.redis.ledger import QueueLedger
+from routing.topology.model import Topology
 from tests.apps import batches
 from tests.apps.basic import TABLE, close
 from tests.support.broker import Broker

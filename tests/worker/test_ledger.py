@@ -16,9 +16,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from celery import Celery
 
-from routing.ledger import Ledger, QueueLedger
 from routing.redis import books
-from routing.redis.channel import EngineMixin
+from routing.redis.ledger import Ledger, QueueLedger
+from routing.transport.channel import EngineMixin
 from tests.apps.basic import Traces, close
 from tests.apps.endings import TABLE, create
 from tests.support.servers import Server

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from routing.ledger import Ledger
 from routing.redis import books
+from routing.redis.ledger import Ledger
 from tests.apps.basic import Traces, close
 from tests.apps.refusals import TABLE, create
 from tests.support.broker import Broker

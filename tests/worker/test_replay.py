@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from routing.deadletter import Filter
-from routing.redis.channel import EngineMixin
-from routing.redis.graves import Graves
-from routing.replay import Plan, Replay, Replayed
+from routing.deadletters.replay import Plan, Replay, Replayed
+from routing.message.letter import Filter
+from routing.redis.letters import Graves
+from routing.transport.channel import EngineMixin
 from tests.support.messages import task_message
 from tests.support.servers import Server
 from tests.support.station import Station, station

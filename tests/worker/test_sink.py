@@ -13,7 +13,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from routing import deadletter
+from routing.message import letter as deadletter
 from tests.apps.sink import LEASE_SECONDS
 from tests.support.scene import Scene
 from tests.support.servers import Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery
 
-from routing.startup import warn_of_stranded
+from routing.worker.startup import warn_of_stranded
 from tests.support.broker import Broker
 from tests.support.messages import numbered
 

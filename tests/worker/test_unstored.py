@@ -16,7 +16,7 @@ import pytest
 import redis
 from celery import Celery, chord
 
-from routing.config import Topology
+from routing.topology.model import Topology
 from tests.apps.basic import Traces, close
 from tests.apps.unstored import TABLE, create
 from tests.support.broker import Broker

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from routing.redis.aliases import engine_url, register_aliases
+from routing.transport.schemes import engine_url, register_aliases
 from tests.apps.basic import TABLE
 from tests.support.broker import Broker
 from tests.support.sentinel import Watched

@@ -20,7 +20,7 @@ from batching import (
     ResultTypeError,
 )
 from batching.batch import Dead, Done, Failed, Outcome, Retried
-from batching.call import call
+from batching.pool.call import call
 
 Function = Callable[[Batch[int]], Any]
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batching.buffer import Buffer, Window
-from batching.policy import Limits, Reason
+from batching.consumer.policy import Limits, Reason
+from batching.consumer.window import Buffer, Window
 
 MAX_SIZE, MAX_BYTES, MAX_WAIT = 4, 100, 1.0
 

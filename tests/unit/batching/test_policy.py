@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.policy import Flush, Limits, Reason, Wait, decide, fits, is_full
+from batching.consumer.policy import Flush, Limits, Reason, Wait, decide, fits, is_full
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from batching.request import ItemRequest
+from batching.consumer.request import ItemRequest
 
 
 def test_an_item_whose_result_waits_is_not_acknowledged_with_its_batch() -> None:

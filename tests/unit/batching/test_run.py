@@ -11,8 +11,8 @@ from kombu.serialization import dumps
 from pydantic import BaseModel, field_validator
 
 from batching import Batch, BatchTask, InvalidItem, NotSettled
-from batching.run import run_batch
-from batching.wire import Parcel
+from batching.message import Parcel
+from batching.pool.run import run_batch
 from tests.support.servers import Server
 
 # What Celery's own backend calls when a test stores a result by itself.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from routing import collector
-from routing.collector import GrowthWatch
+from routing.worker import gc_tuning as collector
+from routing.worker.gc_tuning import GrowthWatch
 
 
 class Cycle:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from routing.config import Topology
-from routing.redis import courier as module
-from routing.redis.courier import Courier
-from routing.redis.holdings import Holdings
+from routing.inflight.holdings import Holdings
+from routing.redis.commands import Exchanged, Verbs
 from routing.redis.keys import Keys
-from routing.redis.records import Fetch
-from routing.redis.verbs import Exchanged, Verbs
+from routing.redis.values import Fetch
+from routing.topology.model import Topology
+from routing.transport import fetcher as module
+from routing.transport.fetcher import Courier
 
 TABLE = Topology.load({"queues": {"q": {"prefetch": 100}}, "default_queue": "q"})
 
@@ -41,7 +41,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr("routing.redis.outbox.time", clock)
+    monkeypatch.setattr("routing.inflight.outbox.time", clock)
     return clock
 
 

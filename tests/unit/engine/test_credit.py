@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.credit import (
+from routing.inflight.fetch_policy import (
     ASK_AT_MOST,
     SETTLE_COUNT,
     SETTLE_SECONDS,

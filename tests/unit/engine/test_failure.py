@@ -12,8 +12,8 @@ from billiard.einfo import ExceptionInfo
 from celery.exceptions import Ignore, Reject, Retry
 
 from routing import DeadLetter
-from routing.evidence import type_name
-from routing.failure import TEXT_AT_MOST, Failure, failure, failure_of, stand_in
+from routing.message.evidence import type_name
+from routing.worker.failure import TEXT_AT_MOST, Failure, failure, failure_of, stand_in
 from tests.apps.failing import ERRORS
 
 

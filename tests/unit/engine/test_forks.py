@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from routing.forks import LONGEST_WAIT_SECONDS, rest, unforked
+from routing.worker.forks import LONGEST_WAIT_SECONDS, rest, unforked
 
 
 def fork_seconds() -> float:

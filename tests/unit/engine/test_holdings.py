@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from routing.config import Topology
-from routing.evidence import Evidence
-from routing.redis.holdings import Holdings
-from routing.redis.records import Burial, Fetch, Mark, State
+from routing.inflight.holdings import Holdings
+from routing.message.evidence import Evidence
+from routing.redis.values import Burial, Fetch, Mark, State
+from routing.topology.model import Topology
 
 TABLE = Topology.load({"queues": {"a": {"prefetch": 5}, "b": {"prefetch": 2}}})
 

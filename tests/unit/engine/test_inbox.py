@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.redis.inbox import SLICE_MESSAGES, Inbox, Nudge
-from routing.redis.verbs import Arrival
+from routing.redis.commands import Arrival
+from routing.transport.inbox import SLICE_MESSAGES, Inbox, Nudge
 
 arrivals = st.lists(
     st.builds(Arrival, tag=st.uuids().map(str), queue=st.sampled_from("abc"), text=st.just(b"{}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from routing.redis.inflate import check_inflated
+from routing.message.inflate import check_inflated
 
 MEGABYTE = 1024**2
 KINDS = [("gzip", zlib.compress), ("bzip2", bz2.compress), ("application/x-lzma", lzma.compress)]

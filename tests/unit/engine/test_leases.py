@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 
-from routing.config import Topology
+from routing.inflight.holdings import Holdings
+from routing.inflight.locks import Signal
 from routing.redis.clocks import Fence, ServerClock, boot_seconds
-from routing.redis.holdings import Holdings
-from routing.redis.native import Signal
-from routing.redis.records import Fetch, Mark, State
+from routing.redis.values import Fetch, Mark, State
+from routing.topology.model import Topology
 
 TABLE = Topology.load({"queues": {"a": {"prefetch": 10}}, "max_inflight_bytes": 100})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from routing.redis.outbox import Outbox
-from routing.redis.records import Ending
+from routing.inflight.outbox import Outbox
+from routing.redis.values import Ending
 
 
 class Interrupted(list[Any]):

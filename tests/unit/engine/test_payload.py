@@ -14,7 +14,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import dumps, registry
 from kombu.serialization import loads as kombu_loads
 
-from routing.payload import loads
+from routing.message.codec import loads
 
 TEXT = st.text(st.characters(codec="utf-8"))
 SCALARS = (

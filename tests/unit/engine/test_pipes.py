@@ -15,8 +15,8 @@ from billiard.pool import READY
 from billiard.queues import _SimpleQueue
 from celery.concurrency.asynpool import AsynPool
 
-from routing.failure import StandIn
-from routing.pipes import Pipes
+from routing.worker.failure import StandIn
+from routing.worker.prefork import Pipes
 
 
 def pool_that(*, maintains: Callable[[], None], starting: Sequence[Any] = ()) -> Any:

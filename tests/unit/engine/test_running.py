@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.running import Rule, Running, startable
+from routing.worker.fairness import Rule, Running, startable
 
 rules = st.dictionaries(
     st.sampled_from("abc"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.shares import Shares
+from routing.worker.shares import Shares
 
 weights = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 20), min_size=1)
 

@@ -10,7 +10,7 @@ from celery.exceptions import InvalidTaskError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.admission import check_message
+from routing.message.validation import check_message
 
 HEADERS: dict[str, Any] = {"id": "an-id", "task": "shop.export"}
 BODY: tuple[list[Any], dict[str, Any], None] = ([1], {}, None)

@@ -12,8 +12,8 @@ from kombu import Exchange, Queue, binding
 
 from batching import Batch, BatchTask
 from routing import install
-from routing.control import queue_credits, queue_prefetch
-from routing.startup import CheckTable, StartRefused, batches_by_queue
+from routing.worker.control import queue_credits, queue_prefetch
+from routing.worker.startup import CheckTable, StartRefused, batches_by_queue
 from tests.unit.routing.conftest import AppFactory
 
 # Celery says so of a task's own queue and exchange, and will take them until 6.0.

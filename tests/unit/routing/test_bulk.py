@@ -29,8 +29,8 @@ from routing import (
     enqueue_many,
     install,
 )
-from routing.envelope import Representation, _encode, new_ids
-from routing.receipts import Refusal
+from routing.publish.receipts import Refusal
+from routing.publish.template import Representation, _encode, new_ids
 from tests.support.broker import Broker
 from tests.unit.routing.conftest import AppFactory
 

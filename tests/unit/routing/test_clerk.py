@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from routing.clerk import Clerk
+from routing.worker.clerk import Clerk
 
 APP = SimpleNamespace(_celeriac_waits=True)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from routing import QueueConfig, Topology, TopologyError, UnknownLevel
-from routing.config import Route
-from routing.fit import prefetch_needed
+from routing.topology.checks import prefetch_needed
+from routing.topology.model import Route
 
 TABLE: dict[str, Any] = {
     "queues": {"realtime": {"prefetch": 8}, "ingest": {"prefetch": 2000}, "bulk": {}},

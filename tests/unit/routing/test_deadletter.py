@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.deadletter import (
+from routing.deadletters.replay import BIGGEST_WAVE, Plan
+from routing.errors import DeadLetter
+from routing.message.evidence import (
+    MESSAGE_AT_MOST,
+    TRACEBACK_AT_MOST,
+    Evidence,
+    fingerprint_of,
+    of_error,
+)
+from routing.message.letter import (
     Filter,
     Letter,
     NotEditable,
@@ -19,10 +28,7 @@ from routing.deadletter import (
     parse,
     revived,
 )
-from routing.errors import DeadLetter
-from routing.evidence import MESSAGE_AT_MOST, TRACEBACK_AT_MOST, Evidence, fingerprint_of, of_error
-from routing.raw import raw_of, wrap
-from routing.replay import BIGGEST_WAVE, Plan
+from routing.message.raw import raw_of, wrap
 from tests.support.messages import task_message
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from routing.condition import Server, Snapshot, Unacked, WorkerReport
-from routing.config import Topology
-from routing.doctor import examine
-from routing.ledger import Ledger, QueueLedger
+from routing.doctor.checks import examine
+from routing.doctor.snapshot import Server, Snapshot, Unacked, WorkerReport
+from routing.redis.ledger import Ledger, QueueLedger
+from routing.topology.model import Topology
 
 WORKER = WorkerReport(
     name="a@host",

@@ -9,9 +9,9 @@ import pytest
 from celery import Celery, states
 
 from routing import install
-from routing.dropped import FinishDropped
-from routing.redis.records import Fetch
-from routing.redis.verbs import NOTHING
+from routing.maintenance.dropped import FinishDropped
+from routing.redis.commands import NOTHING
+from routing.redis.values import Fetch
 from tests.support.broker import Broker
 from tests.support.messages import ids_of
 from tests.unit.routing.conftest import AppFactory

@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from routing.drops import Drops
+from routing.transport.drops import Drops
 from tests.support.wait import eventually
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
-    records = [r.__dict__ for r in caplog.records if r.name == "routing.drops"]
+    records = [r.__dict__ for r in caplog.records if r.name == "routing.transport.drops"]
     assert all(record["event"] == "messages_dropped" for record in records)
     return [(record["queue"], record["count"]) for record in records]
 

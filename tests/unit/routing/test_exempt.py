@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from routing.redis.exempt import accepted_before, is_exempt
+from routing.message.exemption import accepted_before, is_exempt
 
 NEW: dict[str, Any] = {"id": "an-id", "task": "t", "retries": 0, "replaced_task_nesting": 0}
 

@@ -10,7 +10,7 @@ import pytest
 #: keeps; prints by how many bytes the process has grown, before the timer's turn and after it.
 COME_AND_GO = """
 import os
-from routing.heap import keep_trimmed
+from routing.worker.heap import keep_trimmed
 
 class Timer:
     def call_repeatedly(self, seconds, call):

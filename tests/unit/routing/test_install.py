@@ -16,10 +16,10 @@ from kombu import Connection, Queue
 from kombu.utils.imports import symbol_by_name
 
 from routing import BrokerUnreachable, EngineError, QueueFull, Topology, TopologyError, install
-from routing.control import queue_credits, queue_prefetch
-from routing.dispatch import Dispatcher
-from routing.startup import CheckServer, CheckTable, StartRefused, check_server
-from routing.upkeep import Upkeep
+from routing.maintenance.runner import Upkeep
+from routing.worker.control import queue_credits, queue_prefetch
+from routing.worker.dispatcher import Dispatcher
+from routing.worker.startup import CheckServer, CheckTable, StartRefused, check_server
 from tests.support.broker import Broker
 from tests.unit.routing.conftest import AppFactory
 
@@ -117,7 +117,7 @@ def test_tasks_made_before_and_after_have_the_methods_and_the_request(
     def foreign() -> None: ...
 
     for task in (before, bound, after, foreign):
-        assert task.Request == "routing.request:Request"
+        assert task.Request == "routing.worker.request:Request"
         assert callable(task.delay_many)
         assert callable(task.apply_many)
     assert not hasattr(Task, "delay_many")
@@ -139,7 +139,7 @@ def test_a_request_of_the_apps_own_is_left_with_a_warning(
     def own() -> None: ...
 
     assert own.Request is StockRequest
-    assert "derive it from routing.request:Request" in caplog.text
+    assert "derive it from routing.worker.request:Request" in caplog.text
 
 
 def test_an_apps_own_annotations_still_apply(make_app: AppFactory) -> None:
@@ -306,7 +306,7 @@ def test_on_another_broker_the_engine_is_off_and_says_so_once(
     install(app, {"queues": {"a": {"max_length": 3}}})
     app.connection()
     app.connection()
-    lines = [r.getMessage() for r in caplog.records if r.name == "routing.amqp"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "routing.publish.amqp"]
     assert len(lines) == 2
     assert "is not Redis: routes and levels work" in lines[0]
     assert "the bounds are not enforced" in lines[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import Celery
 
-from routing.outcomes import wait_for_results
+from routing.worker.results import wait_for_results
 
 SILENCE_SECONDS = 7.0
 

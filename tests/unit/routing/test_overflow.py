@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from celery import Celery, chord, group
 
-from routing import Dropped, MessageTooLarge, QueueFull, install, runtime
-from routing.overflow import Patience, retry_after_seconds
-from routing.redis.verbs import Pushed
+from routing import Dropped, MessageTooLarge, QueueFull, install
+from routing.redis.commands import Pushed
+from routing.transport import runtime
+from routing.transport.overflow import Patience, retry_after_seconds
 from tests.support.broker import Broker
 from tests.support.messages import ids_of
 from tests.support.wait import eventually

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing import Topology, UnknownLevel, install
-from routing.router import decide
+from routing.publish.router import decide
 from tests.unit.routing.conftest import AppFactory
 
 TABLE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from routing import install
-from routing.upkeep import Upkeep, _Runner
+from routing.maintenance.runner import Upkeep, _Runner
 from tests.support.broker import Broker
 from tests.unit.routing.conftest import AppFactory
 

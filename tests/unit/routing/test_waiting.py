@@ -13,7 +13,8 @@ import pytest
 from celery import Celery, chord, group
 from celery.beat import ScheduleEntry, Scheduler, Service
 
-from routing import QueueFull, install, overflow, runtime
+from routing import QueueFull, install
+from routing.transport import overflow, runtime
 from tests.support.broker import Broker
 from tests.support.wait import eventually
 from tests.unit.routing.conftest import AppFactory
@@ -191,7 +192,7 @@ def test_a_producer_that_waits_long_says_so_now_and_then(
 ) -> None:
     monkeypatch.setattr(overflow, "TELL_AFTER_SECONDS", 0.05)
     monkeypatch.setattr(overflow, "TELL_EVERY_SECONDS", 0.05)
-    caplog.set_level(logging.WARNING, "routing.overflow")
+    caplog.set_level(logging.WARNING, "routing.transport.overflow")
     producer = threading.Thread(target=CALLS[call], args=[app])
     producer.start()
     try:

@@ -1,0 +1,1 @@
+"""In the worker's parent process: messages are taken in, wait for their batch, and end."""

@@ -1,0 +1,138 @@
+"""One message of a batch in the worker's parent process.
+
+As for any task it is received, reserved, active, and ends; what differs is that its pool process
+works for its neighbours too, and so is never killed for its sake. A cold shutdown, which stops them
+all, ends it once.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.worker import state
+
+from routing.redis.values import State
+from routing.worker.followers import count_success, send_links
+from routing.worker.request import Request
+from routing.worker.stopping import STOP
+
+if TYPE_CHECKING:
+    from batching.consumer.unit import BatchUnit
+
+logger = logging.getLogger(__name__)
+
+
+class ItemRequest(Request):
+    """A request whose run is shared with others."""
+
+    #: Where its message goes when it is acknowledged with its batch; None for one by one.
+    acks: list[Any] | None = None
+    #: Why it cannot run although it could be decoded: it fails alone, in the pool.
+    invalid: str | None = None
+    #: Its batch, which the pool keeps while it runs.
+    batch: weakref.ref[BatchUnit] | None = None
+
+    @property
+    def queue(self) -> str:
+        """Name of the queue it came from."""
+        return self.delivery_info.get("routing_key") or ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of its message's body."""
+        return len(self.message.body or b"")
+
+    def is_gone(self) -> bool:
+        """Whether it must not run: it was revoked or has expired, and if so has been ended now."""
+        if self.expires or state.revoked or state.revoked_stamps or self._already_revoked:
+            return bool(self.revoked()) or self.is_void()
+        return self.is_void()
+
+    def start(self, pid: int, started_at: float) -> None:
+        """Do what `on_accepted` does, but for the counters, which are the batch's business."""
+        self.mark(State.STARTED)
+        self.worker_pid = pid
+        self.time_start = started_at
+        state.requests[self.id] = self
+        state.active_requests.add(self)
+        self.send_event("task-started")
+
+    def end(self, ended: Any) -> None:
+        """End it the way its run in the pool ended, also when that was cancelled too late."""
+        self._already_cancelled = False
+        if ended.unstored:
+            self.give_back()
+        elif ended.outcome[0]:
+            self.on_success(ended.outcome)
+        else:
+            self._succeed(ended.outcome[1], ended.outcome[2])
+
+    def _succeed(self, result: str, runtime: float | None) -> None:
+        """Do what `on_success` does, without the costly note of ids that only tracers read."""
+        if self.may_be_repeated():
+            self.on_success((0, result, runtime))
+            return
+        state.task_ready(self)
+        if self.task.acks_late:
+            self.acknowledge()
+        self.send_event("task-succeeded", result=result, runtime=runtime)
+
+    def _end_when_stored(self, end: Callable[[], None]) -> None:
+        # Not with its batch then, whose acknowledgements leave before that.
+        self.acks = None
+        super()._end_when_stored(end)
+
+    def acknowledge(self) -> None:
+        """Acknowledge its message; with those of its batch where the engine takes them together."""
+        if self.acks is None:
+            super().acknowledge()
+        elif not self.acknowledged:
+            self.acks.append(self.message)
+            self.acknowledged = True
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - as in Celery
+        """Send a task event, if anybody asked for task events."""
+        if wants_task_events(self.eventer):
+            super().send_event(type, **fields)
+
+    def give_back(self) -> None:
+        """Return its message to the broker: it has not ended."""
+        state.task_ready(self)
+        self.reject(requeue=True)
+
+    def end_stored(self, stored: Any) -> None:
+        """End it as the success that was stored before its pool process died."""
+        logger.warning("Item %s[%s] had succeeded before its process was lost", self.name, self.id)
+        self._already_cancelled = False
+        # A batch sends after it has stored: what follows may not have been told.
+        count_success(self.task, self._context, stored.get("result"))
+        send_links(self._app, self._context, stored.get("result"))
+        self.on_success((0, repr(stored.get("result")), None))
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Do not kill the process, which works for other items too; only say so."""
+        if self.time_start is not None:
+            logger.warning(
+                "Item %s[%s] runs in a batch with others and is not terminated", self.name, self.id
+            )
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """End the run of its batch in a cold shutdown, where the pool can.
+
+        When the connection is lost the batch runs on, and is settled afterwards.
+        """
+        batch = None if self._is_ending else self.batch and self.batch()
+        if STOP.told and batch and batch.cut(signal):
+            self._announce_cancelled(emit_retry=emit_retry)
+
+    def _success_was_stored(self) -> Any:
+        """Tell that no success is stored: that was asked for the whole batch, in one read."""
+        return False
+
+
+def wants_task_events(eventer: Any) -> bool:
+    """Whether a worker sends task events now (`-E`, or `celery control enable_events`)."""
+    return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))

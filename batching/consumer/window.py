@@ -1,0 +1,143 @@
+"""What waits for its batch: one open window per group, in order of arrival.
+
+Pure: no clock and no I/O. The strategy adds entries, tells the time, and gives what comes out its
+turn for a slot. A window with a turn stays open: later entries of its group join it until it is
+full, or until a slot takes it. So batches grow while slots are busy, and one that waits costs its
+entries nothing. The buffer is bounded by the credit of the queues that feed it: it never holds more
+than was delivered. A group is whatever must not mix in one call: queue, key, and the time limits
+of the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Generic, TypeVar
+
+from batching.consumer.policy import Flush, Limits, Reason, decide, fits, is_full
+
+E = TypeVar("E")
+G = TypeVar("G", bound=Hashable)
+
+
+@dataclass(slots=True, eq=False)
+class Window(Generic[G, E]):
+    """Entries that go out together, in order.
+
+    Attributes:
+        due_at: when it gets its turn at the latest.
+        reason: why it was given its turn; None while it has none.
+        reopened: whether it had its turn before, and left it to a fuller batch.
+    """
+
+    group: G
+    due_at: float
+    reason: Reason | None = None
+    reopened: bool = False
+    entries: list[E] = field(default_factory=list)
+    count: int = 0
+    size_bytes: int = 0
+
+
+class Buffer(Generic[G, E]):
+    """Entries on their way into batches; everything that was added comes out once, in order."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        # At most one for each group.
+        self._open: dict[G, Window[G, E]] = {}
+        # Those of them without a turn, both in the order of when they are due: a window is made
+        # with its first entry.
+        self._gathering: dict[G, Window[G, E]] = {}
+        self._reopened: dict[G, Window[G, E]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(window.entries) for window in self._open.values())
+
+    def sizes(self) -> Iterator[tuple[G, int]]:
+        """Yield each group whose next batch is open, with the number of its entries."""
+        for group, window in self._open.items():
+            yield group, len(window.entries)
+
+    def add(self, entry: E, group: G, *, size_bytes: int, now: float) -> list[Window[G, E]]:
+        """Take an entry; the result is what gets its turn now because a bound was reached."""
+        turns: list[Window[G, E]] = []
+        window = self._open.get(group)
+        if window is not None and not fits(self.limits, window, size_bytes):
+            self._fill(window, Reason.BYTES, turns)
+            window = None
+        if window is None:
+            window = Window(group, now + self.limits.max_wait_seconds)
+            self._open[group] = self._gathering[group] = window
+        window.entries.append(entry)
+        window.count += 1
+        window.size_bytes += size_bytes
+        full = is_full(self.limits, window)
+        if full is not None:
+            self._fill(window, full, turns)
+        return turns
+
+    def next_due(
+        self, now: float, *, idle: Callable[[G], bool], backlog: Callable[[G], bool]
+    ) -> Window[G, E] | None:
+        """The oldest window without a turn that gets one now, if any.
+
+        One at a time, because each takes a slot and so changes whether another one is idle.
+        """
+        for group, window in chain(self._reopened.items(), self._gathering.items()):
+            is_idle = idle(group)
+            more = is_idle and backlog(group)
+            decision = decide(self.limits, window, now, idle=is_idle, backlog=more)
+            if isinstance(decision, Flush):
+                self._stop_gathering(group)
+                window.reason = decision.reason
+                return window
+        return None
+
+    def deadline(self) -> float | None:
+        """When the next window is due for its turn; None when all that wait have theirs."""
+        if not self._open:
+            return None
+        firsts = (next(iter(some.values()), None) for some in (self._reopened, self._gathering))
+        return min((window.due_at for window in firsts if window is not None), default=None)
+
+    def reopen(self, window: Window[G, E], *, until: float) -> bool:
+        """Let a window wait for more once again, until then at most; False when it must go.
+
+        It must go when it is full, and the second time.
+        """
+        if window.reopened or self._open.get(window.group) is not window:
+            return False
+        window.reopened, window.reason, window.due_at = True, None, until
+        self._reopened[window.group] = window
+        return True
+
+    def close(self, window: Window[G, E]) -> list[E]:
+        """Return a window's entries for good, as a slot takes them; closing twice is safe."""
+        if self._open.get(window.group) is window:
+            self._forget(window)
+        return window.entries
+
+    def clear(self) -> list[E]:
+        """Forget what is open; what was held is returned in order of arrival within each group."""
+        entries = [entry for window in self._open.values() for entry in window.entries]
+        self._open.clear()
+        self._gathering.clear()
+        self._reopened.clear()
+        return entries
+
+    def _fill(self, window: Window[G, E], reason: Reason, turns: list[Window[G, E]]) -> None:
+        """Let nothing more join; a window that had no turn gets it."""
+        self._forget(window)
+        if window.reason is None:
+            window.reason = reason
+            turns.append(window)
+
+    def _forget(self, window: Window[G, E]) -> None:
+        del self._open[window.group]
+        self._stop_gathering(window.group)
+
+    def _stop_gathering(self, group: G) -> None:
+        self._gathering.pop(group, None)
+        self._reopened.pop(group, None)

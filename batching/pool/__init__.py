@@ -1,0 +1,1 @@
+"""In the pool process: a batch is opened, called once, and each item settled."""

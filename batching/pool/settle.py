@@ -1,0 +1,160 @@
+"""Each item ends by Celery's own tracer, one after the other.
+
+The tracer runs the batch task's `run()`, which returns or raises the outcome that the item
+carries in its request (`replay`). So signals, autoretry with backoff, retry limits, links,
+errbacks, chains, chords, groups, results, custom states and hooks are Celery's, item by item,
+without a line of them here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, assert_never
+
+from billiard.einfo import ExceptionInfo
+from celery import states
+from celery.app import trace
+from celery.exceptions import BackendStoreError, Reject
+from celery.utils.time import get_exponential_backoff_interval
+from kombu.exceptions import OperationalError
+
+from batching.batch import Dead, Done, Failed, Item, Outcome, Repeated, Replaced, Retried
+from routing.errors import DeadLetter
+from routing.redis.faults import is_final
+from routing.worker.exits import Exits
+from routing.worker.failure import failure, forget_frames
+from routing.worker.traced import Answer, end_escaped, raise_exit
+
+logger = logging.getLogger(__name__)
+
+#: In an item's request: its outcome, until it is replayed.
+OUTCOME = "_batching_outcome"
+
+
+class Ended(NamedTuple):
+    """How one item ended, for its request in the parent."""
+
+    # What the pool returns for a plain task.
+    outcome: Answer
+    # Its outcome could not be stored: its message is given back.
+    unstored: bool = False
+
+
+class Clock:
+    """Tells the tracer, which asks at the start and at the end of each item, its share of the call.
+
+    Apart from what owns the tracer: a cycle would keep all of it until the collector comes.
+    """
+
+    def __init__(self, share_seconds: float) -> None:
+        self._share = share_seconds
+        self._started = False
+
+    def restart(self) -> None:
+        """Begin with the next item."""
+        self._started = False
+
+    def time(self) -> float:
+        """Return 0, and the share when asked again."""
+        if self._started:
+            return self._share
+        self._started = True
+        return 0.0
+
+
+class Settling:
+    """Settles the items of one call, in order."""
+
+    def __init__(self, task: Any, *, hostname: str, share_seconds: float, exits: Exits) -> None:
+        self._task = task
+        self._exits = exits
+        self._clock = Clock(share_seconds)
+        # By module attribute: monitoring tools replace it.
+        self._trace = trace.build_tracer(
+            task.name,
+            task,
+            task.app.loader,
+            hostname,
+            app=task.app,
+            monotonic=self._clock.time,
+        )
+
+    def settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
+        """End one item."""
+        request[OUTCOME] = item.outcome
+        self._clock.restart()
+        try:
+            return self._settle(item, request)
+        finally:
+            # An outcome's error holds the frame of the batch function, and so every item.
+            item.forget()
+
+    def _settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
+        try:
+            result, info, runtime, text = self._trace(item.id, item.args, item.kwargs, request)
+        except (BackendStoreError, OperationalError) as error:
+            if is_final(error):  # what it sends is refused
+                if not ignores_result(self._task, request):
+                    self._task.backend.store_result(item.id, error, states.FAILURE)
+                return unstorable(error)
+            logger.exception("The outcome of item %s could not be stored", item.id)
+            return Ended((1, None, None), unstored=True)
+        except BaseException as error:
+            if self._exits.has(error):
+                raise_exit(error)
+            return Ended(end_escaped(self._task.name, request, error, self._exits))
+        if not info:
+            return Ended((0, text, runtime))
+        forget_frames(info.retval)
+        return Ended((1, failure(result), runtime))
+
+
+def ignores_result(task: Any, request: dict[str, Any]) -> bool:
+    """Return whether nobody wants an item's result."""
+    ignored = request.get("ignore_result")
+    return bool(task.ignore_result if ignored is None else ignored)
+
+
+def unstorable(error: Exception) -> Ended:
+    """Return how an item ends whose outcome can never be stored: as a plain task, by that error."""
+    try:
+        raise error
+    except Exception:
+        return Ended((1, failure(ExceptionInfo(internal=True)), None))
+
+
+def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
+    """Return or raise an item's outcome, in the item's own request."""
+    match outcome:
+        case Done(result=result):
+            return result
+        case Failed(error=error, traceback=traceback):
+            raise error.with_traceback(traceback)
+        case Retried(countdown=countdown, error=error, options=options):
+            if countdown is None and "eta" not in options:
+                countdown = _backoff(task)
+            return retry(exc=error, countdown=countdown, **options)
+        case Dead(reason=reason):
+            raise DeadLetter(reason)
+        case Replaced(signature=signature):
+            return task.replace(signature.clone())
+        case Repeated():
+            # The tracer's own check of the backend said otherwise in the meantime.
+            raise Reject("its stored success is gone", requeue=True)
+        case _:
+            assert_never(outcome)
+
+
+def _backoff(task: Any) -> float | None:
+    """Return the countdown of the task's `retry_backoff`, None for `default_retry_delay`."""
+    backoff = getattr(task, "retry_backoff", False)
+    if not backoff:
+        return None
+    interval: float = get_exponential_backoff_interval(
+        factor=int(max(1.0, float(backoff))),
+        retries=task.request.retries,
+        maximum=int(getattr(task, "retry_backoff_max", 600)),
+        full_jitter=getattr(task, "retry_jitter", True),
+    )
+    return interval

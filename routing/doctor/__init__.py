@@ -1,0 +1,1 @@
+"""A live platform as values, and what is wrong with it."""

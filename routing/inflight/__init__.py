@@ -1,0 +1,1 @@
+"""What this process holds from the queues: bookkeeping without I/O."""

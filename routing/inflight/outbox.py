@@ -1,0 +1,153 @@
+"""What waits to be carried to the broker: endings, dead letters, messages that go back.
+
+Everything is taken for one call and put back when that call may not have arrived; each of them
+changes nothing when it is done twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from routing.inflight.locks import new_lock
+from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
+
+#: Most tags in one settlement: well below what one script call can unpack, and about 10 ms of the
+#: server.
+SETTLE_AT_MOST = 3000
+
+
+class Carrier(Protocol):
+    """What takes endings to the broker."""
+
+    def ended(self, queue: str) -> None:
+        """Note that endings wait."""
+
+    def flush(self) -> None:
+        """Carry them now, as far as the broker can be reached."""
+
+    def is_unheard(self, seconds: float) -> bool:
+        """Return whether a command has had no reply for so long."""
+
+
+class Outbox:
+    """Endings, burials and returns on their way; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._ended: list[Ending] = []
+        self._burials: dict[str, list[Burial]] = {}
+        self._oldest = 0.0
+        self._returns: dict[str, list[Return]] = {}
+        self._unread: list[Fetch] = []
+
+    def __len__(self) -> int:
+        """Return how many endings and burials wait."""
+        return len(self._ended) + sum(map(len, self._burials.values()))
+
+    @property
+    def endings(self) -> int:
+        """How many endings wait, burials apart."""
+        return len(self._ended)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the oldest of them came; 0 when there is none."""
+        return time.monotonic() - self._oldest if len(self) else 0.0
+
+    @property
+    def has_returns(self) -> bool:
+        """Whether messages wait to be given back."""
+        return bool(self._returns or self._unread)
+
+    def tags(self) -> list[str]:
+        """Return the tags of everything that has ended: they are unacknowledged until settled."""
+        with self._lock:
+            tags = [ending.tag for ending in self._ended]
+            tags += [burial.tag for burials in self._burials.values() for burial in burials]
+        return tags
+
+    # -- putting in
+
+    def add_endings(self, endings: Iterable[Ending]) -> None:
+        """Add how messages ended."""
+        with self._lock:
+            self._note_time()
+            self._ended += endings
+
+    def add_burial(self, queue: str, burial: Burial) -> None:
+        """Add a message that becomes a dead letter."""
+        with self._lock:
+            self._note_time()
+            self._burials.setdefault(queue, []).append(burial)
+
+    def add_return(self, queue: str, returned: Return) -> None:
+        """Add a message that goes back to its queue."""
+        with self._lock:
+            self._returns.setdefault(queue, []).append(returned)
+
+    def add_unread(self, fetch: Fetch) -> None:
+        """Add a fetch whose reply was lost: what it took goes back by enumeration."""
+        with self._lock:
+            self._unread.append(fetch)
+
+    def _note_time(self) -> None:
+        if not self._ended and not self._burials:
+            self._oldest = time.monotonic()
+
+    # -- taking out
+
+    def take_settlement(self) -> Settlement:
+        """Take the oldest endings, for a call that will carry them."""
+        with self._lock:
+            # A signal's handler may come in here and add to it.
+            ended, self._ended = self._ended, []
+            self._ended[:0] = ended[SETTLE_AT_MOST:]
+        return Settlement(ended[:SETTLE_AT_MOST])
+
+    def restore_settlement(self, settlement: Settlement) -> None:
+        """Take endings back whose call may not have arrived; settling twice changes nothing."""
+        if not settlement.endings:
+            return
+        with self._lock:
+            self._note_time()
+            self._ended[:0] = settlement.endings
+
+    def take_burials(self) -> dict[str, list[Burial]]:
+        """Take the dead letters of each queue, for calls that will carry them."""
+        with self._lock:
+            burials, self._burials = self._burials, {}
+        return burials
+
+    def restore_burials(self, burials: Mapping[str, Sequence[Burial]]) -> None:
+        """Take burials back whose call may not have arrived; burying twice changes nothing."""
+        with self._lock:
+            self._note_time()
+            for queue, entries in burials.items():
+                self._burials.setdefault(queue, [])[:0] = entries
+
+    def take_returns(self) -> list[tuple[str, list[Return]]]:
+        """Take what must be given back: per queue, in fetch order."""
+        with self._lock:
+            returns, self._returns = self._returns, {}
+            unread, self._unread = self._unread, []
+        # What goes back last comes first: the newest fetch before what was held before it.
+        taken = [
+            (queue, [Return(tag) for tag in fetch.tags(position)])
+            for fetch in reversed(unread)
+            for position, (queue, _) in enumerate(fetch.asked)
+        ]
+        taken += [
+            (queue, sorted(entries, key=lambda returned: returned.order))
+            for queue, entries in returns.items()
+        ]
+        return taken
+
+    def restore_returns(self, returns: Iterable[tuple[str, Sequence[Return]]]) -> None:
+        """Take returns back whose call may not have arrived; giving back twice changes nothing."""
+        with self._lock:
+            for queue, entries in returns:
+                kept = self._returns.setdefault(queue, [])
+                kept[:0] = [replace(entry, order=-1) for entry in entries]

@@ -1,0 +1,181 @@
+"""Gives what a queue's bound dropped its final state, so that nobody waits for it for ever.
+
+`push` puts every dropped message into the list ``<queue>.dropped``. Each worker looks there a few
+times a second and takes what it finds as it takes any message: under a lease, settled when the
+state is stored, so that a worker that dies loses nothing. The task's result becomes a failure with
+`Dropped`; its error callbacks run, and a chord that it belongs to fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery import states
+from celery.app.task import Context
+from celery.backends.base import DisabledBackend
+from celery.backends.rpc import RPCBackend
+from kombu.exceptions import OperationalError
+from kombu.serialization import prepare_accept_content
+
+from routing.errors import Dropped
+from routing.message.codec import decode
+from routing.message.exemption import accepted_before
+from routing.message.validation import check_message
+from routing.publish.amqp import topology_of
+from routing.redis.commands import NOTHING, Arrival
+from routing.redis.keys import dropped_queue
+from routing.redis.values import Ending, Fetch, Return, Settlement
+from routing.transport.channel import EngineMixin
+from routing.transport.delivery import NO_MESSAGE
+from routing.transport.message import EngineMessage
+from routing.worker.results import at_once
+
+logger = logging.getLogger(__name__)
+
+#: Messages taken at once: some hundred milliseconds with a result backend that is near.
+AT_MOST = 100
+
+#: Seconds in one run, as other jobs wait meanwhile.
+RUN_SECONDS = 0.5
+
+#: Seconds until the next try after the result backend failed.
+PAUSE_SECONDS = 5.0
+
+DROPPING = ("drop_oldest", "drop_newest", "dead_letter")
+
+
+class FinishDropped:
+    """The upkeep job of one worker.
+
+    Arguments:
+        consumer: the worker's consumer.
+    """
+
+    interval_seconds = 0.25
+
+    def __init__(self, consumer: Any) -> None:
+        self._app = consumer.app
+        self._accept = prepare_accept_content(self._app.conf.accept_content)
+        self._name = secrets.token_hex(8)
+        self._calls = itertools.count(1)
+        self._paused_until = 0.0
+        table = topology_of(self._app)
+        self._queues = [
+            name
+            for name, queue in (table.queues.items() if table else ())
+            if queue.overflow in DROPPING
+        ]
+
+    def run(self, channel: EngineMixin) -> None:
+        """Give final states as long as there is something, for a moment at most."""
+        now = time.monotonic()
+        if not self._queues or now < self._paused_until:
+            return
+        while time.monotonic() < now + RUN_SECONDS:
+            names = channel.verbs.with_dropped(channel.plain_client, self._queues)
+            if not names or not self._finish_some(channel, names):
+                return
+
+    def _finish_some(self, channel: EngineMixin, queues: Sequence[str]) -> bool:
+        """Finish one slice; False when the result backend failed."""
+        asked = tuple((dropped_queue(queue), AT_MOST) for queue in queues)
+        prefix = f"{self._name}:{next(self._calls)}:"
+        arrivals = channel.verbs.exchange(
+            channel.plain_client, NOTHING, Fetch(prefix, asked)
+        ).arrivals
+        done = 0
+        try:
+            for arrival in arrivals:
+                self._finish(channel, arrival)
+                done += 1
+        except Exception as error:
+            logger.warning(
+                "the final state of dropped messages cannot be stored, trying again: %s: %s",
+                type(error).__name__,
+                error,
+                extra={"event": "dropped_unfinished"},
+            )
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+        finally:
+            self._settle(channel, arrivals[:done], arrivals[done:])
+        return done == len(arrivals)
+
+    def _settle(
+        self, channel: EngineMixin, finished: Sequence[Arrival], left: Sequence[Arrival]
+    ) -> None:
+        endings = [Ending(arrival.queue, "done", arrival.tag, "") for arrival in finished]
+        nothing_asked = Fetch(f"{self._name}:{next(self._calls)}:", ())
+        channel.verbs.exchange(channel.plain_client, Settlement(endings), nothing_asked)
+        for queue in {arrival.queue for arrival in left}:
+            entries = [Return(arrival.tag) for arrival in left if arrival.queue == queue]
+            channel.verbs.give_back(channel.plain_client, queue, entries)
+
+    def _finish(self, channel: EngineMixin, arrival: Arrival) -> None:
+        queue = arrival.queue.removesuffix(dropped_queue(""))
+        try:
+            payload = decode(arrival.text)
+            policy = str((payload.get("celeriac") or {}).get("dropped", ""))
+            request = self._request(EngineMessage(payload, channel=channel))
+            finish(self._app, request, Dropped(queue, policy))
+        except OperationalError:
+            raise
+        except NO_MESSAGE as error:
+            # Nobody can wait for what is no message, and it must not hold up what is.
+            logger.debug("queue %r dropped what is no task message: %s", queue, error)
+
+    def _request(self, message: EngineMessage) -> Context:
+        message.accept = self._accept
+        headers, properties = message.headers, message.properties
+        check_message(headers, message.payload, message.content_encoding)
+        args, kwargs, embed = message.payload
+        embed = embed or {}
+        return Context(
+            {key: value for key, value in headers.items() if value is not None},
+            id=headers["id"],
+            task=headers["task"],
+            args=args,
+            kwargs=kwargs,
+            delivery_info=message.delivery_info,
+            reply_to=properties.get("reply_to"),
+            correlation_id=properties.get("correlation_id"),
+            called_directly=False,
+            **{key: embed.get(key) for key in ("callbacks", "errbacks", "chain", "chord")},
+        )
+
+
+def finish(app: Any, request: Context, error: Exception) -> None:
+    """Store that a task failed without having run, and tell whoever depends on it.
+
+    A success that is stored already stays: the message was another delivery of the same task.
+    """
+    task = app.tasks.get(request.task)
+    backend = task.backend if task is not None else app.backend
+    stores = _stores_errors(app, task, request)
+    depends = request.chord or request.errbacks or request.chain
+    if not stores and not depends:
+        return
+    with accepted_before(), at_once():
+        if _has_succeeded(backend, request.id):
+            return
+        backend.mark_as_failure(request.id, error, request=request, store_result=stores)
+
+
+def _stores_errors(app: Any, task: Any, request: Context) -> bool:
+    ignores = request.ignore_result
+    if task is None:
+        return not (app.conf.task_ignore_result if ignores is None else ignores)
+    if task.store_errors_even_if_ignored:
+        return True
+    return not (task.ignore_result if ignores is None else ignores)
+
+
+def _has_succeeded(backend: Any, task_id: str) -> bool:
+    # These two cannot be asked: one keeps nothing, the other would consume the answer.
+    if isinstance(backend, DisabledBackend | RPCBackend):
+        return False
+    return bool(backend.get_state(task_id) == states.SUCCESS)

@@ -1,0 +1,115 @@
+"""What a worker does now and then for everybody: a list of jobs.
+
+A job is a small object with an interval. It has a thread (under gevent a greenlet) and a connection
+of its own: one that waits for a result backend must not hold up the one that looks for leases. What
+it raises is logged; a lost connection is opened again at the next round. Nothing that a worker's
+own tasks depend on is done here: a job may come late.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from celery import bootsteps
+from kombu.exceptions import OperationalError
+
+from routing.redis.faults import ANY_FAULT, LOST
+from routing.transport.channel import EngineMixin
+from routing.worker.dispatcher import Dispatcher
+from routing.worker.forks import unforked
+
+logger = logging.getLogger(__name__)
+
+
+class Job(Protocol):
+    """Something to be done now and then."""
+
+    #: Seconds from one run to the next.
+    interval_seconds: float
+
+    def run(self, channel: EngineMixin) -> None:
+        """Do it, with a channel that no other thread uses."""
+
+
+#: Makes the jobs of a worker from its consumer; modules of this package are listed by `install`.
+JobFactory = Callable[[Any], Job]
+
+
+class Upkeep(bootsteps.StartStopStep):
+    """The consumer bootstep that runs the jobs while the worker is connected."""
+
+    requires = (Dispatcher,)
+    factories: tuple[JobFactory, ...] = ()
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        self._runners: list[_Runner] = []
+        super().__init__(parent, **kwargs)
+
+    def start(self, parent: Any) -> None:
+        """Begin, on a broker of the engine; called again after each reconnect."""
+        if isinstance(parent.task_consumer.channel, EngineMixin):
+            self._runners = [_Runner(parent.app, [make(parent)]) for make in self.factories]
+
+    def stop(self, parent: Any) -> None:
+        """End soon; stopping twice is safe."""
+        while self._runners:
+            self._runners.pop().stop()
+
+    terminate = stop
+
+
+class _Runner:
+    def __init__(self, app: Any, jobs: list[Job]) -> None:
+        self._app = app
+        self._due = {job: time.monotonic() + job.interval_seconds for job in jobs}
+        self._stopping = threading.Event()
+        if jobs:
+            threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._wait_for_next():
+            try:
+                # The broker that the worker consumes from; others may be written to.
+                with self._app.connection_for_read() as connection:
+                    with unforked():
+                        channel = connection.default_channel
+                    self._work(channel)
+            except (*LOST, OperationalError) as error:
+                logger.debug("upkeep waits for the broker: %s", error)
+            except Exception:
+                logger.exception("upkeep cannot connect", extra={"event": "upkeep_failed"})
+            self._stopping.wait(1)
+
+    def _wait_for_next(self) -> bool:
+        return self._stopping.wait(max(0.0, min(self._due.values()) - time.monotonic()))
+
+    def _work(self, channel: EngineMixin) -> None:
+        while not self._wait_for_next():
+            for job, due in self._due.items():
+                if due > time.monotonic() or self._stopping.is_set():
+                    continue
+                self._due[job] = time.monotonic() + job.interval_seconds
+                self._run_one(job, channel)
+
+    def _run_one(self, job: Job, channel: EngineMixin) -> None:
+        try:
+            with unforked():
+                job.run(channel)
+        except LOST:
+            raise
+        except ANY_FAULT as error:
+            logger.warning(
+                "%s: the broker refused: %s",
+                type(job).__name__,
+                error,
+                extra={"event": "upkeep_refused"},
+            )
+        except Exception:
+            logger.exception("%s failed", type(job).__name__, extra={"event": "upkeep_failed"})

@@ -1,0 +1,1 @@
+"""One message: values and codecs. Nothing here talks to a server."""

@@ -1,0 +1,1 @@
+"""From ``delay()`` to the transport: routing, messages, bulk calls, groups."""

@@ -1,0 +1,191 @@
+"""Groups and chords whole or not at all: a bound never cuts one in the middle.
+
+Celery publishes the members of a group one by one. On an app whose queues have bounds, the members
+(and for a chord whatever its header needs) are gathered first. Then
+
+- members for one queue and priority, at most `CHUNK` of them, go in one script call;
+- others in two steps: look whether every queue has room for its share, then push. Producers that
+  look at the same moment may together exceed a bound by one group, which the ledger counts as
+  overshoot; a group is never cut.
+
+Refused, ``apply_async`` raises `QueueFull` and nothing was published. The policies that drop what
+is new take the whole group or drop it; ``drop_oldest`` makes room for as much of it as ever fits.
+Celery's signals and ``task-sent`` events come while the group is gathered. Canvas classes belong to
+no app, so `extend_canvas` wraps their ``apply_async`` for the process; apps without a table do not
+notice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from celery import canvas
+
+from routing.message.eta import Delay
+from routing.message.exemption import was_accepted
+from routing.publish.amqp import topology_of
+from routing.publish.bulk import producer_for
+from routing.publish.line import ensure
+from routing.redis.bounds import Terms
+from routing.redis.commands import Pushed
+from routing.topology.model import Topology
+from routing.transport.gathering import Gathering, Lane, current, gathering
+from routing.transport.overflow import Overflow
+from routing.worker.results import until_taken
+
+#: Messages in one call: a few milliseconds of the server.
+CHUNK = 3000
+
+_MARK = "__celeriac_whole__"
+
+
+def extend_canvas() -> None:
+    """Let groups and chords be published whole; extending twice is safe."""
+    for kind in (canvas.group, canvas._chord):
+        if not hasattr(kind.apply_async, _MARK):
+            kind.apply_async = _published_whole(kind.apply_async)
+
+
+def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def apply_async(self: Any, *args: Any, **options: Any) -> Any:
+        app = self.app
+        # A group inside of a group belongs to the outer one.
+        outer = current()
+        is_inner = outer is not None and not outer.exempt_only
+        must_arrive = was_accepted()
+        has_bounds = _has_bounds(topology_of(app))
+        if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
+            return stock(self, *args, **options)
+
+        def gather() -> tuple[Gathering, Any]:
+            with gathering() as gathered:
+                return gathered, stock(self, *args, **options)
+
+        # It connects and declares, so the broker may be away already.
+        gathered, result = until_taken(app, "the broker", gather) if must_arrive else gather()
+        if outer is None or not all(map(outer.takes, gathered.lanes)):
+            publication = Publication(app, gathered, options)
+            if must_arrive:
+                until_taken(app, "the broker", publication.publish)
+            else:
+                publication.publish()
+            return result
+        for lane, texts in gathered.lanes.items():
+            for text in texts:
+                outer.add(lane, text)
+        return result
+
+    setattr(apply_async, _MARK, True)
+    return apply_async
+
+
+def _has_bounds(topology: Topology | None) -> bool:
+    return topology is not None and any(
+        queue.max_length or queue.max_bytes or queue.max_delayed
+        for queue in topology.queues.values()
+    )
+
+
+class Publication:
+    """Publishes gathered messages, all or none; after a lost connection it goes on where it was.
+
+    Arguments:
+        options: publishing options; ``retry``, ``retry_policy`` and what chooses the connection.
+    """
+
+    def __init__(self, app: Any, gathered: Gathering, options: Mapping[str, Any]) -> None:
+        self._app = app
+        self._options = options
+        self._lanes = gathered.lanes
+        self._senders = gathered.senders
+        self._terms: dict[tuple[str, bool], Terms] = {}
+        self._calls = [
+            (lane, texts[start : start + CHUNK])
+            for lane, texts in gathered.lanes.items()
+            for start in range(0, len(texts), CHUNK)
+        ]
+
+    def publish(self) -> None:
+        """Publish what is left.
+
+        Raises:
+            QueueFull: a queue has no room for its share; nothing was published.
+            BrokerUnreachable: the broker is away.
+        """
+        if self.is_over:
+            return
+        conf = self._app.conf
+        policy = {
+            "retry": self._options.get("retry", conf.task_publish_retry),
+            "retry_policy": self._options.get("retry_policy") or conf.task_publish_retry_policy,
+        }
+        with producer_for(self._app, self._options) as producer:
+            ensure(producer, lambda: self._send(producer.channel), policy)
+
+    def skip(self) -> set[str]:
+        """Leave out what was refused just now; return which tasks have sent messages that way."""
+        refused = self._calls[0][0]
+        self._calls = [call for call in self._calls if call[0] != refused]
+        return set(self._senders[refused])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return not self._calls
+
+    def _send(self, channel: Any) -> None:
+        if len(self._calls) == 1 and not self._calls[0][0].exempt:
+            _push_whole(channel, *self._calls[0])
+            return
+        if not self._terms:
+            shares = {(lane.queue, lane.delayed) for lane in self._lanes if not lane.exempt}
+            self._terms = {share: self._find_terms(channel, *share) for share in shares}
+        while self._calls:
+            lane, texts = self._calls[0]
+            terms = "exempt" if lane.exempt else self._terms[lane.queue, lane.delayed]
+            _push(channel, lane, texts, terms)
+            self._calls.pop(0)
+
+    def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
+        """Return on which terms a queue takes its share, of what waits or of what is delayed.
+
+        Raises:
+            QueueFull: it does not.
+        """
+        overflow: Overflow = channel.overflow(queue, delayed=delayed)
+        policy = overflow.config.overflow
+        if policy == "drop_oldest" or not overflow.bounds.are_set:
+            return ""
+        texts = list(self._share(queue, delayed))
+        patience = overflow.patience()
+        while not overflow.fits(found := channel.push(queue, [], delayed=delayed), texts):
+            if policy not in ("reject", "block"):
+                return "none"
+            empty = Pushed(0, 0, found.limit)
+            if not overflow.fits(empty, texts) or not patience.wait():
+                refused = channel.push(queue, texts, terms="none", delayed=delayed)
+                raise overflow.full(refused, len(texts), together=len(texts))
+            patience.tell(overflow, found)
+        return "exempt"
+
+    def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:
+        for lane, texts in self._lanes.items():
+            if (lane.queue, lane.delayed) == (queue, delayed) and not lane.exempt:
+                yield from texts
+
+
+def _push_whole(channel: Any, lane: Lane, texts: list[str | Delay]) -> None:
+    pushed = _push(channel, lane, texts, "whole")
+    if pushed.accepted < len(texts):
+        overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
+        raise overflow.full(pushed, len(texts), together=len(texts))
+
+
+def _push(channel: Any, lane: Lane, texts: list[str | Delay], terms: Terms) -> Pushed:
+    pushed: Pushed = channel.push(
+        lane.queue, texts, priority=lane.priority, terms=terms, delayed=lane.delayed
+    )
+    return pushed

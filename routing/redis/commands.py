@@ -1,0 +1,295 @@
+"""The verbs of the engine as Python calls: arguments in, values out, one round trip each.
+
+Everything is built for one broker database: the key names, the queue table's bounds and the lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import redis
+
+from routing.message.eta import Delay
+from routing.redis.bounds import Bounds, Terms, bounds_of
+from routing.redis.keys import Keys
+from routing.redis.scripts import call
+from routing.redis.values import FETCH_BYTES, Burial, Charges, Fetch, Return, Settlement
+from routing.topology.model import Topology
+
+#: Most messages in one call that gives back.
+GIVE_BACK_AT_MOST = 800
+
+#: Most leases in one call that renews: 3,900 kept the server busy for 10 ms.
+RENEW_AT_MOST = 1000
+
+#: Most messages that one call takes from workers that have gone.
+RECLAIM_AT_MOST = 500
+
+#: Most messages that one call buries: with the longest evidence that is some 3 MB.
+BURY_AT_MOST = 300
+
+NOTHING = Settlement([])
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push did: the first `accepted` messages are the queue's, the rest refused.
+
+    `length` is the number of messages that waited before, `limit` the queue's max_length (0 for
+    none), `size_bytes` the bytes that waited before, where the queue has max_bytes. `dropped`
+    messages were dropped by the queue's policy, of these or of those that waited. `age_ms` is the
+    age of the oldest waiting message when messages were refused (0 when it is not known).
+    """
+
+    accepted: int
+    length: int
+    limit: int
+    size_bytes: int = 0
+    dropped: int = 0
+    age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One fetched message: its tag, its queue and its text as stored."""
+
+    tag: str
+    queue: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """The reply to an exchange.
+
+    `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
+    are counted, `left` the number of messages that each asked queue still holds, `next_due_ms` when
+    the next delayed message of the asked queues is due by the server's clock (0 for none).
+    """
+
+    server_ms: int
+    counted: int
+    left: dict[str, int]
+    arrivals: list[Arrival]
+    next_due_ms: int = 0
+
+    def sizes(self) -> Iterator[tuple[str, str, int]]:
+        """Yield the tag, the queue and the size in bytes of each arrival."""
+        return ((arrival.tag, arrival.queue, len(arrival.text)) for arrival in self.arrivals)
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """What a burial did: messages that became dead letters, dead letters that made room."""
+
+    buried: int
+    trimmed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verbs:
+    """Builds and runs the calls for one broker database."""
+
+    keys: Keys
+    topology: Topology
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.topology.lease_seconds * 1000)
+
+    def _ledger(self, queue: str) -> str:
+        return self.keys.ledger(queue) if queue in self.topology.queues else ""
+
+    def _delayed(self, queue: str) -> tuple[str, str]:
+        return self.keys.delayed(queue), self.keys.delayed_texts(queue)
+
+    def push(
+        self,
+        client: redis.Redis,
+        queue: str,
+        texts: Sequence[str | bytes],
+        *,
+        priority: int = 0,
+        terms: Terms = "",
+    ) -> Pushed:
+        """Append messages to a queue, as far as its bounds and its policy allow.
+
+        Arguments:
+            client: a client that adds no key prefix.
+            texts: complete kombu messages as JSON, oldest first; a few hundred a call is sensible.
+                Without any, nothing is changed: the reply says how much waits.
+            priority: kombu's priority step, 0 is taken first.
+            terms: whether the bounds hold for these messages.
+        """
+        bounds = bounds_of(self.topology, queue)
+        keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
+        reply = call(client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *texts])
+        accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
+        return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
+
+    def delay(
+        self,
+        client: redis.Redis,
+        queue: str,
+        delays: Sequence[Delay],
+        *,
+        priority: int = 0,
+        terms: Terms = "",
+    ) -> Pushed:
+        """Keep messages until they are due, as far as max_delayed and the queue's policy allow.
+
+        The arguments are those of `push`. In the reply, `length` is the number of messages that
+        were delayed before, and `limit` is max_delayed.
+        """
+        bounds = bounds_of(self.topology, queue, delayed=True)
+        limit, _, policy, *dead_letters = bounds.args
+        keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
+        keys += [self._ledger(queue), self.keys.ready(queue, priority)]
+        keys += [self.keys.dropped(queue), self.keys.dead(queue)]
+        texts = [value for d in delays for value in (d.wait_ms, d.message_id, d.text)]
+        reply = call(client, "delay", keys, [limit, policy, terms, *dead_letters, *texts])
+        accepted, length, dropped = (int(number) for number in reply)
+        return Pushed(accepted, length, limit, dropped=dropped)
+
+    def postpone(
+        self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int
+    ) -> bool:
+        """Put a fetched message among the delayed ones; False when it is no longer held."""
+        keys = [*self.keys.records(), *self._delayed(queue), self.keys.delayed_count()]
+        keys += [self._ledger(queue), self.keys.bell(queue)]
+        return bool(call(client, "postpone", keys, [tag, message_id, due_ms]))
+
+    def with_dropped(self, client: redis.Redis, queues: Sequence[str]) -> list[str]:
+        """Return those of these queues whose dropped messages wait for a final state."""
+        pipeline = client.pipeline(transaction=False)
+        for queue in queues:
+            pipeline.llen(self.keys.dropped(queue))
+        lengths = pipeline.execute()
+        return [queue for queue, length in zip(queues, lengths, strict=True) if length]
+
+    def exchange_call(self, settlement: Settlement, fetch: Fetch) -> tuple[list[str], list[Any]]:
+        """Return keys and arguments of an exchange."""
+        ids = settlement.counted_ids()
+        groups = settlement.groups()
+        keys = self.keys.records()
+        args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
+        args += [self._lease_ms, FETCH_BYTES, fetch.most_queues, len(ids), *ids]
+        for (queue, ending), tags in groups.items():
+            keys.append(self._ledger(queue))
+            args += [ending, len(tags), *tags]
+        rooms = fetch.rooms or (FETCH_BYTES,) * len(fetch.asked)
+        for (queue, credit), room_bytes in zip(fetch.asked, rooms, strict=True):
+            lists = self.keys.ready_lists(queue)
+            keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
+            args += [json.dumps(queue), credit, room_bytes, len(lists)]
+        return keys, args
+
+    @staticmethod
+    def exchange_reply(fetch: Fetch, reply: Sequence[Any]) -> Exchanged:
+        """Read the reply to an exchange."""
+        server_ms, counted, next_due_ms, *per_queue = reply
+        left: dict[str, int] = {}
+        arrivals: list[Arrival] = []
+        for position, ((queue, _), (remaining, *texts)) in enumerate(
+            zip(fetch.asked, per_queue, strict=True), start=1
+        ):
+            left[queue] = int(remaining)
+            tag = f"{fetch.prefix}{position}:"
+            arrivals += [Arrival(f"{tag}{n}", queue, text) for n, text in enumerate(texts, start=1)]
+        return Exchanged(int(server_ms), int(counted), left, arrivals, int(next_due_ms))
+
+    def exchange(self, client: redis.Redis, settlement: Settlement, fetch: Fetch) -> Exchanged:
+        """Settle and fetch in one round trip."""
+        return self.exchange_reply(
+            fetch, call(client, "exchange", *self.exchange_call(settlement, fetch))
+        )
+
+    def give_back(self, client: redis.Redis, queue: str, returns: Sequence[Return]) -> int:
+        """Return messages to the front of their queue, given in fetch order; returns how many."""
+        keys = [*self.keys.records(), self.keys.bell(queue), self._ledger(queue)]
+        keys += [*self._delayed(queue), self.keys.delayed_count()]
+        returned = 0
+        # The newest chunk goes first: each chunk passes the one before it.
+        for start in reversed(range(0, len(returns), GIVE_BACK_AT_MOST)):
+            chunk = returns[start : start + GIVE_BACK_AT_MOST]
+            args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
+            returned += int(call(client, "give_back", keys, args))
+        return returned
+
+    def renew(
+        self,
+        client: redis.Redis,
+        hostname: str,
+        held: Sequence[tuple[str, str]],
+        *,
+        leaving: bool = False,
+    ) -> list[str]:
+        """Extend leases, in slices; returns the tags that are gone.
+
+        Arguments:
+            client: a client that adds no key prefix.
+            hostname: the worker's, for whoever finds its leases run out.
+            held: each tag, with the message's id when it was started, else "".
+            leaving: the worker stops, so that none of them counts as started any more.
+        """
+        keys = [*self.keys.records(), self.keys.workers()]
+        gone: list[str] = []
+        for start in range(0, len(held), RENEW_AT_MOST):
+            chunk = held[start : start + RENEW_AT_MOST]
+            args = [self._lease_ms, hostname, int(leaving), *(v for pair in chunk for v in pair)]
+            gone += [tag.decode() for tag in call(client, "renew", keys, args)]
+        return gone
+
+    def reclaim(self, client: redis.Redis) -> int:
+        """Return messages of workers that have gone, of any queue, to the front of their queues.
+
+        Returns how many, at most `RECLAIM_AT_MOST`; -1 while everybody has time to renew, because
+        the broker was away.
+        """
+        keys = [*self.keys.records(), self.keys.workers(), self.keys.reclaiming()]
+        names = [self.keys.prefix, self.keys.separator, self.keys.ledger(""), self.keys.bell("")]
+        return int(call(client, "reclaim", keys, [self._lease_ms, RECLAIM_AT_MOST, *names]))
+
+    def bury(self, client: redis.Redis, queue: str, burials: Sequence[Burial]) -> Buried:
+        """Move held messages of a queue to its dead letters, and trim these to their bounds.
+
+        Without messages it only trims.
+        """
+        config = self.topology.queue(queue)
+        keys = [*self.keys.records(), self.keys.dead(queue), self._ledger(queue)]
+        bounds = [config.max_dead, int(config.max_dead_age * 1000)]
+        buried = trimmed = 0
+        for start in range(0, max(len(burials), 1), BURY_AT_MOST):
+            chunk = burials[start : start + BURY_AT_MOST]
+            entries = [v for b in chunk for v in (b.tag, b.message_id, b.evidence, b.text)]
+            reply = call(client, "bury", keys, [*bounds, *entries])
+            buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
+        return Buried(buried, trimmed)
+
+    def purge(self, client: redis.Redis, queue: str) -> int:
+        """Drop every waiting and delayed message of a queue; returns how many there were."""
+        keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
+        keys += self.keys.ready_lists(queue)
+        return int(call(client, "purge", keys, []))
+
+    def deliveries(self, client: redis.Redis, message_ids: Sequence[str]) -> dict[str, Charges]:
+        """Return how often each of these messages was charged a delivery, where it was."""
+        texts: Any = client.hmget(self.keys.deliveries(), list(message_ids))
+        return {i: _charges(text) for i, text in zip(message_ids, texts, strict=True) if text}
+
+
+def _charges(text: bytes) -> Charges:
+    count, _, evidence = text.decode(errors="replace").partition(" ")
+    return Charges(int(count), evidence)
+
+
+@lru_cache(maxsize=1024)
+def _push_keys(keys: Keys, queue: str, priority: int, bounds: Bounds, ledger: str) -> list[str]:
+    """Return the keys of a push, made once: they would be a good part of its time."""
+    names = [keys.ready(queue, priority), keys.bell(queue), ledger]
+    names += [keys.dropped(queue), keys.dead(queue)] if bounds.drop else ["", ""]
+    return names + (keys.ready_lists(queue) if bounds.are_set else [])

@@ -1,0 +1,366 @@
+"""The queue table: which queues there are, what bounds them, and which task goes where.
+
+One TOML file (or an equal mapping), read into frozen models. Whatever cannot be used is refused
+with every problem on a line of its own, each naming the queue or route, the field, what was
+expected and what was got; nothing is clamped or guessed. Everybody reads this table; nobody
+changes it after ``Topology.load``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from routing.errors import TopologyError, UnknownLevel
+from routing.topology.checks import name_problem, worker_problems
+from routing.topology.problems import close_to, problem_lines
+
+#: The levels that have a meaning by convention; a route may name others.
+LEVELS = ("critical", "high", "normal", "low")
+
+#: The level that a route's plain queue serves when the route does not name another for it.
+NORMAL = "normal"
+
+Overflow = Literal["reject", "block", "drop_oldest", "drop_newest", "dead_letter"]
+
+
+#: Slots are asked for in whole messages; text and booleans are mistakes, not numbers.
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class QueueConfig(BaseModel):
+    """What one queue may hold, and how much of a worker it may use."""
+
+    model_config = _STRICT
+
+    weight: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Share of a worker's slots while other queues also have work, relative "
+        "to their weights. Default 1: all queues are equal until somebody says "
+        "otherwise.",
+    )
+    reserve: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Slots of each worker that no other queue may take; a worker's last slot is "
+        "never reserved. Default 0: an idle slot is anybody's, so that nothing stands still for "
+        "work that may never come.",
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most slots of each worker that this queue may hold at once. Default "
+        "none: a queue may use the whole worker while the others have no work.",
+    )
+    prefetch: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most unfinished messages that one worker may hold from this queue. "
+        "Default none: 32, enough to hide the broker's round trip behind tasks of a "
+        "few milliseconds, few enough that a sibling worker finds work too; and where a batch task "
+        "goes, (slots + 1) times its max_size if that is more, so that one batch fills while every "
+        "slot runs another. It must be at least max_size.",
+    )
+    max_length: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most messages that may wait. Default none: a bound loses or delays "
+        "work, so it has to be chosen.",
+    )
+    max_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most bytes of messages that may wait. Default none: max_length is easier to "
+        "reason about where messages are of one size.",
+    )
+    max_message_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most bytes of one message, as stored. A larger one is refused with "
+        "MessageTooLarge, whatever the overflow policy. Default none: the broker's own limit "
+        "(512 MB) holds.",
+    )
+    max_delayed: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Most messages with a countdown or an ETA that may wait for their time; above "
+        "that they overflow as the others do. Default none, as for max_length.",
+    )
+    overflow: Overflow = Field(
+        "reject",
+        description="What happens to a message above a bound of the queue. Default reject: the "
+        "producer gets QueueFull and decides, which is the only policy that never surprises.",
+    )
+    block_timeout: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Seconds that overflow = 'block' waits for room before it raises "
+        "QueueFull. Default none: it waits as long as it takes.",
+    )
+    max_age: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Seconds after which a message that has not started is ended as "
+        "expired. Default none: work does not become worthless by waiting "
+        "unless somebody says so.",
+    )
+    log_drops: bool = Field(
+        True,
+        description="Whether drops are logged, at most once a second, with the number since the "
+        "last line. Default true: nothing is lost silently. They are counted in any case.",
+    )
+    max_deliveries: Annotated[int, Field(ge=1)] = Field(
+        5,
+        description="Times that a message may take its worker down before it is dead-lettered. "
+        "Default 5: enough for a machine that fails now and then, few enough that one message "
+        "does not keep a fleet restarting. Only starts are counted.",
+    )
+    max_dead: Annotated[int, Field(ge=0)] = Field(
+        10_000,
+        description="Most dead letters that are kept; the oldest make room. 0 keeps none: what "
+        "fails has failed. Default 10000, some 20 MB of ordinary messages with their errors.",
+    )
+    max_dead_age: Annotated[float, Field(gt=0)] = Field(
+        14 * 86_400.0,
+        description="Seconds after which a dead letter is dropped. Default 14 days: somebody who "
+        "comes back from a holiday finds it.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> QueueConfig:
+        if self.limit is not None and self.reserve > self.limit:
+            raise ValueError(f"reserve must be at most limit ({self.limit}), got {self.reserve}")
+        bounds = (self.max_length, self.max_bytes, self.max_delayed)
+        if self.overflow != "reject" and not any(bounds):
+            raise ValueError(
+                f"overflow = {self.overflow!r} needs a bound: max_length, max_bytes or max_delayed"
+            )
+        if self.block_timeout is not None and self.overflow != "block":
+            raise ValueError(
+                f"block_timeout needs overflow = 'block', got overflow = {self.overflow!r}"
+            )
+        return self
+
+
+class Route(BaseModel):
+    """Which queue each priority level of a task uses.
+
+    Written flat in the table: ``{ queue = "ingest", low = "bulk", high = "realtime" }``, or as the
+    name of the one queue.
+    """
+
+    model_config = _STRICT
+
+    queue: str = Field(
+        description="The queue of a call that names no level, and of level 'normal'."
+    )
+    levels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Level name to queue. Default none: the task has no other level than 'normal'.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_flat_form(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"queue": data}
+        if not isinstance(data, Mapping) or isinstance(data.get("levels"), Mapping):
+            return data
+        levels = {level: queue for level, queue in data.items() if level != "queue"}
+        return {key: data[key] for key in ("queue",) if key in data} | {"levels": levels}
+
+    @model_validator(mode="after")
+    def _levels_have_names(self) -> Route:
+        for level in self.levels:
+            if not level.isidentifier():
+                raise ValueError(f"a level needs a name made of letters and digits, got {level!r}")
+            if level not in LEVELS and (meant := close_to(level, LEVELS, cutoff=0.8)):
+                raise ValueError(f"unknown level {level!r}, did you mean {meant!r}?")
+        return self
+
+    def queue_for(self, level: str | None = None) -> str:
+        """Return the queue that serves a level.
+
+        Raises:
+            UnknownLevel: this route has no such level; the message lists those it has.
+        """
+        if level is None:
+            return self.queue
+        if level in self.levels:
+            return self.levels[level]
+        if level == NORMAL:
+            return self.queue
+        known = ", ".join(repr(name) for name in self.level_names())
+        raise UnknownLevel(f"no queue for level {level!r}: its route has {known}")
+
+    def level_names(self) -> list[str]:
+        """Return the levels that this route serves."""
+        return list(dict.fromkeys([NORMAL, *self.levels]))
+
+    def queues(self) -> list[str]:
+        """Return every queue that some level of this route reaches."""
+        return list(dict.fromkeys([self.queue, *self.levels.values()]))
+
+
+class Topology(BaseModel):
+    """The whole queue table; ``name in topology`` says whether a queue is in it."""
+
+    model_config = _STRICT
+
+    queues: dict[str, QueueConfig] = Field(
+        description="Queue name to its configuration, in the order of the table.",
+    )
+    routes: dict[str, Route] = Field(
+        default_factory=dict,
+        description="Task name, or a glob such as 'tasks.sensors.*', to its route. An exact "
+        "name wins over globs, and an earlier glob over a later one. Default "
+        "none: all tasks use default_queue.",
+    )
+    default_queue: str | None = Field(
+        None,
+        description="The queue of tasks that no route matches. Default: the first queue of "
+        "the table.",
+    )
+    lease_seconds: Annotated[float, Field(ge=3)] = Field(
+        60.0,
+        description="Seconds after which the messages of a worker that has stopped renewing "
+        "are given to others. Default 60: three renewals, 20 s apart, so that "
+        "two lost ones cost nothing. At least 3, as a renewal takes up to a "
+        "second.",
+    )
+
+    max_inflight_bytes: Annotated[int, Field(ge=1)] = Field(
+        64 * 1024**2,
+        description="Bytes of unfinished messages at which a worker stops fetching. Default "
+        "64 MiB: a thousand times more than short tasks need, and it keeps large messages from "
+        "exhausting a worker that prefetches them by count. Half of it is divided among the "
+        "queues, so that none of them keeps another from being fetched; of each, one message more "
+        "may arrive.",
+    )
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:
+        """Return the table in a TOML file or a mapping; a Topology is returned as it is.
+
+        Raises:
+            TopologyError: the file cannot be read, or the table cannot be used; every problem has
+                a line.
+        """
+        if isinstance(source, Topology):
+            return source
+        if isinstance(source, Mapping):
+            return cls._read(source, origin="the queue table")
+        if not isinstance(source, (str, os.PathLike)):
+            raise TopologyError(
+                "the queue table must be a path, a mapping or a Topology, "
+                f"got {type(source).__name__}"
+            )
+        return cls._read(_parse(Path(source)), origin=os.fspath(source))
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any], *, origin: str) -> Topology:
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            lines = problem_lines(error, fields=_FIELDS)
+            raise TopologyError(f"{origin} cannot be used:\n" + "\n".join(lines)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_queue_is_default(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        queues = data.get("queues")
+        if data.get("default_queue") is None and isinstance(queues, Mapping) and queues:
+            return {**data, "default_queue": next(iter(queues))}
+        return data
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Topology:
+        if problems := list(self._name_problems()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _name_problems(self) -> Iterator[str]:
+        if not self.queues:
+            yield "queues must name at least one queue, got none"
+        for name in self.queues:
+            if reason := name_problem(name):
+                yield f"queue {name!r}: {reason}"
+        if self.queues and self.default_queue not in self.queues:
+            got = self._unknown(self.default_queue)
+            yield f"default_queue must be a queue of the table, got {got}"
+        for pattern, route in self.routes.items():
+            if route.queue not in self.queues:
+                yield self._unknown_in_route(pattern, "queue", route.queue)
+            for level, queue in route.levels.items():
+                if queue not in self.queues:
+                    yield self._unknown_in_route(pattern, level, queue)
+
+    def _unknown_in_route(self, pattern: str, field: str, queue: str) -> str:
+        return (
+            f"route {pattern!r}: {field} must be a queue of the table, got {self._unknown(queue)}"
+        )
+
+    def _unknown(self, queue: str | None) -> str:
+        meant = close_to(queue or "", self.queues)
+        return f"{queue!r}" + (f", did you mean {meant!r}?" if meant else "")
+
+    def __contains__(self, queue: object) -> bool:
+        return queue in self.queues
+
+    def queue(self, name: str) -> QueueConfig:
+        """Return the configuration of a queue; the defaults for one that is not in the table."""
+        return self.queues.get(name, _DEFAULTS)
+
+    def route(self, task_name: str) -> Route | None:
+        """Return the route of a task: its own, else the first glob that matches, else None."""
+        if route := self.routes.get(task_name):
+            return route
+        for pattern, route in self.routes.items():
+            if fnmatch.fnmatchcase(task_name, pattern):
+                return route
+        return None
+
+    def check_worker(
+        self,
+        concurrency: int,
+        batches: Mapping[str, Mapping[str, int]],
+        *,
+        queues: Iterable[str] | None = None,
+    ) -> None:
+        """Refuse a worker that this table cannot work with.
+
+        Arguments:
+            concurrency: slots of the worker.
+            batches: queue to the batch tasks that go there, each with its max_size in messages.
+            queues: the queues that the worker takes from; None means all of the table.
+
+        Raises:
+            TopologyError: the reserves do not fit into the slots, or a batch could never become
+                full.
+        """
+        taken = set(self.queues if queues is None else queues)
+        if problems := worker_problems(self, concurrency, batches, taken=taken):
+            raise TopologyError("\n".join(problems))
+
+
+_DEFAULTS = QueueConfig()
+_FIELDS = {
+    "queues": list(QueueConfig.model_fields),
+    "routes": ["queue", *LEVELS],
+    "": list(Topology.model_fields),
+}
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise TopologyError(
+            f"no queue table at {str(path)!r} (looked from {os.getcwd()!r}): correct the path"
+        ) from None
+    except OSError as error:
+        raise TopologyError(
+            f"queue table {str(path)!r} cannot be read: {error.strerror}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TopologyError(f"queue table {str(path)!r} is not TOML: {error}") from error

@@ -1,0 +1,329 @@
+"""Channels of the engine: kombu's Redis channels with the fetch, the acks and the bounds replaced.
+
+Queues that are consumed with acknowledgement are the engine's. Queues without (control replies,
+events) stay kombu's: no records, no bells, no ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from queue import Empty
+from typing import Any
+
+import redis
+from kombu.transport import redis as stock
+
+from routing.message.evidence import Evidence
+from routing.redis.faults import ANY_FAULT, Sorting, sorting
+from routing.redis.silence import set_timeouts, wary
+from routing.redis.values import Mark
+from routing.transport.delivery import NO_MESSAGE
+from routing.transport.fetcher import ANSWERED, Courier
+from routing.transport.inbox import SLICE_MESSAGES
+from routing.transport.message import EngineMessage, EngineQoS
+from routing.transport.producing import Publishing
+from routing.transport.renewer import keep_leases
+from routing.transport.schemes import stock_url
+
+logger = logging.getLogger(__name__)
+
+
+class EngineMixin(Publishing):
+    """The engine's behaviour, over any of kombu's Redis channels."""
+
+    QoS = EngineQoS
+    Message = EngineMessage
+
+    #: Stores the failure of a message that has an id and cannot be taken in; set by a worker.
+    on_refused: Callable[[str, Exception], None] | None = None
+
+    connection: Any
+    connection_class: Any
+    client: Any
+    closed: bool
+    _in_poll: Any
+    _brpop_sent_at: float | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._engine_consumers: dict[str, str] = {}
+        super().__init__(*args, **kwargs)
+
+    @cached_property
+    def courier(self) -> Courier:
+        """The fetch loop of this channel."""
+        return Courier(self)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        if self.connection is None:
+            # kombu publishes over the channel that it began with, also when what it declares first
+            # has found the connection lost and made another.
+            raise redis.ConnectionError("the channel is closed")
+        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        lease_seconds = self.runtime.topology.lease_seconds
+        set_timeouts(params, self.connection.client.transport_options or {}, lease_seconds)
+        if not issubclass(params.get("connection_class") or self.connection_class, Sorting):
+            # A unix socket's, which kombu names itself.
+            params["connection_class"] = sorting(params["connection_class"])
+        return params
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        pool: Any = super()._get_pool(asynchronous)  # type: ignore[misc]
+        pool.__class__ = wary(pool.__class__)
+        return pool
+
+    # -- removing
+
+    def _purge(self, queue: str) -> int:
+        return self.verbs.purge(self.plain_client, queue)
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        this: Any = self
+        super()._new_queue(queue, **kwargs)  # type: ignore[misc]
+        if queue in self.runtime.topology and this._expires.pop(queue, None) is not None:
+            # The server would drop the messages with the queue, and nobody would know.
+            logger.warning(
+                "queue %r is in the queue table: its x-expires is left out, as it would lose "
+                "messages uncounted",
+                queue,
+                extra={"event": "queue_expiry_ignored"},
+            )
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        this: Any = self
+        verbs, steps = self.verbs, this.priority_steps
+        # kombu unbinds the queue; its lists it would delete with what came meanwhile, uncounted.
+        this.priority_steps = ()
+        try:
+            super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            this.priority_steps = steps
+        verbs.purge(self.plain_client, queue)
+
+    # -- consuming
+
+    @property
+    def engine_queues(self) -> Sequence[str]:
+        """The queues that this channel consumes with acknowledgement."""
+        return list(dict.fromkeys(self._engine_consumers.values()))
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume from a queue; with acknowledgement it becomes the engine's."""
+        this: Any = self
+        consumed = super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+        if not no_ack and queue not in this._fanout_queues:
+            self._engine_consumers[kwargs["consumer_tag"]] = queue
+            self.runtime.holdings.attach(self.courier.name, self.courier)
+            if self.runtime.holdings.keeper is None:
+                keep_leases(self)
+            self.courier.wake_for_room()
+        return consumed
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._engine_consumers.pop(consumer_tag, None)
+        cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        if queue is not None:
+            self.courier.return_inbox(queue)
+        return cancelled
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if self._engine_consumers:
+            self.courier.send_next()
+        else:
+            super()._brpop_start(timeout)  # type: ignore[misc]
+
+    def _brpop_read(self, **options: Any) -> bool:
+        this: Any = self
+        if not self._engine_consumers and not self._engine_is_out:
+            return bool(super()._brpop_read(**options))  # type: ignore[misc]
+        try:
+            arrived = self.courier.read_reply()
+        finally:
+            this._flush_brpop_reauth()
+        self._read_free_queues()
+        if not arrived:
+            raise Empty()
+        self.connection.inbox_filled()
+        return True
+
+    @property
+    def _engine_is_out(self) -> bool:
+        return "courier" in self.__dict__ and self.courier.is_out
+
+    @property
+    def free_queues(self) -> Sequence[str]:
+        """The queues without acknowledgement that share the channel with the engine's."""
+        this: Any = self
+        ours = self.engine_queues
+        return [queue for queue in this.active_queues if queue not in ours]
+
+    def _read_free_queues(self) -> None:
+        """Deliver from the queues without acknowledgement, a slice of each."""
+        if self.courier.taking.seconds_left:
+            return
+        for queue in self.free_queues:
+            for _ in range(SLICE_MESSAGES):
+                try:
+                    payload = self._take(queue)
+                except Empty:
+                    break
+                except ANSWERED as error:
+                    self.courier.taking.refused(error)
+                    break
+                self._deliver_free(payload, queue)
+            else:
+                self.courier.look_again()
+
+    def _deliver_free(self, payload: Any, queue: str) -> None:
+        """Hand a message without acknowledgement to its consumer; what is none is only logged."""
+        try:
+            self.connection._deliver(payload, queue)
+        except NO_MESSAGE as error:
+            logger.error(
+                "queue %r: not a task message, and not kept, as nothing of this queue is: %r",
+                queue,
+                error,
+                extra={"event": "message_undecodable"},
+            )
+
+    def _take(self, queue: str) -> dict[str, Any]:
+        """Take a message off a queue for good: whoever consumes it does not acknowledge."""
+        if queue not in self.runtime.topology.queues:
+            raw: dict[str, Any] = super()._get(queue)  # type: ignore[misc]
+            return raw
+        payload = self.courier.fetch_one(queue)
+        properties = payload["properties"]
+        self.end(properties["delivery_tag"], "started", at_once=True)
+        properties["delivery_tag"] = str(uuid.uuid4())
+        return payload
+
+    def has_fetched(self, tag: Any) -> bool:
+        """Return whether this channel gave a message its tag, and so held it when it came."""
+        return "courier" in self.__dict__ and self.courier.has_named(tag)
+
+    def _get(self, queue: str) -> dict[str, Any]:
+        keep_leases(self)
+        return self.courier.fetch_one(queue)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> EngineMessage | None:
+        """Fetch one message, None when there is none; without acknowledgement it is just popped."""
+        try:
+            raw = self._take(queue) if no_ack else self._get(queue)
+        except Empty:
+            return None
+        return self.Message(raw, channel=self)
+
+    # -- endings
+
+    def end(self, tag: str, ending: str, *, at_once: bool = False) -> None:
+        """Note how a held message ended; the broker learns of it within milliseconds.
+
+        Arguments:
+            tag: the delivery tag.
+            ending: name of the ledger's counter, such as "done" or "failed".
+            at_once: the broker must know before this returns.
+        """
+        holdings = self.runtime.holdings
+        if holdings.end(tag, ending) and (at_once or holdings.carrier(tag) is None):
+            self._settle_now(tag)
+
+    def tell_starts(self, tags: Sequence[str]) -> None:
+        """Tell the broker now that messages begin to run; it learns of others a moment later."""
+        holdings = self.runtime.holdings
+        if holdings.keeper is None or holdings.keeper.leaving:
+            return
+        try:
+            self.verbs.renew(self.plain_client, holdings.keeper.hostname, holdings.started(tags))
+        except ANY_FAULT as error:
+            logger.debug("starts are reported with the next renewal: %s", error)
+
+    def end_all(self, endings: Sequence[tuple[str, str]]) -> None:
+        """Note how the messages of a batch ended, as (tag, ending)."""
+        holdings = self.runtime.holdings
+        if holdings.end_all(endings) and holdings.carrier(endings[0][0]) is None:
+            self._settle_now(endings[0][0])
+
+    def bury(self, tag: str, evidence: Evidence) -> None:
+        """Note that a held message ends as a dead letter, with what is known about why."""
+        holdings = self.runtime.holdings
+        if holdings.bury(tag, evidence) and holdings.carrier(tag) is None:
+            self._settle_now(tag)
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """End a message as done."""
+        self.end(delivery_tag, "done")
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a message as a dead letter, or return it to the front of its queue."""
+        if not requeue:
+            self.bury(delivery_tag, Evidence(reason="rejected"))
+            return
+        self.give_back(delivery_tag, Mark.REDELIVERED)
+
+    def give_back(self, tag: str, mark: Mark, evidence: str = "") -> None:
+        """Return a held message to the front of its queue; see `Holdings.give_back`."""
+        holdings = self.runtime.holdings
+        if holdings.give_back(tag, mark, evidence) and holdings.carrier(tag) is None:
+            self._settle_now(tag)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Return to their queues all messages that this channel holds and that have not ended."""
+        self.runtime.holdings.give_back_of(self.courier.name)
+        self._settle_now(self.courier.name)
+
+    def _settle_now(self, tag: str) -> None:
+        """Settle over the consuming channel, or over this one; what cannot be sent is kept."""
+        carrier = self.runtime.holdings.carrier(tag)
+        if carrier is not None:
+            carrier.flush()
+        elif not self.closed:
+            self.courier.flush()
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        """Do nothing: see `EngineQoS.restore_unacked`."""
+
+    def _restore_at_beginning(self, message: Any) -> None:
+        """Do nothing: see `EngineQoS.restore_unacked`."""
+
+    # -- closing
+
+    def close(self) -> None:
+        """Settle what has ended, give back what waits, close the connections."""
+        if "courier" in self.__dict__ and not self.closed:
+            self._leave()
+        super().close()  # type: ignore[misc]
+
+    def _leave(self) -> None:
+        holdings = self.runtime.holdings
+        if not holdings.durable:
+            holdings.give_back_of(self.courier.name)
+        self.courier.stand_down()
+        self.courier.close()
+        holdings.detach(self.courier.name)
+
+
+class EngineChannel(EngineMixin, stock.Channel):
+    """A channel to one Redis or Valkey server."""
+
+    connection_class = sorting(stock.Channel.connection_class)
+    connection_class_ssl = sorting(stock.Channel.connection_class_ssl)
+    from_transport_options = (*stock.Channel.from_transport_options, "celeriac")
+
+
+class EngineSentinelChannel(EngineMixin, stock.SentinelChannel):
+    """A channel to the master that Sentinel names."""
+
+    connection_class = sorting(stock.SentinelChannel.connection_class)
+    connection_class_ssl = sorting(stock.SentinelChannel.connection_class_ssl)
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, "celeriac")
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        # kombu looks for its own scheme in the list of Sentinels.
+        conninfo = self.connection.client
+        ours, conninfo.alt = conninfo.alt, [stock_url(url) for url in conninfo.alt]
+        try:
+            return super()._sentinel_managed_pool(asynchronous)
+        finally:
+            conninfo.alt = ours

@@ -1,0 +1,215 @@
+"""One fetched message on its way into kombu: decoded, checked, handed to its consumer.
+
+Each message is decoded in its own ``try``: what is no message is set aside and never ends the
+worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import InvalidTaskError
+from kombu.exceptions import KombuError
+
+from routing.message.codec import decode
+from routing.message.eta import eta_of, in_ms, was_kept
+from routing.message.evidence import Evidence, of_error
+from routing.message.raw import wrap
+from routing.message.validation import is_writable
+from routing.redis.commands import Arrival
+from routing.redis.faults import ANY_FAULT, is_lost, is_passing
+from routing.redis.keys import dead_queue
+from routing.redis.values import UNCHARGED, Charges, Mark, State
+
+if TYPE_CHECKING:
+    from routing.transport.channel import EngineMixin
+
+logger = logging.getLogger(__name__)
+
+
+#: What Celery and kombu raise on a message that is none: fields missing, or of another type.
+NO_MESSAGE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,  # a time beyond what a calendar holds
+    RecursionError,
+    AttributeError,
+    KombuError,
+    InvalidTaskError,
+)
+
+
+class Delivery:
+    """Delivers what one channel fetched.
+
+    Arguments:
+        channel: the consuming channel.
+    """
+
+    def __init__(self, channel: EngineMixin) -> None:
+        self._channel = channel
+        self._holdings = channel.runtime.holdings
+        self._charges: dict[str, Charges] = {}
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Hand a message to its consumer; without one it goes back to its queue."""
+        if self._holdings.state(arrival.tag) is None:
+            return  # its lease ran out meanwhile: it is another worker's
+        callback = self._channel.connection._callbacks.get(arrival.queue)
+        if callback is None:
+            self._holdings.give_back(arrival.tag)
+            return
+        try:
+            payload = self.payload(arrival)
+            is_early = self._postpone(arrival, payload)
+        except Exception as error:
+            if is_lost(error):
+                raise
+            self._refused(arrival, error)
+        else:
+            if not is_early:
+                self._hand_on(arrival, callback, payload)
+
+    def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], payload: Any) -> None:
+        try:
+            callback(payload)
+        except Exception as error:
+            if is_lost(error) or not self._holdings.durable:
+                raise  # outside of a worker the rest is the application's own business
+            self._refused(arrival, error)
+
+    def _refused(self, arrival: Arrival, error: Exception) -> None:
+        """Find out what became of a message that could not be taken in, and see to the rest."""
+        if self._holdings.state(arrival.tag) is not State.WAITING:
+            # It has ended, and then its result could not be stored, for an id that is none.
+            logger.error(
+                "queue %r: a message was refused, and its result could not be stored",
+                arrival.queue,
+                exc_info=error,
+                extra={"event": "refusal_not_stored"},
+            )
+        elif isinstance(error, ANY_FAULT) or is_passing(error):
+            # That is no fault of the message's: nothing is charged, and nothing buried.
+            self._holdings.give_back(arrival.tag)
+            self._channel.courier.put_off(error)
+        elif isinstance(error, NO_MESSAGE):
+            self._set_aside(arrival, error)
+        else:
+            logger.error(
+                "queue %r: a message could not be taken in",
+                arrival.queue,
+                exc_info=error,
+                extra={"event": "intake_failed"},
+            )
+            self._holdings.give_back(arrival.tag, Mark.LATER)
+
+    def payload_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
+        """Decode a message that was fetched by itself; what is none is set aside.
+
+        Raises:
+            queue.Empty: it was none.
+        """
+        try:
+            return self.payload(arrival)
+        except NO_MESSAGE as error:
+            self._refused(arrival, error)
+            raise Empty() from error
+
+    def payload(self, arrival: Arrival) -> dict[str, Any]:
+        """Decode a message for kombu, under the tag that it is held by."""
+        payload: dict[str, Any] = decode(arrival.text)
+        properties = payload["properties"]
+        properties["delivery_tag"] = arrival.tag
+        message_id = _run_id(payload.get("headers") or {})
+        noted = payload.get("celeriac") or {}
+        self._holdings.identify(
+            arrival.tag,
+            message_id,
+            charges=self._charges.pop(arrival.tag, UNCHARGED),
+            at_ms=at if isinstance(at := noted.get("at"), int) else 0,
+            returned=count if isinstance(count := noted.get("returned"), int) else 0,
+        )
+        if noted.get("redelivered"):
+            properties["delivery_info"]["redelivered"] = True
+            payload["headers"]["redelivered"] = True
+        return payload
+
+    def _postpone(self, arrival: Arrival, payload: dict[str, Any]) -> bool:
+        """Let the broker keep a message until its ETA, when its producer did not; say whether."""
+        headers = payload.get("headers") or {}
+        if "task" not in headers or was_kept(payload) or (eta := eta_of(headers)) is None:
+            return False
+        self._channel.verbs.postpone(
+            self._channel.plain_client,
+            arrival.queue,
+            arrival.tag,
+            message_id=_as_id(headers.get("id")),
+            due_ms=in_ms(eta),
+        )
+        # It is no longer unacknowledged, so this frees the credit and counts nothing.
+        self._holdings.end(arrival.tag, "postponed")
+        return True
+
+    def _bury(self, arrival: Arrival, evidence: Evidence, text: str = "") -> None:
+        """End a message as a dead letter; what its result needs is the caller's business."""
+        self._holdings.bury(arrival.tag, evidence, text)
+
+    def _set_aside(self, arrival: Arrival, error: Exception) -> None:
+        """Keep what is no message: it must neither end the worker nor vanish."""
+        evidence = of_error("undecodable", error, queue=arrival.queue)
+        self._bury(arrival, evidence, wrap(arrival.text, queue=arrival.queue))
+        logger.error(
+            "queue %r: not a task message, kept in queue %r: %s: %s; it begins %r",
+            arrival.queue,
+            dead_queue(arrival.queue),
+            type(error).__name__,
+            error,
+            arrival.text[:200],
+            extra={"event": "message_undecodable"},
+        )
+        if self._channel.on_refused is not None and (task_id := _message_id(arrival)):
+            self._channel.on_refused(task_id, error)
+
+    def note_charged(self, arrivals: Sequence[Arrival]) -> None:
+        """Look up which of these messages were charged a delivery before."""
+        ids = {arrival.tag: run_id for arrival in arrivals if (run_id := _run_id_of(arrival))}
+        if not ids:
+            return
+        charges = self._channel.verbs.deliveries(self._channel.plain_client, list(ids.values()))
+        self._charges.update((tag, charges[i]) for tag, i in ids.items() if i in charges)
+
+
+def _run_id_of(arrival: Arrival) -> str:
+    return _run_id(_headers_of(arrival))
+
+
+def _run_id(headers: Mapping[str, Any]) -> str:
+    """Return what deliveries are counted under: a retry has the id of the message that sent it.
+
+    That one would be forgiven when the retry ends, and could go on to take its process down.
+    """
+    message_id, retries = _as_id(headers.get("id")), headers.get("retries")
+    is_retry = message_id and type(retries) is int and retries
+    return f"{message_id}#{retries}" if is_retry else message_id
+
+
+def _message_id(arrival: Arrival) -> str:
+    return _as_id(_headers_of(arrival).get("id"))
+
+
+def _headers_of(arrival: Arrival) -> Mapping[str, Any]:
+    """Return the headers of what has been fetched; none for what is no message."""
+    try:
+        headers = decode(arrival.text)["headers"]
+    except NO_MESSAGE:
+        return {}
+    return headers if isinstance(headers, dict) else {}
+
+
+def _as_id(value: Any) -> str:
+    """Return a message's id; none for what cannot be one, such as lists nested a thousand deep."""
+    return value if isinstance(value, str) and is_writable(value) else ""

@@ -1,0 +1,68 @@
+"""Messages that must be published together: kept until all of them are there.
+
+While a group or a chord is being published (`routing.publish.groups`), channels put its messages
+here instead of pushing them one by one; so they do with what the items of a batch send, until the
+states of all of them are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from celery import current_task
+
+from routing.message.eta import Delay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """What messages share that travel in one call."""
+
+    queue: str
+    priority: int
+    exempt: bool
+    #: The messages are delayed: each travels as a `Delay`.
+    delayed: bool = False
+
+
+@dataclass(slots=True)
+class Gathering:
+    """Messages of one publication, by lane, in the order in which they were made."""
+
+    lanes: dict[Lane, list[str | Delay]] = field(default_factory=dict)
+    #: The id of the task that has sent each message of a lane, "" outside of any.
+    senders: dict[Lane, list[str]] = field(default_factory=dict)
+    #: Keep only what no bound can refuse.
+    exempt_only: bool = False
+
+    def takes(self, lane: Lane) -> bool:
+        """Return whether messages of a lane are kept here."""
+        return lane.exempt or not self.exempt_only
+
+    def add(self, lane: Lane, text: str | Delay) -> None:
+        """Keep a message."""
+        self.lanes.setdefault(lane, []).append(text)
+        sender = (current_task.request.id or "") if current_task else ""
+        self.senders.setdefault(lane, []).append(sender)
+
+
+_CURRENT: ContextVar[Gathering | None] = ContextVar("celeriac_gathering", default=None)
+
+
+def current() -> Gathering | None:
+    """Return where this context's messages are gathered, None when they are pushed at once."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def gathering(*, exempt_only: bool = False) -> Iterator[Gathering]:
+    """Gather what this context publishes meanwhile."""
+    gathered = Gathering(exempt_only=exempt_only)
+    token = _CURRENT.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _CURRENT.reset(token)

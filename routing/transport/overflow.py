@@ -1,0 +1,282 @@
+"""What becomes of messages for which a queue has no room, on the producer's side.
+
+The script decides in one step what is appended, refused or dropped (`push.lua`). Here a producer of
+a queue with ``overflow = "block"`` waits for room, what is refused becomes an error that says when
+to try again, and drops are logged. Channels call it for every message and every chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from routing.errors import MessageTooLarge, QueueFull
+from routing.message.eta import Delay
+from routing.redis.bounds import Bounds, Terms, bounds_of
+from routing.redis.commands import Pushed
+from routing.topology.model import QueueConfig, Topology
+from routing.transport.drops import DROPS
+from routing.transport.waiting import why_not
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between a blocked producer's first two tries, and at most: a queue that makes room every
+#: few milliseconds is met at once, and a stalled one costs forty short calls a second.
+FIRST_WAIT_SECONDS = 0.001
+LONGEST_WAIT_SECONDS = 0.025
+
+#: Seconds after which a producer that waits says so, and how often it says so again: nobody should
+#: look for long at a program that stands still.
+TELL_AFTER_SECONDS = 5.0
+TELL_EVERY_SECONDS = 60.0
+
+#: Limits of what `QueueFull` proposes: below, a producer would spin; above, it would miss that
+#: workers have come back.
+RETRY_AFTER_SECONDS = (0.1, 60.0)
+
+#: Bytes that a push adds to a message: the server's time.
+STAMP_BYTES = len(',"celeriac":{"at":1700000000000}')
+
+#: Pushes these messages on these terms.
+Push = Callable[[Sequence[str | bytes | Delay], Terms], Pushed]
+
+
+#: Told how many more of the messages were accepted.
+Took = Callable[[int], None]
+
+
+def forget(count: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overflow:
+    """Pushes to one queue as its policy says.
+
+    Attributes:
+        topology: the queue table.
+        queue: the queue.
+        is_worker: whether this is a worker's own process.
+        delayed: whether it is about delayed messages, which have a bound of their own.
+    """
+
+    topology: Topology
+    queue: str
+    is_worker: bool
+    delayed: bool = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds that hold here."""
+        return bounds_of(self.topology, self.queue, delayed=self.delayed)
+
+    @property
+    def config(self) -> QueueConfig:
+        """The queue's entry in the table."""
+        return self.topology.queue(self.queue)
+
+    def push(
+        self,
+        push: Push,
+        texts: Sequence[str | bytes | Delay],
+        terms: Terms = "",
+        *,
+        took: Took = forget,
+    ) -> Pushed:
+        """Push messages; what comes back refused stays refused.
+
+        For ``block`` it returns when all are accepted or ``block_timeout`` has passed without room
+        for the next one. `took` is told whenever more of them are accepted.
+        """
+        pushed = push(texts, terms)
+        took(pushed.accepted)
+        if pushed.dropped and self.config.log_drops:
+            DROPS.note(self.queue, self.config.overflow, pushed.dropped)
+        if pushed.accepted < len(texts) and self.config.overflow == "block" and terms != "none":
+            blocked = _Blocked(overflow=self, push=push, terms=terms, took=took)
+            return blocked.push_the_rest(texts, pushed)
+        return pushed
+
+    @property
+    def block_seconds(self) -> float:
+        """How long a producer waits for room; 0 where it must not wait."""
+        config = self.config
+        if config.overflow != "block" or self.why_not_waited:
+            return 0.0
+        return float("inf") if config.block_timeout is None else config.block_timeout
+
+    @property
+    def why_not_waited(self) -> str:
+        """Why the caller must not wait although the policy is to; else ""."""
+        if self.config.overflow != "block":
+            return ""
+        return why_not(self.queue, is_worker=self.is_worker)
+
+    def patience(self) -> Patience:
+        """Return the patience of a producer that begins to wait."""
+        return Patience(self.block_seconds)
+
+    def fits(self, found: Pushed, texts: Sequence[str | bytes | Delay]) -> bool:
+        """Return whether there is room for all of these beside what was found to wait."""
+        bounds = self.bounds
+        size = sum(map(size_of, texts)) if bounds.max_bytes else 0
+        return (not bounds.max_length or found.length + len(texts) <= bounds.max_length) and (
+            not bounds.max_bytes or found.size_bytes + size <= bounds.max_bytes
+        )
+
+    def full(self, pushed: Pushed, count: int, *, together: int = 1) -> QueueFull:
+        """Return the error for what was refused of so many messages."""
+        refused, waiting = count - pushed.accepted, pushed.length + pushed.accepted
+        retry_after = retry_after_seconds(pushed, refused)
+        max_length, max_bytes = pushed.limit, self.bounds.max_bytes
+        why = self.why_not_waited
+        is_long = max_length and waiting + refused > max_length
+        if is_long and (waiting >= max_length or not (max_bytes and pushed.accepted)):
+            unit = "delayed messages" if self.delayed else "messages"
+            return QueueFull(self.queue, waiting, max_length, retry_after, unit, together, why)
+        return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes", 1, why)
+
+    def check_size(self, text: str | bytes | Delay) -> None:
+        """Refuse a message that is bigger than any of the queue may be.
+
+        Raises:
+            MessageTooLarge: it is.
+        """
+        limit = self.largest
+        if limit is None:
+            return
+        if (size := size_of(text)) > limit:
+            raise MessageTooLarge(self.queue, size, limit)
+
+    @property
+    def largest(self) -> int | None:
+        """The most bytes that one message may have; None for no bound."""
+        config = self.config
+        return min((b for b in (config.max_message_bytes, config.max_bytes) if b), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Blocked:
+    """Pushes what was refused as soon as there is room, until patience ends."""
+
+    overflow: Overflow
+    push: Push
+    terms: Terms
+    took: Took
+
+    def push_the_rest(self, texts: Sequence[str | bytes | Delay], pushed: Pushed) -> Pushed:
+        """Return what became of all of these; the first of them the queue had room for."""
+        accepted, patience = pushed.accepted, self._patience(texts)
+        while room := self._await_room(texts[accepted:], patience):
+            pushed = self.push(texts[accepted : accepted + room], self.terms)
+            if pushed.accepted:
+                accepted += pushed.accepted
+                self.took(pushed.accepted)
+                patience = self._patience(texts)
+        if accepted < len(texts):
+            # Counted as refused, once.
+            pushed = self.push(texts[accepted:], "none")
+        # What waited before all of this, so to say: the sum is what waits now.
+        length = pushed.length + pushed.accepted - accepted
+        return replace(pushed, accepted=accepted, length=length)
+
+    def _patience(self, texts: Sequence[str | bytes | Delay]) -> Patience:
+        empty = Pushed(0, 0, self.overflow.bounds.max_length)
+        # What never fits whole would wait for ever.
+        never_fits = self.terms == "whole" and not self.overflow.fits(empty, texts)
+        return Patience(0) if never_fits else self.overflow.patience()
+
+    def _await_room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
+        """Return how many of these the queue has room for; 0 when patience ends, or none is left.
+
+        Many are sent in pieces of a tenth of the queue, so that it never runs dry, and the broker
+        is not asked for each.
+        """
+        room, piece = 0, min(len(texts), max(1, self.overflow.bounds.max_length // 10))
+        while texts and patience.wait():
+            room = self._room(texts, patience)
+            if room >= piece or (room and patience.is_long):
+                break
+        return room
+
+    def _room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
+        found, limit = self.push((), ""), self.overflow.bounds.max_length
+        patience.tell(self.overflow, found)
+        if not self.overflow.fits(found, texts if self.terms == "whole" else texts[:1]):
+            return 0
+        return min(len(texts), limit - found.length) if limit else len(texts)
+
+
+class Patience:
+    """How long a blocked producer waits, and how often it looks.
+
+    Arguments:
+        seconds: how long in all.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._since = time.monotonic()
+        self._until = self._since + seconds
+        self._tell_at = self._since + TELL_AFTER_SECONDS
+        self._wait = FIRST_WAIT_SECONDS
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the waits do not grow any more."""
+        return self._wait >= LONGEST_WAIT_SECONDS
+
+    def tell(self, overflow: Overflow, found: Pushed) -> None:
+        """Log that a producer waits, after a while and then now and then.
+
+        Arguments:
+            overflow: what it waits for.
+            found: what it found to wait there.
+        """
+        now = time.monotonic()
+        if now < self._tell_at:
+            return
+        self._tell_at = now + TELL_EVERY_SECONDS
+        full = overflow.full(found, 1)
+        logger.warning(
+            "queue %r is full: %d of at most %d %s wait; a producer has waited for room for %.0f s "
+            "(overflow = block): are workers at work on it? block_timeout bounds the wait",
+            full.queue,
+            full.length,
+            full.limit,
+            full.unit,
+            now - self._since,
+            extra={"event": "producer_waits", "queue": full.queue, "seconds": now - self._since},
+        )
+
+    def wait(self) -> bool:
+        """Wait a little longer than the last time; False when the time is over."""
+        remaining = self._until - time.monotonic()
+        if remaining <= 0:
+            return False
+        # Producers that were refused together must not come back together.
+        time.sleep(min(remaining, self._wait * random.uniform(0.5, 1)))
+        self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS)
+        return True
+
+
+def size_of(text: str | bytes | Delay) -> int:
+    """Return the bytes of a message as a queue stores it."""
+    if isinstance(text, Delay):
+        text = text.text
+    is_bytes = isinstance(text, bytes) or text.isascii()
+    return STAMP_BYTES + (len(text) if is_bytes else len(text.encode()))  # type: ignore[union-attr]
+
+
+def retry_after_seconds(pushed: Pushed, refused: int) -> float:
+    """Return after how many seconds there may be room for what was refused.
+
+    By Little's law: what waits has come in while the oldest message waited, so that many leave in
+    that time.
+    """
+    least, most = RETRY_AFTER_SECONDS
+    if not pushed.age_ms or not pushed.length:
+        return 1.0
+    return max(least, min(most, refused * pushed.age_ms / pushed.length / 1000))

@@ -1,0 +1,155 @@
+"""The publishing half of a channel: messages go to the engine's queues by script, within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any, TypeVar
+
+import redis
+from kombu.utils.json import dumps
+
+from routing.message.eta import Delay, take_eta
+from routing.message.exemption import is_exempt
+from routing.redis.backoff import patiently
+from routing.redis.bounds import Terms
+from routing.redis.commands import Pushed, Verbs
+from routing.redis.keys import Keys
+from routing.transport import gathering
+from routing.transport.gathering import Lane
+from routing.transport.overflow import Overflow, Took, forget
+from routing.transport.runtime import Runtime, lookup
+
+T = TypeVar("T")
+
+
+class Publishing:
+    """What a producer needs of a channel, over any of kombu's Redis channels.
+
+    Messages to queues outside of the table that are no tasks (control, events) stay kombu's.
+    """
+
+    #: Name of the application's runtime, from the transport options.
+    celeriac: str | None = None
+
+    pool: Any
+    _plain_client: redis.Redis | None = None
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What the application has in this process."""
+        return lookup(self.celeriac)
+
+    @cached_property
+    def verbs(self) -> Verbs:
+        """The engine's calls, for this channel's database."""
+        this: Any = self
+        keys = Keys(
+            prefix=this.global_keyprefix,
+            unacked=this.unacked_key,
+            unacked_index=this.unacked_index_key,
+            steps=tuple(this.priority_steps),
+            separator=this.sep,
+        )
+        return Verbs(keys=keys, topology=self.runtime.topology)
+
+    @property
+    def plain_client(self) -> redis.Redis:
+        """A client over the pooled connections that adds no key prefix."""
+        if self._plain_client is None or self._plain_client.connection_pool is not self.pool:
+            self._plain_client = redis.Redis(connection_pool=self.pool)
+        return self._plain_client
+
+    def overflow(self, queue: str, *, delayed: bool = False) -> Overflow:
+        """Return what becomes of messages for which a queue has no room."""
+        runtime = self.runtime
+        return Overflow(
+            topology=runtime.topology,
+            queue=queue,
+            is_worker=runtime.holdings.durable,
+            delayed=delayed,
+        )
+
+    def push(
+        self,
+        queue: str,
+        texts: Sequence[str | bytes | Delay],
+        *,
+        priority: int = 0,
+        terms: Terms = "",
+        delayed: bool = False,
+        took: Took = forget,
+    ) -> Pushed:
+        """Append complete messages to a queue; see `Overflow.push` and `Verbs.push`.
+
+        Delayed ones are all given as `Delay`; see `Verbs.delay`.
+        """
+        verb: Any = self.verbs.delay if delayed else self.verbs.push
+
+        def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
+            pushed: Pushed = self._patiently(
+                lambda: verb(self.plain_client, queue, some, priority=priority, terms=on_terms),
+                is_push=True,
+            )
+            return pushed
+
+        return self.overflow(queue, delayed=delayed).push(push, texts, terms, took=took)
+
+    def _patiently(self, call: Callable[[], T], *, is_push: bool = False) -> T:
+        return patiently(call, is_worker=self.runtime.holdings.durable, is_push=is_push)
+
+    # What kombu asks before it publishes.
+
+    def get_table(self, exchange: str) -> Any:
+        """Return the bindings of an exchange."""
+        stock: Any = super()
+        return self._patiently(lambda: stock.get_table(exchange))
+
+    def _size(self, queue: str) -> int:
+        stock: Any = super()
+        return self._patiently(lambda: int(stock._size(queue)))
+
+    def _queue_bind(self, *args: Any, **options: Any) -> None:
+        stock: Any = super()
+        self._patiently(lambda: stock._queue_bind(*args, **options))
+
+    def take_eta(self, queue: str, message: dict[str, Any]) -> datetime | None:
+        """Return until when the broker is to keep a message, None to let it wait in line.
+
+        On a queue outside of the table it stays in line: its workers may be stock Celery's.
+        """
+        return take_eta(message) if queue in self.runtime.topology else None
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        this: Any = self
+        headers = message.get("headers") or {}
+        if queue not in self.runtime.topology.queues and "task" not in headers:
+            this._put_stock(queue, message, **kwargs)
+            return
+        priority = this._get_message_priority(message, reverse=False)
+        eta = self.take_eta(queue, message) if "task" in headers else None
+        delayed, text = eta is not None, dumps(message)
+        self._put_text(
+            Lane(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
+            Delay(eta, str(headers.get("id") or ""), text) if eta else text,
+        )
+        if queue in this._expires:
+            this._maybe_update_queues_expire(self.plain_client, queue)
+
+    def _put_text(self, lane: Lane, text: str | Delay) -> None:
+        overflow = self.overflow(lane.queue, delayed=lane.delayed)
+        if not lane.exempt:
+            overflow.check_size(text)
+        if (gathered := gathering.current()) is not None and gathered.takes(lane):
+            gathered.add(lane, text)
+            return
+        terms: Terms = "exempt" if lane.exempt else ""
+        pushed = self.push(
+            lane.queue, [text], priority=lane.priority, terms=terms, delayed=lane.delayed
+        )
+        if not pushed.accepted:
+            raise overflow.full(pushed, 1)
+
+    def _put_stock(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        super()._put(queue, message, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""From the transport to the pool and back: what a worker does with what it has fetched."""

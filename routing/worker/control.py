@@ -1,0 +1,56 @@
+"""Remote control of live workers: prefetch by queue, and what they hold.
+
+``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits`` and
+``checkup``.
+Importing this module makes the commands known, in workers and on the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.control import control_command, inspect_command
+
+from routing.doctor import survey as platform_checkup
+from routing.topology.checks import batch_problems
+from routing.transport import runtime
+from routing.worker.startup import batches_by_queue, prefetch_lack
+
+
+def _holdings(state: Any) -> Any:
+    return runtime.lookup(getattr(state.app.amqp_cls, "runtime_name", None)).holdings
+
+
+@control_command(args=[("queue", str), ("count", int)], signature="<queue> <count>")
+def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
+    """Set the most unfinished messages that a worker may hold from a queue, until it restarts."""
+    holdings = _holdings(state)
+    known = [*holdings.topology.queues, *state.app.amqp.queues.consume_from]
+    if queue not in known:
+        names = ", ".join(map(repr, dict.fromkeys(known)))
+        return {"error": f"no queue {queue!r} here: this worker knows {names}"}
+    sizes = batches_by_queue(state.app).get(queue, {})
+    if problem := next(batch_problems(queue, count, sizes), None):
+        return {"error": problem}
+    try:
+        holdings.set_prefetch(queue, int(count))
+    except ValueError as error:
+        return {"error": str(error)}
+    lack = prefetch_lack(holdings, queue)
+    return {"ok": f"prefetch of queue {queue!r} is now {count}" + (f"; {lack}" if lack else "")}
+
+
+@inspect_command()
+def queue_credits(state: Any) -> dict[str, dict[str, int]]:
+    """Show what each worker holds of each queue, may hold, and has gathered for batches."""
+    snapshot: dict[str, dict[str, int]] = _holdings(state).snapshot()
+    dispatcher = getattr(getattr(state, "consumer", None), "dispatcher", None)
+    buffered = dispatcher.buffered() if dispatcher is not None else {}
+    return {q: {**shown, "buffered": buffered.get(q, 0)} for q, shown in snapshot.items()}
+
+
+@inspect_command()
+def checkup(state: Any) -> dict[str, Any]:
+    """Show each worker's queues, versions, clock and table, as celery doctor compares them."""
+    consumer = getattr(state.consumer, "task_consumer", None)
+    return platform_checkup.report(state.app, consumer.channel if consumer is not None else None)

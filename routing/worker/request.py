@@ -1,0 +1,419 @@
+"""Requests that say how their message ended.
+
+Celery acknowledges without a reason; the ledger needs one for every message. The name is set on the
+message just before Celery's own code acknowledges or rejects it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry
+from celery.worker import request as stock
+from celery.worker.state import successful_requests, task_ready
+
+from routing.errors import DeadLetter, TooManyDeliveries
+from routing.inflight.holdings import Holdings
+from routing.message.evidence import Reason, of_error, unwrap
+from routing.message.validation import check_message
+from routing.redis.values import Mark, State
+from routing.transport.message import EngineMessage
+from routing.worker.clerk import CLERK
+from routing.worker.failure import forget_frames
+from routing.worker.followers import count_success
+from routing.worker.results import CutOff
+from routing.worker.stopping import STOP, asked_to_end, is_cut_off
+from routing.worker.traced import ESCAPED
+
+logger = logging.getLogger(__name__)
+
+
+def holdings_of(message: Any) -> Holdings | None:
+    """Return the holdings that a message counts in.
+
+    None for a message that was never held: of another transport, or without acknowledgement.
+    """
+    if isinstance(message, EngineMessage) and message.is_held:
+        holdings: Holdings = message.channel.runtime.holdings
+        return holdings
+    return None
+
+
+class Request(stock.Request):
+    """A task request of the engine; with other transports it behaves as Celery's."""
+
+    acknowledged: bool
+    #: While its result is being stored: what becomes of the message when it is.
+    _then: list[Callable[[], None]] | None = None
+    #: It runs no more, but its result may be yet to be stored.
+    _is_ending = False
+    #: What runs it, from the hand-over on; None with other transports.
+    pool: Any = None
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(message, EngineMessage):
+            _check(message, **kwargs)
+        super().__init__(message, *args, **kwargs)
+        if getattr(message, "was_kept", False):
+            self._eta = None  # the task still sees it in its own request
+        if self.eta is not None:
+            self.mark(State.SCHEDULED)
+
+    def mark(self, state: State) -> None:
+        """Note how far the message has come."""
+        if (holdings := holdings_of(self._message)) is not None:
+            holdings.mark(self._message.delivery_tag, state)
+
+    def note_death(self, error: BaseException, *, traceback: str = "") -> None:
+        """Note why the message is a dead letter if it ends by this error, early acks apart."""
+        if self.acknowledged or isinstance(error, (Ignore, Retry)):
+            return
+        self._message.evidence = of_error(
+            _reason(error),
+            error,
+            traceback=traceback,
+            task=self._type,
+            task_id=self.id,
+            attempts=(self.request_dict.get("retries") or 0) + 1,
+            worker=self.hostname,
+        )
+
+    def is_void(self) -> bool:
+        """Whether it must not run: another worker has it; or it is too old, or took its worker down
+        too often, and is ended now."""
+        if (holdings := holdings_of(self._message)) is None:
+            return False
+        if (held := holdings.get(self._message.delivery_tag)) is None:
+            task_ready(self)
+            return True
+        limits = holdings.topology.queue(held.queue)
+        if held.charges.count >= limits.max_deliveries:
+            error = TooManyDeliveries(held.charges.count, held.charges.evidence)
+            logger.error("%s is not run again: %s", self, error, extra={"event": "poison"})
+            self.fail_early(error)
+            return True
+        if not held.at_ms or limits.max_age is None:
+            return False
+        if holdings.clock.now_ms() - held.at_ms <= limits.max_age * 1000:
+            return False
+        logger.info("%s has waited for longer than max_age", self, extra={"event": "too_old"})
+        self._announce_revoked("expired", False, None, True)
+        return True
+
+    def fail_early(self, error: Exception) -> None:
+        """End it as failed without running it."""
+        task_ready(self)
+        self._message.ending = "failed"
+        self.note_death(error)
+        self._end_when_stored(partial(self._fail_early, error))
+
+    def _fail_early(self, error: Exception) -> None:
+        try:
+            self.task.backend.mark_as_failure(
+                self.id, error, request=self._context, store_result=self.store_errors
+            )
+        except Exception as problem:
+            if isinstance(problem, CutOff):
+                raise
+            # Its own arguments cannot be stored with it. It must not come back all the same, again
+            # and again; its dead letter says what became of it.
+            logger.exception("the failure of %s cannot be stored", self)
+        self.reject(requeue=False)
+
+    def _end_when_stored(self, end: Callable[[], None]) -> None:
+        """Make an ending outside of the event loop; the message goes when its result is stored."""
+        self._is_ending = True
+        CLERK.do(self._app, partial(self._end_stored, end))
+
+    def _end_stored(self, end: Callable[[], None]) -> None:
+        self._then = []
+        try:
+            with self._ending_surely():
+                end()
+        finally:
+            then, self._then = self._then, None
+        for step in then:
+            step()
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Note that the task runs; a task that acknowledges early is settled before it goes on."""
+        self.mark(State.STARTED)
+        tell_repeated_starts([self])
+        if not self.task.acks_late and isinstance(self._message, EngineMessage):
+            self._message.ending = "started"
+            self._message.ends_at_start = True
+        super().on_accepted(pid, time_accepted)
+        if is_cut_off() and self.pool is not None:
+            # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
+            self.cancel(self.pool, emit_retry=not self.task.acks_late)
+
+    def acknowledge(self) -> None:
+        """Acknowledge; an early one is settled before the task goes on.
+
+        Not when the task was cancelled: gevent's pool reports that as a success.
+        """
+        if self._already_cancelled:
+            self._give_back_cancelled()
+            return
+        if self._then is not None:
+            self._then.append(self.acknowledge)
+            return
+        if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
+            self._message.ack_log_error(logger, self.connection_errors)
+            self.acknowledged = True
+            return
+        super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Return the message to its queue, or end it as a dead letter."""
+        if self._then is not None:
+            self._then.append(partial(self.reject, requeue))
+            return
+        super().reject(requeue=requeue)
+
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
+        """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
+        if self._is_ending:
+            return  # only its ending is yet to be stored
+        # First, as under gevent the pool answers while the cancellation is being announced.
+        self._already_cancelled = bool(self.time_start)
+        try:
+            super().cancel(pool, *args, **kwargs)
+        except NotImplementedError:
+            self._already_cancelled = False
+            logger.info("%s runs to its end: this pool cannot stop it", self)
+
+    def on_retry(self, exc_info: Any) -> None:
+        """End the message as retried: the retry is a message of its own."""
+        self._message.ending = "retried"
+        super().on_retry(exc_info)
+
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
+        """End the message by the answer of its run in the pool, also when it was cancelled.
+
+        A part of a chord that may be uncounted is counted again.
+        """
+        failed, result, seconds = failed__retval__runtime
+        if seconds is not None:  # else its greenlet was killed, and it has not ended
+            self._already_cancelled = False
+        if failed == ESCAPED:
+            self.on_failure(result)
+            return
+        end = partial(super().on_success, failed__retval__runtime, **kwargs)
+        if not failed and self.may_be_repeated():
+            self._end_when_stored(partial(self._end_repeated, end))
+            return
+        with self._ending_surely():
+            end()
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """End the message as failed after a hard time limit, unless it is to run again."""
+        if not soft:
+            self._message.ending = "failed"
+            self.note_death(TimeLimitExceeded(timeout))
+            self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
+            end = partial(super().on_timeout, soft, timeout)
+            self._end_when_stored(partial(self._end_unless_cut_off, end))
+            return
+        super().on_timeout(soft, timeout)
+
+    def may_be_repeated(self) -> bool:
+        """Whether it may have succeeded before, and been skipped now, as a part of a chord."""
+        return bool(
+            self.delivery_info.get("redelivered")
+            and self._context.chord
+            and self._app.conf.worker_deduplicate_successful_tasks
+        )
+
+    def _end_repeated(self, end: Callable[[], None]) -> None:
+        meta = self.task.backend.get_task_meta(self.id, cache=False)
+        if meta["status"] == states.SUCCESS:
+            count_success(self.task, self._context, meta.get("result"))
+        end()
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """End the message by what was raised, unless Celery finds that it is to run again."""
+        error = unwrap(exc_info)
+        self._message.ending = _ending_by(error)
+        self.note_death(error, traceback=str(exc_info.traceback or ""))
+        end = partial(super().on_failure, exc_info, send_failed_event, return_ok)
+        if isinstance(error, _EXITS):
+            if self._was_interrupted(error):
+                self._end_when_stored(partial(self._end_interrupted, error, end))
+                return
+            self._message.loss = f"its process was lost on {self.hostname}: {_exit_text(error)}"
+        if not return_ok or isinstance(error, Reject):
+            end_failed = partial(self._end_failed, end)
+            if isinstance(error, TimeLimitExceeded):
+                end_failed = partial(self._end_unless_cut_off, end_failed)
+            self._end_when_stored(end_failed)
+            return
+        with self._ending_surely():  # its result was stored where it ran
+            self._end_failed(end)
+
+    def _end_unless_cut_off(self, end: Callable[[], None]) -> None:
+        """End it; not where Celery would do so without a result: then the message goes back."""
+        if not is_cut_off() or self.acknowledged:
+            end()
+
+    def _end_failed(self, end: Callable[[], None]) -> None:
+        end()
+        if self._already_cancelled:
+            self._give_back_cancelled()
+
+    def _end_interrupted(self, error: BaseException, end: Callable[[], None]) -> None:
+        if self._success_was_stored():
+            end()
+        else:
+            self._run_again(error)
+
+    @contextmanager
+    def _ending_surely(self) -> Iterator[None]:
+        """End the message also when a hook, or the storing of its ending, raises on the way."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, CutOff):
+                raise  # the worker is cut off from its results as it ends: the message goes back
+            if not isinstance(error, Exception) and not CLERK.is_here:
+                raise  # it ends the worker
+            logger.exception(
+                "%s has ended, but not all could be done that follows",
+                self,
+                extra={"event": "ending_raised"},
+            )
+            forget_frames(error)
+            if not self.acknowledged:
+                self.reject(requeue=False)
+
+    def _was_interrupted(self, error: BaseException) -> bool:
+        """Tell whether its process was lost by a deploy, not by what the task did."""
+        may_run_again = self.task.acks_late and self.task.reject_on_worker_lost
+        is_ours = isinstance(self._message, EngineMessage) and not self.acknowledged
+        return bool(may_run_again and is_ours and (STOP.told or asked_to_end(error)))
+
+    def _run_again(self, error: BaseException) -> None:
+        """Return the message of an interrupted run; it is nobody's fault."""
+        task_ready(self)
+        if self._already_cancelled:
+            self._give_back_cancelled()
+            return
+        logger.warning(
+            "%s was interrupted and goes back to its queue: %s",
+            self,
+            error,
+            extra={"event": "interrupted"},
+        )
+        # Who asks only the process may do so again, at once.
+        self._return(Mark.REDELIVERED if STOP.told else Mark.LATER)
+
+    def _give_back_cancelled(self) -> None:
+        """Return the message of a cancelled run, which Celery leaves unacknowledged.
+
+        A worker that stops gives back all that it still holds, in order, so it need not.
+        """
+        if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
+            # What gevent's pool reports as a success would not be run again by this worker.
+            successful_requests.discard(self.id)
+            self._return(Mark.REDELIVERED)
+
+    def _return(self, mark: Mark) -> None:
+        """Return the message, which may have run in part, to the front of its queue uncharged."""
+        self._message.channel.give_back(self._message.delivery_tag, mark)
+        self.acknowledged = True
+        self.send_event("task-rejected", requeue=True)
+
+    def _success_was_stored(self) -> Any:
+        """Tell whether the task had succeeded before its process was lost."""
+        if stored := super()._success_was_stored():
+            self._message.ending = "done"
+            count_success(self.task, self._context, stored.get("result"))
+        return stored
+
+    def _retry_worker_lost(self, exc: Any, exc_info: Any) -> bool:
+        """Send a retry in the place of a lost run, where the task wants that."""
+        ending, self._message.ending = self._message.ending, "retried"
+        if super()._retry_worker_lost(exc, exc_info):
+            return True
+        self._message.ending = ending
+        return False
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        self._message.ending = "expired" if expired else "revoked"
+        # From now on, although that is yet to be stored.
+        self._already_revoked = True
+        announce = partial(super()._announce_revoked, reason, terminated, signum, expired)
+        self._end_when_stored(partial(self._announce, announce, reason))
+
+    def _announce(self, announce: Callable[[], None], reason: str) -> None:
+        try:
+            announce()
+        except Exception as error:
+            if isinstance(error, CutOff):
+                raise
+            logger.exception("%s was %s, but that could not be stored", self, reason)
+            self.acknowledge()
+
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        # From now on, as what its process says when it is killed comes at any moment.
+        self._already_cancelled = True
+        CLERK.do(self._app, partial(super()._announce_cancelled, *args, **kwargs))
+
+
+def tell_repeated_starts(requests: Sequence[Request]) -> None:
+    """Tell the broker now which of these that begin to run were delivered before.
+
+    Such a message may have ended its last worker at once; it must be charged before it can again.
+    """
+    repeated = [
+        request.message
+        for request in requests
+        if request.delivery_info.get("redelivered") and isinstance(request.message, EngineMessage)
+    ]
+    if repeated:
+        repeated[0].channel.tell_starts([message.delivery_tag for message in repeated])
+
+
+#: What is reported of a run whose process has gone.
+_EXITS = (WorkerLostError, SystemExit, KeyboardInterrupt)
+
+
+def _check(
+    message: EngineMessage,
+    *,
+    headers: Any = None,
+    body: Any = None,
+    decoded: bool = False,
+    **_: Any,
+) -> None:
+    content = body if decoded else message.payload
+    check_message(
+        message.headers if headers is None else headers, content, message.content_encoding
+    )
+
+
+def _reason(error: BaseException) -> Reason:
+    if isinstance(error, Reject):
+        return "rejected"
+    if isinstance(error, TooManyDeliveries):
+        return "poison"
+    return "dead" if isinstance(error, DeadLetter) else "failed"
+
+
+def _exit_text(error: BaseException) -> str:
+    """Return how a process was lost; what a task exited by says little without its name."""
+    return str(error) if isinstance(error, WorkerLostError) else repr(error)
+
+
+def _ending_by(exception: BaseException) -> str:
+    if isinstance(exception, Reject):
+        return "rejected"
+    return "ignored" if isinstance(exception, Ignore) else "failed"

@@ -1,0 +1,181 @@
+"""What a worker checks when it starts, so that a mistake is an error now and not a riddle later."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+from celery import bootsteps
+
+from routing.errors import EngineError, TopologyError
+from routing.inflight.holdings import Holdings
+from routing.publish.amqp import is_engine_connection, topology_of
+from routing.redis.permissions import denied, grant, unless_denied
+from routing.redis.silence import silence_seconds
+from routing.topology.checks import prefetch_needed
+from routing.transport import runtime
+from routing.worker.results import wait_for_results
+
+logger = logging.getLogger(__name__)
+
+#: Where stock Celery sends what no route names.
+STOCK_QUEUE = "celery"
+
+
+class StartRefused(TopologyError, click.ClickException):
+    """The worker cannot work with the queue table; the command line shows the message alone."""
+
+    def __init__(self, message: str) -> None:
+        click.ClickException.__init__(self, message)
+
+
+class CheckTable(bootsteps.Step):
+    """Refuses a worker whose slots or batches do not fit the table; says what each queue gets."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, parent: Any) -> None:
+        """Check, once the pool knows its size."""
+        if (table := topology_of(parent.app)) is None:
+            return
+        queues = list(parent.app.amqp.queues.consume_from)
+        wait_for_results(
+            parent.app,
+            silence_seconds=silence_seconds(table.lease_seconds),
+            is_green=getattr(parent.pool, "is_green", False),
+        )
+        slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
+        batches = batches_by_queue(parent.app)
+        try:
+            table.check_worker(slots, batches, queues=queues)
+        except TopologyError as error:
+            raise StartRefused(f"this worker does not fit the queue table:\n{error}") from None
+        holdings = runtime.lookup(parent.app.amqp_cls.runtime_name).holdings
+        holdings.batch_needs = {
+            queue: prefetch_needed(table.queue(queue), slots, sizes)
+            for queue, sizes in batches.items()
+        }
+        logger.info(
+            "prefetch by queue: %s",
+            prefetch_line(holdings, queues),
+            extra={"event": "prefetch", "queues": queues},
+        )
+        for queue in queues:
+            if lack := prefetch_lack(holdings, queue):
+                logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
+
+
+class CheckServer(bootsteps.StartStopStep):
+    """Refuses a Redis cluster, and warns of a server that may evict messages."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        self._checked = False
+        super().__init__(parent, **kwargs)
+
+    def start(self, parent: Any) -> None:
+        """Check the server, on the first connection."""
+        if self._checked or not is_engine_connection(parent.connection):
+            return
+        with parent.connection.channel() as channel:
+            uri = parent.connection.as_uri()
+            warn_of_denied(channel, uri=uri)
+            if (info := unless_denied(channel.client.info)) is None:
+                _warn_of_silence(uri)
+            else:
+                check_server(info, uri=uri)
+            warn_of_stranded(channel, parent.app)
+        self._checked = True
+
+
+def check_server(info: dict[str, Any], *, uri: str) -> None:
+    """Judge a server by its INFO.
+
+    Raises:
+        EngineError: it is a cluster node, whose scripts cannot reach the keys of several queues.
+    """
+    if int(info.get("cluster_enabled", 0)):
+        raise EngineError(
+            f"{uri} runs in cluster mode, where a script cannot reach several queues: use a single "
+            "server, with replicas and Sentinel where it must survive"
+        )
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        logger.warning(
+            "%s has maxmemory-policy %s and may evict queues when its memory is full: set "
+            "maxmemory-policy noeviction",
+            uri,
+            policy,
+            extra={"event": "may_evict"},
+        )
+
+
+def _warn_of_silence(uri: str) -> None:
+    logger.warning(
+        "the user of %s may not run INFO, so nobody looked whether the server is a cluster node or "
+        "may evict messages: it must be none, with maxmemory-policy noeviction",
+        uri,
+        extra={"event": "server_unseen"},
+    )
+
+
+def warn_of_denied(channel: Any, *, uri: str) -> None:
+    """Name the commands that the engine needs and that its user may not run."""
+    if names := denied(channel.plain_client, channel.verbs.keys.workers()):
+        logger.error(
+            "the user of %s may not do what the engine needs: %s; allow it: ACL SETUSER <user> %s",
+            uri,
+            ", ".join(names),
+            grant(names),
+            extra={"event": "commands_denied", "commands": names},
+        )
+
+
+def warn_of_stranded(channel: Any, app: Any) -> None:
+    """Warn of messages in Celery's own default queue when this app's workers do not consume it.
+
+    An app that used it until now would leave what waits there behind.
+    """
+    if STOCK_QUEUE in app.amqp.queues:
+        return
+    if waiting := unless_denied(lambda: channel._size(STOCK_QUEUE)):
+        logger.warning(
+            "%d messages wait in queue %r, which is not in the queue table, so no worker of this "
+            "app consumes it: add [queues.%s] to the table, at least until it is empty",
+            waiting,
+            STOCK_QUEUE,
+            STOCK_QUEUE,
+            extra={"event": "stranded", "waiting": waiting},
+        )
+
+
+def batches_by_queue(app: Any) -> dict[str, dict[str, int]]:
+    """Return the batch tasks that go to each queue, as the router says, with their max_size."""
+    found: dict[str, dict[str, int]] = {}
+    for name, task in app.tasks.items():
+        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int):
+            for queue in app.amqp.router.reachable_queues(task):
+                found.setdefault(queue, {})[name] = task.max_size
+    return found
+
+
+def prefetch_lack(holdings: Holdings, queue: str) -> str | None:
+    """Return why the batches of a queue stay small with its prefetch, None when they can fill."""
+    prefetch, needed = holdings.prefetch(queue), holdings.batch_needs.get(queue, 0)
+    if prefetch >= needed:
+        return None
+    return (
+        f"queue {queue!r}: prefetch is {prefetch}, and batches need {needed} to be full while all "
+        "slots are busy: (slots + 1) times max_size, as what runs counts too; raise it, or leave "
+        "it out"
+    )
+
+
+def prefetch_line(holdings: Holdings, queues: list[str]) -> str:
+    """Return the prefetch of each queue in one line, in the order of the table."""
+    table = holdings.topology.queues
+    order = [name for name in table if name in queues]
+    order += [name for name in queues if name not in table]
+    return ", ".join(f"{name} {holdings.prefetch(name)}" for name in order)
