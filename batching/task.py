@@ -8,23 +8,26 @@ runs the same engine with a batch of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 
 from celery import Task
+from celery.exceptions import Reject
+from celery.utils.time import get_exponential_backoff_interval
 from pydantic import BaseModel
 
-from batching.batch import Batch, Replaced, Retried
+from batching.batch import Batch
 from batching.errors import InvalidItem, InvalidOption
-from batching.options import check
+from batching.message import any_arguments, dump_models, one_item
+from batching.outcomes import OUTCOME, Dead, Done, Failed, Outcome, Repeated, Replaced, Retried
 from batching.pool import results
 from batching.pool.call import CALLING, ReplaceBatch, RetryBatch
 from batching.pool.run import run_one
-from batching.pool.settle import OUTCOME, replay
 from routing.errors import DeadLetter
 from routing.publish.task import BulkMethods
-from routing.worker.results import retried
+from routing.transport.outage import waiting_of
 
 
 class BatchTask(BulkMethods, Task):
@@ -76,8 +79,8 @@ class BatchTask(BulkMethods, Task):
             cls.key = staticmethod(own["key"])
         # Celery would call an error callback of many arguments where the task failed, with objects
         # that no message can carry. A partial it sends as a message, with the id of what failed.
-        cls.__header__ = staticmethod(partial(_one_item if cls.model else _any_arguments))
-        cls._dump_pydantic_arguments = staticmethod(_dump_models)
+        cls.__header__ = staticmethod(partial(one_item if cls.model else any_arguments))
+        cls._dump_pydantic_arguments = staticmethod(dump_models)
 
     def run_batch(self, batch: Batch[Any]) -> Any:
         """The user's function: give outcomes, or return one result per item, or None."""
@@ -131,30 +134,95 @@ class BatchTask(BulkMethods, Task):
         if isinstance(exc, InvalidItem | DeadLetter):
             raise exc
         retry = super().retry
-        return retried(self, exc, lambda: retry(exc=exc, **options))
+        return waiting_of(self.app).until_retried(self, exc, lambda: retry(exc=exc, **options))
 
 
-def _one_item(*args: Any, **fields: Any) -> None:
-    """What a task with a model is sent with: one argument, or the model's fields by keyword."""
-    if len(args) + bool(fields) != 1:
-        raise TypeError(
-            "a batch task with a model takes one item: one positional argument or its fields by "
-            f"keyword, got {len(args)} positional and {len(fields)} keyword arguments"
-        )
+def check(task: str, options: dict[str, Any]) -> None:
+    """Check those options that are given.
+
+    Raises:
+        InvalidOption: naming the task, the option, what was expected and what was got.
+    """
+    for name, problem in _CHECKS.items():
+        if name in options:
+            found = problem(options[name])
+            if found:
+                raise InvalidOption(task, name, f"{found}, got {options[name]!r}")
 
 
-def _any_arguments(*args: Any, **kwargs: Any) -> None:
-    """What a task without a model is sent with: anything."""
+def _size(value: object) -> str | None:
+    return None if _is_positive_int(value) else "must be a whole number of items, at least 1"
 
 
-def _dump_models(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Turn models among the arguments into what JSON can carry."""
-    if args:
-        args = tuple(_dumped(value) for value in args)
-    if kwargs:
-        kwargs = {name: _dumped(value) for name, value in kwargs.items()}
-    return args, kwargs
+def _bytes(value: object) -> str | None:
+    if value is None or _is_positive_int(value):
+        return None
+    return "must be a whole number of bytes, at least 1, or None"
 
 
-def _dumped(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+def _wait(value: object) -> str | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 <= value < math.inf:  # type: ignore[operator]
+        return None
+    return "must be a number of seconds, at least 0"
+
+
+def _key(value: object) -> str | None:
+    if value is None or callable(value) or isinstance(value, staticmethod):
+        return None
+    return "must be a function of the task's arguments, or None"
+
+
+def _model(value: object) -> str | None:
+    if value is None or (isinstance(value, type) and issubclass(value, BaseModel)):
+        return None
+    return "must be a pydantic model class, or None"
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_CHECKS: dict[str, Callable[[object], str | None]] = {
+    "max_size": _size,
+    "max_bytes": _bytes,
+    "max_wait": _wait,
+    "key": _key,
+    "model": _model,
+}
+
+
+def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
+    """Return or raise an item's outcome, in the item's own request."""
+    match outcome:
+        case Done(result=result):
+            return result
+        case Failed(error=error, traceback=traceback):
+            raise error.with_traceback(traceback)
+        case Retried(countdown=countdown, error=error, options=options):
+            if countdown is None and "eta" not in options:
+                countdown = _backoff(task)
+            return retry(exc=error, countdown=countdown, **options)
+        case Dead(reason=reason):
+            raise DeadLetter(reason)
+        case Replaced(signature=signature):
+            return task.replace(signature.clone())
+        case Repeated():
+            # The tracer's own check of the backend said otherwise in the meantime.
+            raise Reject("its stored success is gone", requeue=True)
+        case _:
+            assert_never(outcome)
+
+
+def _backoff(task: Any) -> float | None:
+    """Return the countdown of the task's `retry_backoff`, None for `default_retry_delay`."""
+    backoff = getattr(task, "retry_backoff", False)
+    if not backoff:
+        return None
+    interval: float = get_exponential_backoff_interval(
+        factor=int(max(1.0, float(backoff))),
+        retries=task.request.retries,
+        maximum=int(getattr(task, "retry_backoff_max", 600)),
+        full_jitter=getattr(task, "retry_jitter", True),
+    )
+    return interval

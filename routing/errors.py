@@ -12,6 +12,7 @@
     ├── TooManyDeliveries                             a message took its worker down too often
     ├── AnswerUnreadable                              what a pool process answered cannot be read
     ├── PublishRefused                                some messages of a bulk call were refused
+    ├── NotEditable                                   a dead letter's arguments cannot be edited
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
         └── ScriptError                               a Lua verb is malformed or answered nonsense
@@ -33,6 +34,7 @@ __all__ = [
     "Dropped",
     "EngineError",
     "MessageTooLarge",
+    "NotEditable",
     "PublishRefused",
     "QueueFull",
     "RoutingError",
@@ -204,6 +206,10 @@ class PublishRefused(RoutingError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class NotEditable(RoutingError):
+    """The arguments of this message cannot be edited; replay it as it is, or send a new one."""
 
 
 class BrokerUnreachable(RoutingError, OperationalError):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from routing.publish.amqp import topology_of
-from routing.redis.keys import dead_queue
+from routing.topology.names import dead_queue
+from routing.transport.runtime import topology_of
 
 
 def show_dead_letters() -> None:

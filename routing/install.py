@@ -21,20 +21,16 @@ from typing import Any
 from celery.app.annotations import prepare
 from kombu.utils.imports import symbol_by_name
 
-import routing.worker.control  # noqa: F401  (registers the remote-control commands)
+import routing.doctor.survey
+import routing.worker.control  # noqa: F401  (they register the remote-control commands)
 from routing.defaults import apply_defaults
 from routing.flower import show_dead_letters
-from routing.maintenance.ageing import AgeDeadLetters
-from routing.maintenance.dropped import FinishDropped
-from routing.maintenance.reclaim import Reclaim
-from routing.maintenance.runner import JobFactory, Upkeep
-from routing.publish.amqp import amqp_class, topology_of
+from routing.publish.amqp import amqp_class
 from routing.publish.groups import extend_canvas
 from routing.publish.task import TaskAnnotation, missing_attributes
 from routing.topology.model import Topology
 from routing.transport import runtime
-from routing.worker.dispatcher import Dispatcher
-from routing.worker.startup import CheckServer, CheckTable
+from routing.transport.runtime import topology_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +38,13 @@ __all__ = ["install"]
 
 _NUMBERS = itertools.count(1)
 
-#: What a worker does now and then for everybody, in this order.
-JOBS: tuple[JobFactory, ...] = (AgeDeadLetters, FinishDropped, Reclaim)
+#: Boot steps by their names: a process that is no worker need not import them.
+WORKER_STEPS = ("routing.worker.startup:CheckTable",)
+CONSUMER_STEPS = (
+    "routing.worker.startup:CheckServer",
+    "routing.worker.dispatcher:Dispatcher",
+    "routing.maintenance.runner:Upkeep",
+)
 
 
 def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:
@@ -122,9 +123,8 @@ def _warn_of_early_acks(app: Any) -> None:
 
 
 def _extend_worker(app: Any) -> None:
-    app.steps["worker"].add(CheckTable)
-    Upkeep.factories = JOBS
-    app.steps["consumer"].update((CheckServer, Dispatcher, Upkeep))
+    app.steps["worker"].update(WORKER_STEPS)
+    app.steps["consumer"].update(CONSUMER_STEPS)
 
 
 def _connect(signal: Any, handler: Callable[..., None]) -> None:

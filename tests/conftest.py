@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from hypothesis import HealthCheck, settings
 
 from routing.transport import overflow
 from routing.transport.drops import Drops
+from tests.support.apps import AppFactory
 from tests.support.broker import Broker
 from tests.support.servers import Server, redis_binary, valkey_binary
 
+# A busy machine is no failure of what is tested.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
+
 #: What waits most, first: a file that begins last should not be what everybody waits for.
-FOLDERS = ("tasks", "cluster", "worker", "commands", "contract")
+FOLDERS = ("tasks", "cluster", "worker", "cli", "redis")
 LONGEST = {"test_unstored.py", "test_urls.py"}
 
 
@@ -83,3 +91,21 @@ def client(broker: Broker) -> redis.Redis:
 def _short(factory: pytest.TempPathFactory) -> Path:
     # The path of a unix socket has at most 107 characters.
     return factory.mktemp("s")
+
+
+@pytest.fixture
+def make_app() -> Iterator[AppFactory]:
+    """Makes apps that are nobody's current app, and closes their connections at the end."""
+    apps: list[Celery] = []
+
+    def make(broker: str = "memory://", **conf: Any) -> Celery:
+        app = Celery("shop", broker=broker, set_as_current=False)
+        app.conf.update(conf)
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        if app._pool is not None:
+            app._pool.force_close_all()
+        app.close()

@@ -29,9 +29,8 @@ from kombu.asynchronous.timer import to_timestamp
 from batching.consumer.request import ItemRequest, wants_task_events
 from batching.consumer.slots import Slots, slots_for
 from batching.consumer.unit import BatchUnit
-from batching.consumer.window import Buffer, Window
-from batching.options import limits_of
-from routing.redis.values import State
+from batching.consumer.window import Buffer, Window, limits_of
+from routing.inflight.held import State
 
 logger = logging.getLogger(__name__)
 

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from celery.worker import state
 
-from routing.redis.values import State
+from routing.inflight.held import State
+from routing.transport.message import EngineMessage
 from routing.worker.followers import count_success, send_links
 from routing.worker.request import Request
 from routing.worker.stopping import STOP
 
-if TYPE_CHECKING:
-    from batching.consumer.unit import BatchUnit
-
 logger = logging.getLogger(__name__)
+
+
+class Run(Protocol):
+    """The run that an item shares with others."""
+
+    def cut(self, signal: Any = None) -> bool:
+        """End it, once for all its items; False where it runs to its end."""
 
 
 class ItemRequest(Request):
@@ -33,7 +39,7 @@ class ItemRequest(Request):
     #: Why it cannot run although it could be decoded: it fails alone, in the pool.
     invalid: str | None = None
     #: Its batch, which the pool keeps while it runs.
-    batch: weakref.ref[BatchUnit] | None = None
+    batch: weakref.ref[Run] | None = None
 
     @property
     def queue(self) -> str:
@@ -136,3 +142,35 @@ class ItemRequest(Request):
 def wants_task_events(eventer: Any) -> bool:
     """Whether a worker sends task events now (`-E`, or `celery control enable_events`)."""
     return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+
+
+@contextmanager
+def collect_acks(requests: Sequence[ItemRequest]) -> Iterator[None]:
+    """Acknowledge what ends within in one step; also when no loop runs any more.
+
+    On a transport that is not the engine's, each is left to itself.
+    """
+    messages: list[EngineMessage] = []
+    if all(isinstance(request.message, EngineMessage) for request in requests):
+        for request in requests:
+            request.acks = messages
+    try:
+        yield
+    finally:
+        for request in requests:
+            request.acks = None
+        if messages:
+            _ack_all(messages)
+
+
+def _ack_all(messages: Sequence[EngineMessage]) -> None:
+    """End the messages of one batch in one step; they came over one channel."""
+    channel = messages[0].channel
+    ended = []
+    for message in messages:
+        if (death := message.death) is not None:
+            channel.bury(message.delivery_tag, death)
+        else:
+            ended.append((message.delivery_tag, message.ending or "done"))
+    if ended:
+        channel.end_all(ended)

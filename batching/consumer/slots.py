@@ -7,13 +7,10 @@ waits in Celery's own semaphore, and nothing is known about the broker's backlog
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from batching.consumer.request import ItemRequest
-from batching.consumer.unit import BatchUnit
 from routing.transport.message import EngineMessage
+from routing.worker.units import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +24,14 @@ class Slots(Protocol):
     def backlog(self, queue: str) -> bool:
         """Whether more messages of this queue are known to be on their way."""
 
-    def submit(self, unit: BatchUnit) -> None:
+    def submit(self, unit: Unit) -> None:
         """Have the unit handed over as soon as a slot is free."""
 
     def unused(self) -> None:
         """Free the slot of a unit that turned out to have nothing to run."""
 
-    def failed(self, unit: BatchUnit) -> None:
+    def failed(self, unit: Unit) -> None:
         """Give back the messages of a unit that the pool refused."""
-
-    def collect_acks(self, requests: Sequence[ItemRequest]) -> AbstractContextManager[None]:
-        """Acknowledge what ends within together, where that is cheaper."""
 
 
 def slots_for(message: Any, consumer: Any) -> Slots:
@@ -62,20 +56,6 @@ class DispatcherSlots:
         """Whether a slot is free that nothing waits for and that this queue may take."""
         return bool(self._idle_slots(queue) > 0)
 
-    @contextmanager
-    def collect_acks(self, requests: Sequence[ItemRequest]) -> Iterator[None]:
-        """Acknowledge all at once; also in a warm shutdown, when no loop runs any more."""
-        messages: list[EngineMessage] = []
-        for request in requests:
-            request.acks = messages
-        try:
-            yield
-        finally:
-            for request in requests:
-                request.acks = None
-            if messages:
-                _ack_all(messages)
-
 
 class StockSlots:
     """Slots of a pool without a dispatcher."""
@@ -93,7 +73,7 @@ class StockSlots:
         """Nothing is known about the broker."""
         return False
 
-    def submit(self, unit: BatchUnit) -> None:
+    def submit(self, unit: Unit) -> None:
         """Hand over, by the semaphore where the pool has one."""
         if self._semaphore is None:
             unit.hand_over()
@@ -105,26 +85,8 @@ class StockSlots:
         if self._semaphore is not None:
             self._semaphore.release()
 
-    def failed(self, unit: BatchUnit) -> None:
+    def failed(self, unit: Unit) -> None:
         """Give the messages back to the broker."""
         self.unused()
         for request in unit.requests:
             request.give_back()
-
-    @contextmanager
-    def collect_acks(self, requests: Sequence[ItemRequest]) -> Iterator[None]:
-        """Leave each to itself: these acknowledgements belong to Celery and its transports."""
-        yield
-
-
-def _ack_all(messages: Sequence[EngineMessage]) -> None:
-    """End the messages of one batch in one step; they came over one channel."""
-    channel = messages[0].channel
-    ended = []
-    for message in messages:
-        if (death := message.death) is not None:
-            channel.bury(message.delivery_tag, death)
-        else:
-            ended.append((message.delivery_tag, message.ending or "done"))
-    if ended:
-        channel.end_all(ended)

@@ -11,27 +11,25 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard.common import TERM_SIGNAL
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import TimeLimitExceeded
 from celery.worker import state
 
-from batching.consumer.request import ItemRequest
+from batching.consumer.request import ItemRequest, collect_acks
+from batching.consumer.slots import Slots
 from batching.errors import NotSettled
 from batching.message import pack
 from batching.pool import results
 from batching.pool.run import run_batch
-from routing.redis.values import State
+from routing.inflight.held import State
 from routing.worker.clerk import CLERK
 from routing.worker.exits import exits_in
+from routing.worker.outage import CutOff
 from routing.worker.request import tell_repeated_starts
-from routing.worker.results import CutOff
 from routing.worker.stopping import is_cut_off
-
-if TYPE_CHECKING:
-    from batching.consumer.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +133,7 @@ class BatchUnit:
         if not isinstance(answer, list) or len(answer) != len(self.requests):
             self._give_back(answer)
             return
-        with self._slots.collect_acks(self.requests):
+        with collect_acks(self.requests):
             for request, ended in zip(self.requests, answer, strict=True):
                 try:
                     request.end(ended)

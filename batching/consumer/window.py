@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import chain
-from typing import Generic, TypeVar
-
-from batching.consumer.policy import Flush, Limits, Reason, decide, fits, is_full
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 E = TypeVar("E")
 G = TypeVar("G", bound=Hashable)
@@ -141,3 +140,95 @@ class Buffer(Generic[G, E]):
     def _stop_gathering(self, group: G) -> None:
         self._gathering.pop(group, None)
         self._reopened.pop(group, None)
+
+
+class Reason(StrEnum):
+    """Why a batch was flushed."""
+
+    COUNT = "count"  # it holds max_size items
+    BYTES = "bytes"  # the next item would take it over max_bytes
+    WAIT = "wait"  # its oldest item has waited max_wait
+    IDLE = "idle"  # a slot is free and nothing more is on its way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds of one task's batches."""
+
+    max_size: int
+    max_bytes: int | None
+    max_wait_seconds: float
+
+
+class Held(Protocol):
+    """What waits for one batch."""
+
+    @property
+    def count(self) -> int:
+        """How many items."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes of bodies."""
+
+    @property
+    def due_at(self) -> float:
+        """Until when it may wait for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Flush what is held, now."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Hold on, and ask again at this time at the latest."""
+
+    until: float
+
+
+Decision: TypeAlias = Flush | Wait
+
+
+def fits(limits: Limits, held: Held, size_bytes: int) -> bool:
+    """Whether one more item of `size_bytes` may join; an item too big for any batch goes alone."""
+    if held.count >= limits.max_size:
+        return False
+    if limits.max_bytes is None or held.count == 0:
+        return True
+    return held.size_bytes + size_bytes <= limits.max_bytes
+
+
+def is_full(limits: Limits, held: Held) -> Reason | None:
+    """The bound that was reached, when nothing more can join."""
+    if held.count >= limits.max_size:
+        return Reason.COUNT
+    if limits.max_bytes is not None and held.size_bytes >= limits.max_bytes:
+        return Reason.BYTES
+    return None
+
+
+def decide(limits: Limits, held: Held, now: float, *, idle: bool, backlog: bool) -> Decision:
+    """Whether what is held goes now.
+
+    `idle`: a slot is free. `backlog`: the broker is known to hold more, or more is being delivered,
+    so that a moment's patience makes a fuller batch.
+    """
+    full = is_full(limits, held)
+    if full is not None:
+        return Flush(full)
+    if now >= held.due_at:
+        return Flush(Reason.WAIT)
+    if idle and not backlog:
+        return Flush(Reason.IDLE)
+    return Wait(held.due_at)
+
+
+def limits_of(task: Any) -> Limits:
+    """Return the bounds of a task's batches."""
+    return Limits(
+        max_size=task.max_size, max_bytes=task.max_bytes, max_wait_seconds=float(task.max_wait)
+    )

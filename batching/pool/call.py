@@ -14,8 +14,9 @@ from typing import Any
 
 from celery.exceptions import Retry
 
-from batching.batch import DONE, Batch, Done, Failed, Item, Outcome, Replaced, Retried
+from batching.batch import Batch, Item
 from batching.errors import ResultCountError, ResultTypeError
+from batching.outcomes import DONE, Done, Failed, Outcome, Replaced, Retried
 from routing.worker.exits import Exits
 from routing.worker.failure import stand_in
 from routing.worker.softlimit import SOFT_LIMIT

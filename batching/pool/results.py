@@ -24,8 +24,9 @@ from routing.message.exemption import accepted_before
 from routing.publish.groups import Publication
 from routing.redis.faults import is_final
 from routing.transport.gathering import Gathering, gathering
+from routing.transport.outage import waiting_of
 from routing.worker.followers import count_part
-from routing.worker.results import stock_class, until_taken
+from routing.worker.results import stock_class
 from routing.worker.storing import Result, encoded, store, stores_like_redis
 
 _collecting: ContextVar[Any] = ContextVar("batching_results", default=None)
@@ -119,7 +120,7 @@ def _send(app: Any, gathered: Gathering) -> dict[str, Exception]:
     while not publication.is_over:
         try:
             with accepted_before():
-                until_taken(app, "the broker", publication.publish)
+                waiting_of(app).until_taken("the broker", publication.publish)
         except Exception as error:
             if not is_final(error):
                 raise

@@ -21,13 +21,13 @@ from celery.exceptions import Ignore, Retry
 from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from batching.batch import Failed, Item, Repeated
+from batching.batch import Item
 from batching.errors import InvalidItem, NotSettled
-from batching.message import Parcel, unpack
+from batching.message import Parcel, unpack, value_of
+from batching.outcomes import Failed, Repeated
 from batching.pool import results
 from batching.pool.call import call
 from batching.pool.settle import Ended, Settling, ignores_result, unstorable
-from batching.validate import value_of
 from routing.message.evidence import text_of
 from routing.redis.faults import is_final
 from routing.worker.exits import PROCESS_EXITS, Exits

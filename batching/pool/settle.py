@@ -9,27 +9,22 @@ without a line of them here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 from billiard.einfo import ExceptionInfo
 from celery import states
 from celery.app import trace
-from celery.exceptions import BackendStoreError, Reject
-from celery.utils.time import get_exponential_backoff_interval
+from celery.exceptions import BackendStoreError
 from kombu.exceptions import OperationalError
 
-from batching.batch import Dead, Done, Failed, Item, Outcome, Repeated, Replaced, Retried
-from routing.errors import DeadLetter
+from batching.batch import Item
+from batching.outcomes import OUTCOME
 from routing.redis.faults import is_final
 from routing.worker.exits import Exits
 from routing.worker.failure import failure, forget_frames
 from routing.worker.traced import Answer, end_escaped, raise_exit
 
 logger = logging.getLogger(__name__)
-
-#: In an item's request: its outcome, until it is replayed.
-OUTCOME = "_batching_outcome"
 
 
 class Ended(NamedTuple):
@@ -122,39 +117,3 @@ def unstorable(error: Exception) -> Ended:
         raise error
     except Exception:
         return Ended((1, failure(ExceptionInfo(internal=True)), None))
-
-
-def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
-    """Return or raise an item's outcome, in the item's own request."""
-    match outcome:
-        case Done(result=result):
-            return result
-        case Failed(error=error, traceback=traceback):
-            raise error.with_traceback(traceback)
-        case Retried(countdown=countdown, error=error, options=options):
-            if countdown is None and "eta" not in options:
-                countdown = _backoff(task)
-            return retry(exc=error, countdown=countdown, **options)
-        case Dead(reason=reason):
-            raise DeadLetter(reason)
-        case Replaced(signature=signature):
-            return task.replace(signature.clone())
-        case Repeated():
-            # The tracer's own check of the backend said otherwise in the meantime.
-            raise Reject("its stored success is gone", requeue=True)
-        case _:
-            assert_never(outcome)
-
-
-def _backoff(task: Any) -> float | None:
-    """Return the countdown of the task's `retry_backoff`, None for `default_retry_delay`."""
-    backoff = getattr(task, "retry_backoff", False)
-    if not backoff:
-        return None
-    interval: float = get_exponential_backoff_interval(
-        factor=int(max(1.0, float(backoff))),
-        retries=task.request.retries,
-        maximum=int(getattr(task, "retry_backoff_max", 600)),
-        full_jitter=getattr(task, "retry_jitter", True),
-    )
-    return interval

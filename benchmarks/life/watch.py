@@ -16,9 +16,9 @@ import redis
 
 from benchmarks.life.plan import QUEUES
 from benchmarks.life.records import Sent, read_sent
-from routing.redis import books
 from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
+from routing.redis.ledger import read
 from routing.topology.model import Topology
 
 FINAL = ("SUCCESS", "FAILURE", "REVOKED")
@@ -61,7 +61,7 @@ class Broker:
     def places(self) -> dict[str, int] | None:
         """Return how many messages are where; None when the broker does not say."""
         with contextlib.suppress(redis.RedisError):
-            queues = books.read(self.client, self._verbs).queues
+            queues = read(self.client, self._verbs).queues
             waiting = {f"{queue.queue}_waits": queue.waiting for queue in queues}
             return {
                 **waiting,
@@ -82,8 +82,8 @@ class Broker:
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return the ledger of each queue, with its records counted."""
-        read = books.read(self.client, self._verbs, recount=True)
-        return {queue.queue: queue.as_json() for queue in read.queues}
+        ledger = read(self.client, self._verbs, recount=True)
+        return {queue.queue: queue.as_json() for queue in ledger.queues}
 
     def dead_numbers(self) -> Counter[int]:
         """Return the messages among the dead letters."""

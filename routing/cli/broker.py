@@ -13,11 +13,11 @@ import click
 from celery.platforms import EX_UNAVAILABLE
 from kombu.exceptions import OperationalError
 
-from routing.publish.amqp import topology_of
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.permissions import COMMANDS, denied, grant, is_denied, unless_denied
 from routing.topology.model import Topology
 from routing.transport.channel import EngineMixin
+from routing.transport.runtime import topology_of
 
 #: As sysexits.h has it.
 EX_NOPERM = 77

@@ -12,7 +12,7 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from routing.cli.broker import Unavailable
-from routing.cli.chosen import (
+from routing.cli.options import (
     ALL,
     DRY_RUN,
     JSON,
@@ -20,13 +20,22 @@ from routing.cli.chosen import (
     check_queue,
     choose,
     filtered,
+    json_list,
+    json_object,
     option,
 )
-from routing.cli.letters import count_of, full_text, groups_text, handle_of, letter_lines
-from routing.cli.options import json_list, json_object
-from routing.cli.output import terminal_width
+from routing.cli.output import (
+    count_of,
+    full_text,
+    groups_text,
+    handle_of,
+    letter_lines,
+    terminal_width,
+)
+from routing.deadletters.letter import Filter, grouped
 from routing.deadletters.replay import Plan, Replay, Replayed
-from routing.message.letter import Filter, Letter, NotEditable, grouped
+from routing.errors import NotEditable
+from routing.message.letter import Letter
 from routing.redis.letters import AT_MOST, Move
 
 #: Exit status of a replay that stopped because messages died again.

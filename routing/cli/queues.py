@@ -20,8 +20,16 @@ from celery.bin.base import (
 
 from routing.cli.broker import Unavailable, engine_channel, table_of
 from routing.cli.output import Column, age, lines, terminal_width
-from routing.redis import books
-from routing.redis.ledger import ARRIVALS, DEPARTURES, ENDINGS, EVENTS, Ledger, QueueLedger
+from routing.redis.ledger import (
+    ARRIVALS,
+    DEPARTURES,
+    ENDINGS,
+    EVENTS,
+    Ledger,
+    QueueLedger,
+    read,
+    rebase,
+)
 from routing.topology.problems import close_to
 
 WATCH_SECONDS = 2.0
@@ -118,16 +126,16 @@ def _chosen(app: Any, names: Sequence[str] | None) -> list[str]:
 
 def _read(app: Any, names: Sequence[str], *, recount: bool) -> Ledger:
     with engine_channel(app) as channel:
-        return books.read(channel.plain_client, channel.verbs, names, recount=recount)
+        return read(channel.plain_client, channel.verbs, names, recount=recount)
 
 
 def _rebase(app: Any, names: Sequence[str]) -> None:
     with engine_channel(app) as channel:
         client, verbs = channel.plain_client, channel.verbs
-        for ledger in books.read(client, verbs, names, recount=True).queues:
+        for ledger in read(client, verbs, names, recount=True).queues:
             if not ledger.difference and not ledger.misheld:
                 continue
-            if books.rebase(client, verbs, ledger):
+            if rebase(client, verbs, ledger):
                 click.echo(f"{ledger.queue}: booked {_booked(ledger)}", err=True)
             else:
                 click.echo(f"{ledger.queue}: booked by somebody else meanwhile", err=True)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from routing.message.letter import Letter, contents_of, revived
+from routing.deadletters.letter import contents_of, revived
+from routing.message.letter import Letter
 from routing.redis.letters import Graves, Move
 
 #: Letters of the first wave: enough to tell one unlucky message from a broken world.

@@ -15,13 +15,15 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from celery.worker.control import inspect_command
+
 from routing.doctor.snapshot import Server, Snapshot, Unacked, WorkerReport
-from routing.publish.amqp import topology_of
-from routing.redis import books
+from routing.redis.ledger import read
 from routing.redis.permissions import denied, unless_denied
 from routing.topology.model import Topology
+from routing.topology.names import STOCK_QUEUE
 from routing.transport.channel import EngineMixin
-from routing.worker.startup import STOCK_QUEUE
+from routing.transport.runtime import topology_of
 
 PACKAGES = ("celeriac", "celery", "kombu", "redis")
 
@@ -52,6 +54,13 @@ def report(app: Any, channel: Any) -> dict[str, Any]:
     }
 
 
+@inspect_command()
+def checkup(state: Any) -> dict[str, Any]:
+    """Show each worker's queues, versions, clock and table, as celery doctor compares them."""
+    consumer = getattr(state.consumer, "task_consumer", None)
+    return report(state.app, consumer.channel if consumer is not None else None)
+
+
 def digest(table: Topology) -> str:
     """Return a short text that is alike for equal queue tables."""
     return hashlib.sha256(table.model_dump_json().encode()).hexdigest()[:12]
@@ -72,7 +81,7 @@ def look(app: Any, channel: EngineMixin, *, timeout_seconds: float) -> Snapshot:
         server=_server(client, channel.verbs.keys.workers()),
         workers=_workers(app, timeout_seconds),
         unacked=_unacked(channel),
-        ledger=books.read(client, channel.verbs, recount=True),
+        ledger=read(client, channel.verbs, recount=True),
         here_ahead_seconds=_ahead_seconds(channel),
         overdue=_overdue(channel),
         stranded=_stranded(app, channel),

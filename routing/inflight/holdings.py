@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from routing.inflight.fetch_policy import byte_rooms
+from routing.inflight.held import Held, State, Watch
+from routing.inflight.leases import Fence, Keeper
 from routing.inflight.locks import new_lock
 from routing.inflight.outbox import Carrier, Outbox
 from routing.message.evidence import Evidence
-from routing.redis.clocks import Fence, ServerClock
+from routing.redis.clocks import ServerClock
 from routing.redis.values import (
     LONGEST_RETURN_SECONDS,
     UNCHARGED,
@@ -28,12 +30,8 @@ from routing.redis.values import (
     Charges,
     Ending,
     Fetch,
-    Held,
-    Keeper,
     Mark,
     Return,
-    State,
-    Watch,
 )
 from routing.topology.model import Topology
 

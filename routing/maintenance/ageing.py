@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from routing.publish.amqp import topology_of
 from routing.transport.channel import EngineMixin
+from routing.transport.runtime import topology_of
 
 
 class AgeDeadLetters:

@@ -26,14 +26,13 @@ from routing.errors import Dropped
 from routing.message.codec import decode
 from routing.message.exemption import accepted_before
 from routing.message.validation import check_message
-from routing.publish.amqp import topology_of
-from routing.redis.commands import NOTHING, Arrival
-from routing.redis.keys import dropped_queue
-from routing.redis.values import Ending, Fetch, Return, Settlement
+from routing.redis.values import NOTHING, Arrival, Ending, Fetch, Return, Settlement
+from routing.topology.names import dropped_queue
 from routing.transport.channel import EngineMixin
 from routing.transport.delivery import NO_MESSAGE
 from routing.transport.message import EngineMessage
-from routing.worker.results import at_once
+from routing.transport.outage import at_once
+from routing.transport.runtime import topology_of
 
 logger = logging.getLogger(__name__)
 

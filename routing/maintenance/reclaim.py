@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from routing.publish.amqp import topology_of
 from routing.redis.commands import RECLAIM_AT_MOST
 from routing.transport.channel import EngineMixin
+from routing.transport.runtime import topology_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a worker does now and then for everybody: a list of jobs.
+"""Runs what a worker does now and then for everybody.
 
 A job is a small object with an interval. It has a thread (under gevent a greenlet) and a connection
 of its own: one that waits for a result backend must not hold up the one that looks for leases. What
@@ -17,10 +17,12 @@ from typing import Any, Protocol
 from celery import bootsteps
 from kombu.exceptions import OperationalError
 
+from routing.inflight.forks import unforked
+from routing.maintenance.ageing import AgeDeadLetters
+from routing.maintenance.dropped import FinishDropped
+from routing.maintenance.reclaim import Reclaim
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.transport.channel import EngineMixin
-from routing.worker.dispatcher import Dispatcher
-from routing.worker.forks import unforked
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +37,14 @@ class Job(Protocol):
         """Do it, with a channel that no other thread uses."""
 
 
-#: Makes the jobs of a worker from its consumer; modules of this package are listed by `install`.
-JobFactory = Callable[[Any], Job]
+#: What a worker does now and then for everybody: each is made from its consumer.
+JOBS: tuple[Callable[[Any], Job], ...] = (AgeDeadLetters, FinishDropped, Reclaim)
 
 
 class Upkeep(bootsteps.StartStopStep):
     """The consumer bootstep that runs the jobs while the worker is connected."""
 
-    requires = (Dispatcher,)
-    factories: tuple[JobFactory, ...] = ()
+    requires = ("routing.worker.dispatcher:Dispatcher",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         self._runners: list[_Runner] = []
@@ -52,7 +53,7 @@ class Upkeep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Begin, on a broker of the engine; called again after each reconnect."""
         if isinstance(parent.task_consumer.channel, EngineMixin):
-            self._runners = [_Runner(parent.app, [make(parent)]) for make in self.factories]
+            self._runners = [_Runner(parent.app, make(parent)) for make in JOBS]
 
     def stop(self, parent: Any) -> None:
         """End soon; stopping twice is safe."""
@@ -63,18 +64,18 @@ class Upkeep(bootsteps.StartStopStep):
 
 
 class _Runner:
-    def __init__(self, app: Any, jobs: list[Job]) -> None:
+    def __init__(self, app: Any, job: Job) -> None:
         self._app = app
-        self._due = {job: time.monotonic() + job.interval_seconds for job in jobs}
+        self._job = job
+        self._due = time.monotonic() + job.interval_seconds
         self._stopping = threading.Event()
-        if jobs:
-            threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True).start()
+        threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True).start()
 
     def stop(self) -> None:
         self._stopping.set()
 
     def _run(self) -> None:
-        while not self._wait_for_next():
+        while not self._wait_until_due():
             try:
                 # The broker that the worker consumes from; others may be written to.
                 with self._app.connection_for_read() as connection:
@@ -87,29 +88,29 @@ class _Runner:
                 logger.exception("upkeep cannot connect", extra={"event": "upkeep_failed"})
             self._stopping.wait(1)
 
-    def _wait_for_next(self) -> bool:
-        return self._stopping.wait(max(0.0, min(self._due.values()) - time.monotonic()))
+    def _wait_until_due(self) -> bool:
+        """Return whether to stop instead."""
+        return self._stopping.wait(max(0.0, self._due - time.monotonic()))
 
     def _work(self, channel: EngineMixin) -> None:
-        while not self._wait_for_next():
-            for job, due in self._due.items():
-                if due > time.monotonic() or self._stopping.is_set():
-                    continue
-                self._due[job] = time.monotonic() + job.interval_seconds
-                self._run_one(job, channel)
+        while not self._wait_until_due():
+            self._due = time.monotonic() + self._job.interval_seconds
+            self._run_once(channel)
 
-    def _run_one(self, job: Job, channel: EngineMixin) -> None:
+    def _run_once(self, channel: EngineMixin) -> None:
         try:
             with unforked():
-                job.run(channel)
+                self._job.run(channel)
         except LOST:
             raise
         except ANY_FAULT as error:
             logger.warning(
                 "%s: the broker refused: %s",
-                type(job).__name__,
+                type(self._job).__name__,
                 error,
                 extra={"event": "upkeep_refused"},
             )
         except Exception:
-            logger.exception("%s failed", type(job).__name__, extra={"event": "upkeep_failed"})
+            logger.exception(
+                "%s failed", type(self._job).__name__, extra={"event": "upkeep_failed"}
+            )

@@ -12,18 +12,19 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from celery import signals
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from routing.errors import BrokerUnreachable
+from routing.publish.attempt import Attempt, unreachable
 from routing.publish.capture import Capture
 from routing.publish.router import Router
 from routing.topology.model import Topology
 from routing.transport import runtime
-from routing.transport.schemes import engine_url, is_engine_url, register_aliases, stock_url
-from routing.transport.waiting import as_beat
-from routing.worker.results import about_to_send, until_taken
+from routing.transport.blocking import as_beat
+from routing.transport.outage import waiting_of
+from routing.transport.runtime import is_engine_connection
+from routing.transport.schemes import engine_url, register_aliases, stock_url
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +109,19 @@ class RoutingAMQP:
     def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Publish a callback; in a worker that waits, for as long as the broker is away."""
         send: Any = super()
-        return until_taken(
-            self.app, "the broker", lambda: send._retry_publish(publish, *args, **kwargs)
+        return waiting_of(self.app).until_taken(
+            "the broker", lambda: send._retry_publish(publish, *args, **kwargs)
         )
 
     def _create_task_sender(self) -> Callable[..., Any]:
         send = super()._create_task_sender()  # type: ignore[misc]
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            if isinstance(producer, Capture):
+            if is_captured := isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
-            about_to_send(message)
-            attempt = _Attempt.of(producer)
+            waiting_of(self.app).before_sending(message)
+            # A captured message is told of by who captured it.
+            attempt = producer if is_captured else Attempt.of(producer)
             try:
                 if (options.get("headers") or {}).get("celery_beat_task"):
                     with as_beat():
@@ -130,74 +132,13 @@ class RoutingAMQP:
                 lost = (OperationalError, *producer.connection.recoverable_connection_errors)
                 if isinstance(error, lost) and not isinstance(error, BrokerUnreachable):
                     told = unreachable(error, producer.connection)
-                if isinstance(attempt, _Attempt):
+                if isinstance(attempt, Attempt):
                     attempt.tell(name, told)
                 if told is error:
                     raise
                 raise told from error
 
         return send_task_message
-
-
-class _Attempt:
-    """A producer that remembers what it could not publish, to close what tracers have opened.
-
-    Celery sends ``before_task_publish``, publishes, and then sends ``after_task_publish``: not when
-    publishing failed.
-    """
-
-    def __init__(self, producer: Any) -> None:
-        self._producer = producer
-        self._failed: tuple[Any, dict[str, Any]] | None = None
-        self._is_published = False
-
-    @classmethod
-    def of(cls, producer: Any) -> Any:
-        """Return an attempt of a producer, itself where nobody wants to know of it.
-
-        A captured message is told of by who captured it.
-        """
-        is_watched = signals.after_task_publish.receivers and not isinstance(producer, Capture)
-        return cls(producer) if is_watched else producer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._producer, name)
-
-    def publish(self, body: Any, **options: Any) -> Any:
-        """Publish; the first message is the task's, what follows are its events."""
-        if self._is_published:
-            return self._producer.publish(body, **options)
-        self._failed = body, options
-        published = self._producer.publish(body, **options)
-        self._failed, self._is_published = None, True
-        return published
-
-    def tell(self, name: str, error: Exception) -> None:
-        """Send the signal that Celery leaves out when a message of this task was not published."""
-        if self._failed is not None:
-            tell_after(name, *self._failed, error)
-
-
-def tell_after(
-    name: str, body: Any, options: Mapping[str, Any], error: Exception | None = None
-) -> None:
-    """Send Celery's ``after_task_publish`` for a message.
-
-    Arguments:
-        name: the task's name.
-        body: the message's body.
-        options: the options that it is published with.
-        error: why it was not published; a receiver gets it as ``error``, which Celery's own signal
-            does not have.
-    """
-    signals.after_task_publish.send(
-        sender=name,
-        body=body,
-        headers=options["headers"],
-        exchange=options["exchange"],
-        routing_key=options["routing_key"],
-        **({} if error is None else {"error": error}),
-    )
 
 
 class _PerApp(type):
@@ -227,17 +168,6 @@ def _reduce(kind: Any) -> tuple[Any, ...]:
 copyreg.pickle(_PerApp, _reduce)
 
 
-def topology_of(app: Any) -> Topology | None:
-    """Return the queue table that was installed on an app, None when there is none."""
-    return getattr(app.amqp_cls, "topology", None)
-
-
-def is_engine_connection(connection: Any) -> bool:
-    """Return whether a connection leads to the engine, without opening it."""
-    name = connection.transport_cls
-    return isinstance(name, str) and is_engine_url(f"{name}://")
-
-
 def with_table_queues(own: Any, topology: Topology) -> Any:
     """Return ``task_queues`` with the table's queues added; the app's own declarations win.
 
@@ -249,16 +179,6 @@ def with_table_queues(own: Any, topology: Topology) -> Any:
         return {**declared, **own}
     names = {queue.name for queue in own or ()}
     return [*(own or ()), *(queue for name, queue in declared.items() if name not in names)]
-
-
-def unreachable(error: BaseException, connection: Any) -> BrokerUnreachable:
-    """Return the error that says which broker did not answer, and what to do."""
-    cause = str(error).strip() or type(error).__name__
-    return BrokerUnreachable(
-        f"the broker at {stock_url(connection.as_uri())} did not take the message: "
-        f"{cause.rstrip('.')}; start the broker, or correct broker_url (or "
-        "CELERY_BROKER_URL, which beats it)"
-    )
 
 
 def _on_engine(url: Any, transport: str | None) -> tuple[Any, str | None]:

@@ -33,10 +33,9 @@ from typing import Any
 
 from routing.errors import BrokerUnreachable
 from routing.publish.call import Arguments, Call
-from routing.publish.chunks import Writer, reason, writer_for
-from routing.publish.line import Line
+from routing.publish.capture import Line
+from routing.publish.chunks import Refused, Writer, reason, writer_for
 from routing.publish.receipts import Receipts
-from routing.publish.shipment import Refused
 from routing.publish.template import new_ids
 
 #: Items of one call: large enough that the round trip costs little for each, small enough that the

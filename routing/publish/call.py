@@ -11,7 +11,7 @@ from celery import signals
 from celery.app.task import Task
 
 from routing.errors import RoutingError
-from routing.publish.amqp import topology_of
+from routing.transport.runtime import topology_of
 
 #: Positional and keyword arguments of one message.
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]

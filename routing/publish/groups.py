@@ -25,15 +25,15 @@ from celery import canvas
 
 from routing.message.eta import Delay
 from routing.message.exemption import was_accepted
-from routing.publish.amqp import topology_of
+from routing.publish.attempt import ensure
 from routing.publish.bulk import producer_for
-from routing.publish.line import ensure
 from routing.redis.bounds import Terms
-from routing.redis.commands import Pushed
+from routing.redis.values import Pushed
 from routing.topology.model import Topology
 from routing.transport.gathering import Gathering, Lane, current, gathering
+from routing.transport.outage import waiting_of
 from routing.transport.overflow import Overflow
-from routing.worker.results import until_taken
+from routing.transport.runtime import topology_of
 
 #: Messages in one call: a few milliseconds of the server.
 CHUNK = 3000
@@ -65,11 +65,12 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
                 return gathered, stock(self, *args, **options)
 
         # It connects and declares, so the broker may be away already.
-        gathered, result = until_taken(app, "the broker", gather) if must_arrive else gather()
+        waiting = waiting_of(app)
+        gathered, result = waiting.until_taken("the broker", gather) if must_arrive else gather()
         if outer is None or not all(map(outer.takes, gathered.lanes)):
             publication = Publication(app, gathered, options)
             if must_arrive:
-                until_taken(app, "the broker", publication.publish)
+                waiting.until_taken("the broker", publication.publish)
             else:
                 publication.publish()
             return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from kombu.utils.imports import symbol_by_name
@@ -13,7 +13,7 @@ from routing.errors import DeadLetter
 from routing.publish.bulk import send
 from routing.publish.call import Arguments, Call, Read
 from routing.publish.receipts import Receipts
-from routing.worker.results import retried
+from routing.transport.outage import waiting_of
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
         error = options.get("exc", args[2] if len(args) > 2 else None)
         if isinstance(error, DeadLetter):
             raise error
-        return retried(self, error, lambda: retry(self, *args, **options))
+        attempt = partial(retry, self, *args, **options)
+        return waiting_of(self._get_app()).until_retried(self, error, attempt)
 
     setattr(retry_unless_dead, _SPARES_THE_DEAD, True)
     return retry_unless_dead

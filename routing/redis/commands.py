@@ -6,7 +6,7 @@ Everything is built for one broker database: the key names, the queue table's bo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,18 @@ from routing.message.eta import Delay
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.keys import Keys
 from routing.redis.scripts import call
-from routing.redis.values import FETCH_BYTES, Burial, Charges, Fetch, Return, Settlement
+from routing.redis.values import (
+    FETCH_BYTES,
+    Arrival,
+    Burial,
+    Buried,
+    Charges,
+    Exchanged,
+    Fetch,
+    Pushed,
+    Return,
+    Settlement,
+)
 from routing.topology.model import Topology
 
 #: Most messages in one call that gives back.
@@ -31,63 +42,6 @@ RECLAIM_AT_MOST = 500
 
 #: Most messages that one call buries: with the longest evidence that is some 3 MB.
 BURY_AT_MOST = 300
-
-NOTHING = Settlement([])
-
-
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """What a push did: the first `accepted` messages are the queue's, the rest refused.
-
-    `length` is the number of messages that waited before, `limit` the queue's max_length (0 for
-    none), `size_bytes` the bytes that waited before, where the queue has max_bytes. `dropped`
-    messages were dropped by the queue's policy, of these or of those that waited. `age_ms` is the
-    age of the oldest waiting message when messages were refused (0 when it is not known).
-    """
-
-    accepted: int
-    length: int
-    limit: int
-    size_bytes: int = 0
-    dropped: int = 0
-    age_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One fetched message: its tag, its queue and its text as stored."""
-
-    tag: str
-    queue: str
-    text: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Exchanged:
-    """The reply to an exchange.
-
-    `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
-    are counted, `left` the number of messages that each asked queue still holds, `next_due_ms` when
-    the next delayed message of the asked queues is due by the server's clock (0 for none).
-    """
-
-    server_ms: int
-    counted: int
-    left: dict[str, int]
-    arrivals: list[Arrival]
-    next_due_ms: int = 0
-
-    def sizes(self) -> Iterator[tuple[str, str, int]]:
-        """Yield the tag, the queue and the size in bytes of each arrival."""
-        return ((arrival.tag, arrival.queue, len(arrival.text)) for arrival in self.arrivals)
-
-
-@dataclass(frozen=True, slots=True)
-class Buried:
-    """What a burial did: messages that became dead letters, dead letters that made room."""
-
-    buried: int
-    trimmed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-def dead_queue(queue: str) -> str:
-    """Return the name of the queue that keeps the dead letters of this one."""
-    return f"{queue}.dead"
-
-
-def dropped_queue(queue: str) -> str:
-    """Return the name of the queue of what a bound dropped, until each has its final state."""
-    return f"{queue}.dropped"
+from routing.topology.names import dead_queue, dropped_queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from enum import StrEnum
 
 #: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
 #: of 1 MB messages from stalling the server, the wire and the worker's loop.
 FETCH_BYTES = 8 * 1024 * 1024
-
-
-class State(IntEnum):
-    """How far a held message has come."""
-
-    WAITING = 0  #: in the inbox, the dispatcher, a batch buffer or a rate limit's bucket
-    SCHEDULED = 1  #: waits for its ETA; does not count against the credit
-    HANDED = 2  #: given to the pool, so it will run, and end, whatever becomes of the connection
-    STARTED = 3  #: running
 
 
 class Mark(StrEnum):
@@ -55,50 +44,6 @@ class Charges:
 
 
 UNCHARGED = Charges()
-
-
-class Watch(weakref.ref[object]):
-    """A weak reference to a message that leaves its tag in a list when the message dies.
-
-    The collector calls it in the middle of anything, so it takes no lock.
-    """
-
-    __slots__ = ("_forsaken", "_tag")
-
-    _forsaken: deque[str]
-    _tag: str
-
-    def __new__(cls, message: object, forsaken: deque[str], tag: str) -> Watch:
-        """Watch a message."""
-        watch = super().__new__(cls, message, cls._died)
-        watch._forsaken = forsaken
-        watch._tag = tag
-        return watch
-
-    def __init__(self, message: object, forsaken: deque[str], tag: str) -> None:
-        super().__init__(message, type(self)._died)  # type: ignore[call-arg]
-
-    def _died(self) -> None:
-        self._forsaken.append(self._tag)
-
-
-@dataclass(slots=True)
-class Held:
-    """One held message."""
-
-    tag: str
-    queue: str
-    order: int
-    size_bytes: int = 0
-    state: State = State.WAITING
-    message_id: str = ""
-    charges: Charges = UNCHARGED
-    #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
-    at_ms: int = 0
-    #: How often it was given back because it could not be run then.
-    returned: int = 0
-    #: Set while a worker owns the message: tells when nobody could end it any more.
-    watch: Watch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,26 +106,59 @@ class Fetch:
         return [f"{self.prefix}{position + 1}:{n + 1}" for n in range(self.asked[position][1])]
 
 
-class Keeper(Protocol):
-    """What renews the leases of held messages."""
+NOTHING = Settlement([])
 
-    #: Name of the worker, or of the process.
-    hostname: str
 
-    def follow(self, channel: Any, hostname: str) -> None:
-        """Renew at the broker of this channel, in the name of this worker."""
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push did: the first `accepted` messages are the queue's, the rest refused.
 
-    #: Whether it has said goodbye: nothing that runs is charged any more.
-    leaving: bool
+    `length` is the number of messages that waited before, `limit` the queue's max_length (0 for
+    none), `size_bytes` the bytes that waited before, where the queue has max_bytes. `dropped`
+    messages were dropped by the queue's policy, of these or of those that waited. `age_ms` is the
+    age of the oldest waiting message when messages were refused (0 when it is not known).
+    """
 
-    def started(self, tag: str) -> None:
-        """Note that a message's run begins; called from any thread, and often."""
+    accepted: int
+    length: int
+    limit: int
+    size_bytes: int = 0
+    dropped: int = 0
+    age_ms: int = 0
 
-    def leave(self) -> None:
-        """Tell the broker at once that this worker stops; called in a signal handler too."""
 
-    def check_now(self) -> None:
-        """Find out at once what is still held; nothing may start before that is known."""
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One fetched message: its tag, its queue and its text as stored."""
 
-    def stop(self) -> None:
-        """End soon."""
+    tag: str
+    queue: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """The reply to an exchange.
+
+    `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
+    are counted, `left` the number of messages that each asked queue still holds, `next_due_ms` when
+    the next delayed message of the asked queues is due by the server's clock (0 for none).
+    """
+
+    server_ms: int
+    counted: int
+    left: dict[str, int]
+    arrivals: list[Arrival]
+    next_due_ms: int = 0
+
+    def sizes(self) -> Iterator[tuple[str, str, int]]:
+        """Yield the tag, the queue and the size in bytes of each arrival."""
+        return ((arrival.tag, arrival.queue, len(arrival.text)) for arrival in self.arrivals)
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """What a burial did: messages that became dead letters, dead letters that made room."""
+
+    buried: int
+    trimmed: int

@@ -1,47 +1,40 @@
-"""What fits a queue table: names of queues, and the workers that can work with it."""
+"""Which workers can work with a queue table, and what the batch tasks of an app ask of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-if TYPE_CHECKING:  # the table asks here about itself
-    from routing.topology.model import QueueConfig, Topology
-
-#: kombu's own keys: a queue of this name would overwrite them.
-_KOMBU_KEYS = ("unacked", "unacked_index", "unacked_mutex")
-_OWN_SUFFIXES = (".dead", ".dropped")
+from routing.errors import TopologyError
+from routing.topology.model import QueueConfig, Topology
 
 
-def name_problem(name: str) -> str | None:
-    """Return why a queue cannot have this name, None when it can."""
-    if not name:
-        return "a queue needs a name, got an empty one"
-    if not name.isprintable() or name != name.strip():
-        return "a name has no control characters and no spaces at its ends"
-    if "," in name:
-        return "a name has no comma, which separates the queues of `worker -Q`"
-    if name.endswith(_OWN_SUFFIXES):
-        return "names that end in '.dead' or '.dropped' are kept for what a queue gave up"
-    if name.startswith(("celeriac:", "_kombu.")) or name in _KOMBU_KEYS:
-        return "this name belongs to a key of the broker's own"
-    return None
-
-
-def worker_problems(
+def check_worker(
     table: Topology,
     concurrency: int,
     batches: Mapping[str, Mapping[str, int]],
     *,
-    taken: set[str],
-) -> list[str]:
-    """Return why a worker that takes from these queues cannot work with the table."""
+    queues: Iterable[str] | None = None,
+) -> None:
+    """Refuse a worker that a table cannot work with.
+
+    Arguments:
+        table: the queue table.
+        concurrency: slots of the worker.
+        batches: queue to the batch tasks that go there, each with its max_size in messages.
+        queues: the queues that the worker takes from; None means all of the table.
+
+    Raises:
+        TopologyError: the reserves do not fit into the slots, or a batch could never become full.
+    """
+    taken = set(table.queues if queues is None else queues)
     problems = [*_reserve_problems(table, concurrency, taken)]
     for queue in table.queues:
         prefetch = table.queue(queue).prefetch
         if queue in taken and prefetch is not None:
             problems.extend(batch_problems(queue, prefetch, batches.get(queue, {})))
-    return problems
+    if problems:
+        raise TopologyError("\n".join(problems))
 
 
 def batch_problems(queue: str, prefetch: int, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -76,3 +69,13 @@ def _reserve_problems(table: Topology, concurrency: int, taken: set[str]) -> Ite
             f"reserve of all queues must be at most the worker's concurrency ({concurrency}), "
             f"got {total} ({shares})"
         )
+
+
+def batches_by_queue(app: Any) -> dict[str, dict[str, int]]:
+    """Return the batch tasks that go to each queue, as the router says, with their max_size."""
+    found: dict[str, dict[str, int]] = {}
+    for name, task in app.tasks.items():
+        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int):
+            for queue in app.amqp.router.reachable_queues(task):
+                found.setdefault(queue, {})[name] = task.max_size
+    return found

@@ -11,14 +11,14 @@ from __future__ import annotations
 import fnmatch
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from routing.errors import TopologyError, UnknownLevel
-from routing.topology.checks import name_problem, worker_problems
+from routing.topology.names import name_problem
 from routing.topology.problems import close_to, problem_lines
 
 #: The levels that have a meaning by convention; a route may name others.
@@ -318,28 +318,6 @@ class Topology(BaseModel):
             if fnmatch.fnmatchcase(task_name, pattern):
                 return route
         return None
-
-    def check_worker(
-        self,
-        concurrency: int,
-        batches: Mapping[str, Mapping[str, int]],
-        *,
-        queues: Iterable[str] | None = None,
-    ) -> None:
-        """Refuse a worker that this table cannot work with.
-
-        Arguments:
-            concurrency: slots of the worker.
-            batches: queue to the batch tasks that go there, each with its max_size in messages.
-            queues: the queues that the worker takes from; None means all of the table.
-
-        Raises:
-            TopologyError: the reserves do not fit into the slots, or a batch could never become
-                full.
-        """
-        taken = set(self.queues if queues is None else queues)
-        if problems := worker_problems(self, concurrency, batches, taken=taken):
-            raise TopologyError("\n".join(problems))
 
 
 _DEFAULTS = QueueConfig()

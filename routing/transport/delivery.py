@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import KombuError
 
-from routing.message.codec import decode
+from routing.inflight.held import State
+from routing.message.codec import decode, wrap
 from routing.message.eta import eta_of, in_ms, was_kept
 from routing.message.evidence import Evidence, of_error
-from routing.message.raw import wrap
 from routing.message.validation import is_writable
-from routing.redis.commands import Arrival
 from routing.redis.faults import ANY_FAULT, is_lost, is_passing
-from routing.redis.keys import dead_queue
-from routing.redis.values import UNCHARGED, Charges, Mark, State
+from routing.redis.values import UNCHARGED, Arrival, Charges, Mark
+from routing.topology.names import dead_queue
 
 if TYPE_CHECKING:
     from routing.transport.channel import EngineMixin

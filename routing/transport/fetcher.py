@@ -23,11 +23,10 @@ from redis import exceptions
 from routing.inflight.fetch_policy import SETTLE_SECONDS, Room, endings_to_call, should_call
 from routing.redis.backoff import Patience
 from routing.redis.clocks import boot_seconds
-from routing.redis.commands import NOTHING, Arrival, Exchanged
 from routing.redis.faults import LOST, NO_WRITES, ServerRefused, answer_of, is_lost
 from routing.redis.scripts import SCRIPTS, command
 from routing.redis.silence import is_silent
-from routing.redis.values import Burial, Fetch, Return, Settlement
+from routing.redis.values import NOTHING, Arrival, Burial, Exchanged, Fetch, Return, Settlement
 from routing.transport.delivery import Delivery
 from routing.transport.flusher import Flusher
 from routing.transport.inbox import Inbox

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from routing.redis.commands import Arrival
+from routing.redis.values import Arrival
 
 SLICE_MESSAGES = 64
 SLICE_SECONDS = 0.005

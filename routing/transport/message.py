@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
-from routing.message.codec import loads
+from routing.message.codec import check_inflated, loads
 from routing.message.eta import was_kept
 from routing.message.evidence import Evidence
-from routing.message.inflate import check_inflated
 from routing.redis.values import Mark
 from routing.worker.stopping import STOP
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from routing.errors import MessageTooLarge, QueueFull
 from routing.message.eta import Delay
 from routing.redis.bounds import Bounds, Terms, bounds_of
-from routing.redis.commands import Pushed
+from routing.redis.values import Pushed
 from routing.topology.model import QueueConfig, Topology
+from routing.transport.blocking import why_not
 from routing.transport.drops import DROPS
-from routing.transport.waiting import why_not
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from routing.message.eta import Delay, take_eta
 from routing.message.exemption import is_exempt
 from routing.redis.backoff import patiently
 from routing.redis.bounds import Terms
-from routing.redis.commands import Pushed, Verbs
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
+from routing.redis.values import Pushed
 from routing.transport import gathering
 from routing.transport.gathering import Lane
 from routing.transport.overflow import Overflow, Took, forget

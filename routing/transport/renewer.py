@@ -23,9 +23,8 @@ from redis import exceptions
 
 from routing.inflight.locks import Signal, start_thread
 from routing.redis.clocks import boot_seconds
-from routing.redis.commands import NOTHING
 from routing.redis.faults import LOST
-from routing.redis.values import Fetch
+from routing.redis.values import NOTHING, Fetch
 
 if TYPE_CHECKING:
     from routing.transport.channel import EngineMixin

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from routing.worker.forks import unforked
-from routing.worker.results import waits
+from routing.inflight.forks import unforked
+from routing.transport.outage import is_waiting
 from routing.worker.stopping import is_cut_off
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Clerk:
 
         What it raises is logged.
         """
-        if not waits(app) or self.is_here or is_cut_off():
+        if not is_waiting(app) or self.is_here or is_cut_off():
             _do(job)
             return
         with self._changed:

@@ -1,7 +1,6 @@
 """Remote control of live workers: prefetch by queue, and what they hold.
 
-``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits`` and
-``checkup``.
+``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits``.
 Importing this module makes the commands known, in workers and on the command line.
 """
 
@@ -11,10 +10,9 @@ from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
-from routing.doctor import survey as platform_checkup
-from routing.topology.checks import batch_problems
+from routing.topology.checks import batch_problems, batches_by_queue
 from routing.transport import runtime
-from routing.worker.startup import batches_by_queue, prefetch_lack
+from routing.worker.startup import prefetch_lack
 
 
 def _holdings(state: Any) -> Any:
@@ -47,10 +45,3 @@ def queue_credits(state: Any) -> dict[str, dict[str, int]]:
     dispatcher = getattr(getattr(state, "consumer", None), "dispatcher", None)
     buffered = dispatcher.buffered() if dispatcher is not None else {}
     return {q: {**shown, "buffered": buffered.get(q, 0)} for q, shown in snapshot.items()}
-
-
-@inspect_command()
-def checkup(state: Any) -> dict[str, Any]:
-    """Show each worker's queues, versions, clock and table, as celery doctor compares them."""
-    consumer = getattr(state.consumer, "task_consumer", None)
-    return platform_checkup.report(state.app, consumer.channel if consumer is not None else None)

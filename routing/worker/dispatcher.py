@@ -19,23 +19,23 @@ from typing import Any
 from celery import bootsteps
 
 from routing.errors import EngineError
+from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
-from routing.redis.values import Mark, State
+from routing.redis.values import Mark
+from routing.topology.checks import batches_by_queue
 from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
 from routing.transport.renewer import keep_leases
 from routing.worker.clerk import CLERK
-from routing.worker.fairness import Rule, Running
+from routing.worker.fairness import Rule, Running, Shares
 from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
 from routing.worker.greenlets import let_go
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
 from routing.worker.prefork import Pipes
 from routing.worker.request import holdings_of
-from routing.worker.shares import Shares
 from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
-from routing.worker.startup import batches_by_queue
 from routing.worker.stopping import STOP, Cut
 from routing.worker.units import Buffer, RequestUnit, Unit
 

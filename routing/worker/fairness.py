@@ -102,3 +102,31 @@ class Running:
     def _rules_of_consumed(self) -> dict[str, Rule]:
         consumed = self._consumed()
         return {name: rule for name, rule in self._rules.items() if name in consumed}
+
+
+class Shares:
+    """Turns among queues.
+
+    >>> shares = Shares({"a": 2, "b": 1})
+    >>> [shares.take(["a", "b"]) for _ in range(6)]
+    ['a', 'b', 'a', 'a', 'b', 'a']
+    """
+
+    def __init__(self, weights: Mapping[str, int]) -> None:
+        self._weights = dict(weights)
+        self._time: dict[str, float] = {}
+        self._now = 0.0
+
+    def take(self, queues: Iterable[str]) -> str:
+        """Return the queue whose turn it is among these, which have work, and count the turn.
+
+        Raises:
+            ValueError: no queue was given.
+        """
+        queue = min(queues, key=self._start)
+        self._now = self._start(queue)
+        self._time[queue] = self._now + 1 / self._weights.get(queue, 1)
+        return queue
+
+    def _start(self, queue: str) -> float:
+        return max(self._time.get(queue, 0.0), self._now)

@@ -18,11 +18,11 @@ from kombu.message import Message
 
 from routing.message.evidence import Evidence, of_error
 from routing.message.validation import is_writable
-from routing.redis.keys import dead_queue
+from routing.topology.names import dead_queue
 from routing.transport.message import EngineMessage
 from routing.worker.clerk import CLERK
 from routing.worker.failure import forget_frames
-from routing.worker.results import CutOff
+from routing.worker.outage import CutOff
 
 logger = logging.getLogger(__name__)
 

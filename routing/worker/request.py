@@ -19,15 +19,16 @@ from celery.worker import request as stock
 from celery.worker.state import successful_requests, task_ready
 
 from routing.errors import DeadLetter, TooManyDeliveries
+from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.message.evidence import Reason, of_error, unwrap
 from routing.message.validation import check_message
-from routing.redis.values import Mark, State
+from routing.redis.values import Mark
 from routing.transport.message import EngineMessage
 from routing.worker.clerk import CLERK
 from routing.worker.failure import forget_frames
 from routing.worker.followers import count_success
-from routing.worker.results import CutOff
+from routing.worker.outage import CutOff
 from routing.worker.stopping import STOP, asked_to_end, is_cut_off
 from routing.worker.traced import ESCAPED
 

@@ -1,12 +1,7 @@
-"""How a worker waits for a result backend that does not take results.
-
-What a task became is known once it has run, and is never found out again because it could not be
-stored: it waits with its slot until the backend takes it, whether that was away or refused (full
-memory, somebody's script). So a backend that takes nothing stops the fetching, by the prefetch, and
-fills no memory. Only a cold shutdown ends the wait: then the message goes back.
+"""Result backends of a worker, which wait for their servers as `routing.worker.outage` says.
 
 `wait_for_results` gives the app's backends, in every thread, classes that do so; they also store
-each state in one step (`routing.worker.storing`). What must not wait says so with `at_once`.
+each state in one step (`routing.worker.storing`).
 """
 
 from __future__ import annotations
@@ -14,50 +9,31 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from traceback import format_exc
-from typing import Any, TypeVar
+from typing import Any
 
 from celery import states
-from celery.app.task import get_actual_ignore_result
-from celery.exceptions import Reject
-from celery.utils.time import get_exponential_backoff_interval
 
+from routing.inflight.forks import rest
 from routing.message.exemption import accepted_before
 from routing.redis.faults import Fault, fault_of, is_passing
-from routing.transport.gathering import current
-from routing.worker.forks import rest
+from routing.transport.outage import is_at_once, wait_by
+from routing.worker.outage import (
+    FIRST_WAIT_MS,
+    LONGEST_WAIT_MS,
+    RETRY_STORED,
+    CutOff,
+    WorkersWaiting,
+    interval_seconds,
+    until,
+)
 from routing.worker.softlimit import without_soft_limit
 from routing.worker.stopping import is_cut_off
 from routing.worker.storing import encoded, is_redis, store, stores_like_redis
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-#: Milliseconds before the second try, doubled with each, and at most, unless the app's settings say
-#: otherwise: a backend that is back is noticed within seconds.
-FIRST_WAIT_MS = 100
-LONGEST_WAIT_MS = 2000
-
-
-class CutOff(Reject):
-    """The worker stops cold while an outcome waits: its message goes back."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error, requeue=True)
-
-
-#: In a request: its retry is stored, so that the tracer does not store it again, after it was sent.
-RETRY_STORED = "_celeriac_retry_stored"
-
-_RETRYING: ContextVar[tuple[Any, Any] | None] = ContextVar("celeriac_retrying", default=None)
-
-_AT_ONCE: ContextVar[bool] = ContextVar("celeriac_at_once", default=False)
 
 #: What databases say of a value, or a statement, that they will never take (PEP 249).
 _WRONG_RESULTS = frozenset({"DataError", "ProgrammingError", "NotSupportedError", "StatementError"})
@@ -90,98 +66,13 @@ def wait_for_results(app: Any, *, silence_seconds: float, is_green: bool = False
     for setting, value in defaults.items():
         if not app.conf.value_set_for(setting):
             app.conf[setting] = value
-    if not hasattr(app, "_celeriac_waits"):
+    if not hasattr(app, "_celeriac_shares"):
         make = app._get_backend
         app._get_backend = lambda: _patient(make())
     app._celeriac_shares = is_green and not app.conf.value_set_for("result_backend_thread_safe")
-    app._celeriac_waits = app.conf.result_backend_always_retry
+    wait_by(app, WorkersWaiting() if app.conf.result_backend_always_retry else None)
     if (made := app._backend) is not None:
         app._backend = _patient(made)
-
-
-def waits(app: Any) -> bool:
-    """Return whether this process waits until what its tasks became is stored and sent."""
-    return bool(getattr(app, "_celeriac_waits", False))
-
-
-@contextmanager
-def at_once() -> Iterator[None]:
-    """Let the result backend raise when it is away, whatever it does elsewhere."""
-    token = _AT_ONCE.set(True)
-    try:
-        yield
-    finally:
-        _AT_ONCE.reset(token)
-
-
-def until_taken(app: Any, what: str, attempt: Callable[[], T]) -> T:
-    """Call what publishes, in a worker again and again while the broker is away or refuses.
-
-    Raises:
-        Exception: what would be raised again.
-    """
-    if not waits(app) or _AT_ONCE.get():
-        return attempt()
-    with without_soft_limit():
-        return _until(what, attempt, is_passing, _interval)
-
-
-def retried(task: Any, error: Any, attempt: Callable[[], T]) -> T:
-    """Call a task's stock `retry`: in a worker until its message is taken.
-
-    Just before that is sent, the state is stored: the next run may end before this one does.
-
-    Arguments:
-        task: the current task.
-        error: why it is retried; it is raised when the retries are spent.
-        attempt: calls `retry`.
-    """
-    if not waits(task.app):
-        return attempt()
-
-    def was_refused(refused: Exception) -> bool:
-        # Everything else is said about the task, not about its message.
-        reason = refused.reason if isinstance(refused, Reject) and refused is not error else None
-        return isinstance(reason, Exception) and is_passing(reason)
-
-    with without_soft_limit(), _storing_first(task, error):
-        return _until("the broker", attempt, was_refused, _interval)
-
-
-@contextmanager
-def _storing_first(task: Any, error: Any) -> Iterator[None]:
-    token = _RETRYING.set((task, error))
-    try:
-        yield
-    finally:
-        _RETRYING.reset(token)
-
-
-def about_to_send(message: Any) -> None:
-    """Store what has to be stored before this task message may be sent.
-
-    Where messages are gathered, what sends them stores before it does.
-    """
-    if (retrying := _RETRYING.get()) is None or current() is not None:
-        return
-    task, error = retrying
-    request = task.request
-    # In either protocol.
-    fields = message.headers or (message.body if isinstance(message.body, dict) else {})
-    if request.id != fields.get("id") or request.is_eager or RETRY_STORED in vars(request):
-        return
-    if get_actual_ignore_result(task, request) and not task.store_errors_even_if_ignored:
-        return
-    trace = format_exc() if sys.exc_info()[0] is not None else None
-    try:
-        task.backend.mark_as_retry(request.id, error, trace, request=request)
-    except CutOff:
-        raise  # the message goes back itself, so no retry of it may be sent
-    except Exception:
-        # The tracer says what becomes of it, as it does without this.
-        logger.debug("a retry could not be stored before it was sent", exc_info=True)
-    else:
-        setattr(request, RETRY_STORED, True)
 
 
 class Patient:
@@ -197,7 +88,7 @@ class Patient:
     def _sleep(self, seconds: float) -> None:
         """What Celery's backends call between two tries, while they handle the error."""
         error = sys.exc_info()[1]
-        if _AT_ONCE.get() and error is not None:
+        if is_at_once() and error is not None:
             raise error
         if is_cut_off() and error is not None:
             raise CutOff(error) from error
@@ -255,7 +146,7 @@ class PatientRedis(Patient):
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
         """Call what the client does: it has waited already, where it may."""
-        if self.always_retry or _AT_ONCE.get():
+        if self.always_retry or is_at_once():
             return fun(*args)
         kept: Any = super()
         return kept.ensure(fun, args, **policy)
@@ -266,13 +157,13 @@ class PatientRedis(Patient):
 
     def waits_for(self, error: Exception, *, repeatable: bool) -> bool:
         """Return whether to try again after an error."""
-        if _AT_ONCE.get() or not self.always_retry:
+        if is_at_once() or not self.always_retry:
             return False
         return is_passing(error) and (repeatable or fault_of(error) is Fault.REFUSED)
 
     def until_answered(self, attempt: Callable[[], Any], *, repeatable: bool = True) -> Any:
         """Call the server, again and again while it is away or refuses."""
-        return _until(
+        return until(
             "the result backend",
             attempt,
             partial(self.waits_for, repeatable=repeatable),
@@ -281,10 +172,11 @@ class PatientRedis(Patient):
         )
 
     def _interval(self, tries: int) -> float:
-        seconds: float = get_exponential_backoff_interval(
-            self.base_sleep_between_retries_ms, tries, self.max_sleep_between_retries_ms, True
+        return interval_seconds(
+            tries,
+            first_ms=self.base_sleep_between_retries_ms,
+            longest_ms=self.max_sleep_between_retries_ms,
         )
-        return seconds / 1000
 
     def _get_client(self) -> Any:
         kept: Any = super()
@@ -374,51 +266,3 @@ def _patient_class(kind: Any) -> type:
             ours = StoringRedis if stores_like_redis(kind) else PatientRedis
         _CLASSES[kind] = type(kind.__name__, (ours, kind), {"stock": kind})
     return _CLASSES[kind]
-
-
-def _until(
-    what: str,
-    attempt: Callable[[], T],
-    again: Callable[[Exception], bool],
-    interval: Callable[[int], float],
-    *,
-    at_most: float = float("inf"),
-) -> T:
-    tries, since = 0, 0.0
-    while True:
-        try:
-            value = attempt()
-        except Exception as error:
-            if tries >= at_most:
-                raise
-            if not again(error):
-                if tries and not is_passing(error):
-                    _say_waited(what, since)  # it was answered
-                raise
-            if is_cut_off():
-                raise CutOff(error) from error
-            tries += 1
-            if tries == 1:
-                since = time.monotonic()
-                logger.warning(
-                    "waiting for %s: %s: %s",
-                    what,
-                    type(error).__name__,
-                    error,
-                    extra={"event": "outcome_waits"},
-                )
-        else:
-            if tries:
-                _say_waited(what, since)
-            return value
-        rest(interval(tries))
-
-
-def _say_waited(what: str, since: float) -> None:
-    seconds = time.monotonic() - since
-    logger.warning("waited %.1f s for %s", seconds, what, extra={"event": "outcome_stored"})
-
-
-def _interval(tries: int) -> float:
-    seconds: float = get_exponential_backoff_interval(FIRST_WAIT_MS, tries, LONGEST_WAIT_MS, True)
-    return seconds / 1000

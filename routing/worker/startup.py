@@ -10,17 +10,15 @@ from celery import bootsteps
 
 from routing.errors import EngineError, TopologyError
 from routing.inflight.holdings import Holdings
-from routing.publish.amqp import is_engine_connection, topology_of
 from routing.redis.permissions import denied, grant, unless_denied
 from routing.redis.silence import silence_seconds
-from routing.topology.checks import prefetch_needed
+from routing.topology.checks import batches_by_queue, check_worker, prefetch_needed
+from routing.topology.names import STOCK_QUEUE
 from routing.transport import runtime
+from routing.transport.runtime import is_engine_connection, topology_of
 from routing.worker.results import wait_for_results
 
 logger = logging.getLogger(__name__)
-
-#: Where stock Celery sends what no route names.
-STOCK_QUEUE = "celery"
 
 
 class StartRefused(TopologyError, click.ClickException):
@@ -48,7 +46,7 @@ class CheckTable(bootsteps.Step):
         slots = parent.max_concurrency or getattr(parent.pool, "limit", None) or parent.concurrency
         batches = batches_by_queue(parent.app)
         try:
-            table.check_worker(slots, batches, queues=queues)
+            check_worker(table, slots, batches, queues=queues)
         except TopologyError as error:
             raise StartRefused(f"this worker does not fit the queue table:\n{error}") from None
         holdings = runtime.lookup(parent.app.amqp_cls.runtime_name).holdings
@@ -149,16 +147,6 @@ def warn_of_stranded(channel: Any, app: Any) -> None:
             STOCK_QUEUE,
             extra={"event": "stranded", "waiting": waiting},
         )
-
-
-def batches_by_queue(app: Any) -> dict[str, dict[str, int]]:
-    """Return the batch tasks that go to each queue, as the router says, with their max_size."""
-    found: dict[str, dict[str, int]] = {}
-    for name, task in app.tasks.items():
-        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int):
-            for queue in app.amqp.router.reachable_queues(task):
-                found.setdefault(queue, {})[name] = task.max_size
-    return found
 
 
 def prefetch_lack(holdings: Holdings, queue: str) -> str | None:

@@ -6,8 +6,7 @@ import time
 
 import celery
 
-from routing.redis import books
-from routing.redis.ledger import Ledger
+from routing.redis.ledger import Ledger, read
 
 #: Endings reach the broker within milliseconds of their results; a busy machine takes longer.
 SETTLE_SECONDS = 5.0
@@ -20,7 +19,7 @@ def settled_ledger(app: celery.Celery) -> Ledger:
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         while True:
-            ledger = books.read(channel.plain_client, channel.verbs)
+            ledger = read(channel.plain_client, channel.verbs)
             if not any(queue.unacked for queue in ledger.queues) or time.monotonic() > deadline:
                 return ledger
             time.sleep(POLL_SECONDS)

@@ -12,7 +12,7 @@ import pytest
 
 from routing.message.eta import Delay
 from routing.message.letter import Letter
-from routing.redis import books
+from routing.redis import ledger as books
 from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
 from routing.redis.ledger import QueueLedger

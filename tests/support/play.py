@@ -12,10 +12,11 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
-from routing.redis import books
+from routing.redis import ledger as books
 from routing.redis.commands import Verbs
-from routing.redis.keys import Keys, dead_queue, dropped_queue
+from routing.redis.keys import Keys
 from routing.topology.model import Topology
+from routing.topology.names import dead_queue, dropped_queue
 from routing.transport.overflow import STAMP_BYTES
 from tests.support.broker import Broker
 from tests.support.messages import id_of, task_message

@@ -9,9 +9,9 @@ from typing import Any
 import redis
 
 from routing.message.eta import Delay
-from routing.redis.commands import Arrival, Exchanged, Pushed, Verbs
+from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
-from routing.redis.values import Ending, Fetch, Mark, Return, Settlement
+from routing.redis.values import Arrival, Ending, Exchanged, Fetch, Mark, Pushed, Return, Settlement
 from routing.topology.model import Topology
 from tests.support.broker import Broker
 from tests.support.messages import id_of, ids_of

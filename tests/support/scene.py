@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from routing.redis import books
+from routing.redis import ledger as books
 from tests.apps.basic import Traces, close
 from tests.apps.sink import Sink, create
 from tests.support.broker import Broker

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from routing.redis import books
+from routing.redis import ledger as books
 from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
 from routing.redis.ledger import QueueLedger

@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from celery import Celery
 
-from routing.redis import books
+from routing.redis import ledger as books
 from routing.redis.ledger import Ledger, QueueLedger
 from routing.transport.channel import EngineMixin
 from tests.apps.basic import Traces, close

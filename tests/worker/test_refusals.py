@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from routing.redis import books
+from routing.redis import ledger as books
 from routing.redis.ledger import Ledger
 from tests.apps.basic import Traces, close
 from tests.apps.refusals import TABLE, create

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from routing.deadletters.letter import Filter
 from routing.deadletters.replay import Plan, Replay, Replayed
-from routing.message.letter import Filter
 from routing.redis.letters import Graves
 from routing.transport.channel import EngineMixin
 from tests.support.messages import task_message

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from routing.redis import books
+from routing.redis import ledger as books
 from tests.apps.basic import Traces, close
 from tests.apps.unheld import LOOSE, NEWS, TABLED, create
 from tests.support.broker import Broker

@@ -1,0 +1,63 @@
+"""One held message: how far it has come, and whether anybody is left who could end it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+
+from routing.redis.values import UNCHARGED, Charges
+
+
+class State(IntEnum):
+    """How far a held message has come."""
+
+    WAITING = 0  #: in the inbox, the dispatcher, a batch buffer or a rate limit's bucket
+    SCHEDULED = 1  #: waits for its ETA; does not count against the credit
+    HANDED = 2  #: given to the pool, so it will run, and end, whatever becomes of the connection
+    STARTED = 3  #: running
+
+
+class Watch(weakref.ref[object]):
+    """A weak reference to a message that leaves its tag in a list when the message dies.
+
+    The collector calls it in the middle of anything, so it takes no lock.
+    """
+
+    __slots__ = ("_forsaken", "_tag")
+
+    _forsaken: deque[str]
+    _tag: str
+
+    def __new__(cls, message: object, forsaken: deque[str], tag: str) -> Watch:
+        """Watch a message."""
+        watch = super().__new__(cls, message, cls._died)
+        watch._forsaken = forsaken
+        watch._tag = tag
+        return watch
+
+    def __init__(self, message: object, forsaken: deque[str], tag: str) -> None:
+        super().__init__(message, type(self)._died)  # type: ignore[call-arg]
+
+    def _died(self) -> None:
+        self._forsaken.append(self._tag)
+
+
+@dataclass(slots=True)
+class Held:
+    """One held message."""
+
+    tag: str
+    queue: str
+    order: int
+    size_bytes: int = 0
+    state: State = State.WAITING
+    message_id: str = ""
+    charges: Charges = UNCHARGED
+    #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
+    at_ms: int = 0
+    #: How often it was given back because it could not be run then.
+    returned: int = 0
+    #: Set while a worker owns the message: tells when nobody could end it any more.
+    watch: Watch | None = None
