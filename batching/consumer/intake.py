@@ -30,7 +30,6 @@ from batching.consumer.request import ItemRequest, wants_task_events
 from batching.consumer.slots import Slots, slots_for
 from batching.consumer.unit import BatchUnit
 from batching.consumer.window import Buffer, Window, limits_of
-from routing.inflight.held import State
 
 logger = logging.getLogger(__name__)
 
@@ -188,8 +187,6 @@ class Intake:
         state.task_scheduled(request)
 
     def _due(self, request: ItemRequest) -> None:
-        # Here, as the batch that it joins may have been submitted already.
-        request.mark(State.WAITING)
         self._admit(request, ())
         self.consumer.qos.decrement_eventually()
 

@@ -165,12 +165,12 @@ def collect_acks(requests: Sequence[ItemRequest]) -> Iterator[None]:
 
 def _ack_all(messages: Sequence[EngineMessage]) -> None:
     """End the messages of one batch in one step; they came over one channel."""
-    channel = messages[0].channel
+    holdings = messages[0].link.holdings
     ended = []
     for message in messages:
         if (death := message.death) is not None:
-            channel.bury(message.delivery_tag, death)
+            holdings.bury(message.delivery_tag, death)
         else:
             ended.append((message.delivery_tag, message.ending or "done"))
     if ended:
-        channel.end_all(ended)
+        holdings.end_all(ended)

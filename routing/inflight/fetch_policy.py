@@ -1,18 +1,35 @@
-"""When a worker calls the broker and how much it asks for: pure decisions.
+"""What a worker sends to the broker next, and how much it asks for: pure decisions.
 
 Prefetch is the most unfinished messages that a worker may hold from a queue. How much of it is
-asked for at once is decided here, and nowhere else.
+asked for at once is decided here, and nowhere else: exchange endings for messages, listen for a
+bell, or rest until more has ended. Queues that had nothing at the last look, and have been quiet
+since, are not asked again before their bell is heard; all are once a second, as stock producers
+ring nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 #: Endings wait this long for company before a call carries them. Bounds the delay of an ack and
 #: lets a call settle what a few milliseconds of short tasks ended (one call for each would cost
 #: more than the tasks).
 SETTLE_SECONDS = 0.005
+
+#: An ending that has just come takes an exchange with it, which looks at every queue: listening for
+#: a bell in between would cost three more round trips to be woken from it. Not for longer: what
+#: comes to an empty queue meanwhile is not heard.
+BUSY_SECONDS = SETTLE_SECONDS
+
+#: Seconds after which every queue is asked, whether its bell was heard or not: the worst delay for
+#: messages of producers that ring nothing (stock Celery), and for a bell that was lost.
+LOOK_SECONDS = 1.0
+
+#: Seconds that a worker waits for a bell: a server that has nothing else to do ends the wait up to
+#: a tenth of a second later.
+LISTEN_SECONDS = LOOK_SECONDS - 0.1
 
 #: That many endings leave at once.
 SETTLE_COUNT = 50
@@ -105,3 +122,95 @@ def endings_to_call(rooms: Iterable[Room], *, endings: int) -> int:
     # A queue without room in bytes has some as soon as anything ends, however much.
     needed = ((room.prefetch + 1) // 2 - room.credit if room.size_bytes else 0 for room in rooms)
     return max(0, min([SETTLE_COUNT - endings, *needed]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What a fetcher knows while none of its commands is out.
+
+    Attributes:
+        rooms: what may be fetched of each queue that is consumed with acknowledgement.
+        quiet: queues that had nothing at the last look and whose bells were not heard since.
+        endings: number of endings that wait and may be carried now.
+        ending_age: seconds that the oldest of them has waited.
+        since_reply: seconds since the last reply to an exchange.
+        since_look: seconds since all queues were asked.
+        since_ending: seconds since anything has ended.
+        has_loop: whether an event loop wakes the fetcher again when something ends.
+        hears_others: whether the connection also listens for queues without acknowledgement.
+    """
+
+    rooms: Sequence[Room]
+    quiet: frozenset[str] = frozenset()
+    endings: int = 0
+    ending_age: float = 0.0
+    since_reply: float = 0.0
+    since_look: float = 0.0
+    since_ending: float = 0.0
+    has_loop: bool = True
+    hears_others: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Settle, and ask these queues; the bells of the quiet ones are only looked at."""
+
+    asked: tuple[Room, ...]
+    quiet: tuple[str, ...]
+    looks_at_all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Wait for a bell of one of these queues."""
+
+    queues: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Send nothing: another look finds the same before so much time, or so many endings.
+
+    `looks_again` tells whether somebody must look again by then, though nothing ends.
+    """
+
+    seconds: float
+    endings: int
+    looks_again: bool
+
+
+Step: TypeAlias = Exchange | Listen | Rest
+
+
+def next_step(now: Situation) -> Step:
+    """Return what to send next."""
+    open_rooms = [room for room in now.rooms if room.credit > 0]
+    looks_at_all = now.since_look >= LISTEN_SECONDS
+    asked = [room for room in open_rooms if looks_at_all or room.queue not in now.quiet]
+    if _calls(asked, now):
+        quiet = (room.queue for room in open_rooms if room not in asked)
+        return Exchange(tuple(asked), tuple(quiet), looks_at_all)
+    if now.has_loop and _rests(open_rooms, asked, now):
+        age = max(now.since_reply, now.ending_age)
+        rooms = [room for room in now.rooms if room.queue not in now.quiet]
+        needed = endings_to_call(rooms, endings=now.endings)
+        looks_again = bool(asked or now.endings or now.since_ending < BUSY_SECONDS)
+        return Rest(max(0.0, SETTLE_SECONDS - age), needed, looks_again)
+    # Not for longer than to the next look at all of them.
+    seconds = min(LISTEN_SECONDS, max(0.01, LISTEN_SECONDS - now.since_look))
+    return Listen(tuple(room.queue for room in open_rooms), seconds)
+
+
+def _calls(asked: Sequence[Room], now: Situation) -> bool:
+    if not now.has_loop:
+        return bool(asked or now.endings)
+    return should_call(
+        asked, endings=now.endings, ending_age=now.ending_age, since_last_call=now.since_reply
+    )
+
+
+def _rests(open_rooms: Sequence[Room], asked: Sequence[Room], now: Situation) -> bool:
+    is_busy = now.since_ending < BUSY_SECONDS and len(open_rooms) < len(now.rooms)
+    is_deaf = not open_rooms and not now.hears_others
+    return bool(asked) or is_deaf or is_busy

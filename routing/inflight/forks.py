@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 #: Most seconds that a fork waits: calls that take longer wait for a server, and hold no such lock.
@@ -86,3 +87,14 @@ def rest(seconds: float) -> None:
     finally:
         if works:
             _FORKS.enter()
+
+
+def in_children(method: Callable[[], None]) -> None:
+    """Call a method of an object, as long as that lives, in every process that is forked."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (alive := reference()) is not None:
+            alive()
+
+    os.register_at_fork(after_in_child=call)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 
-from routing.redis.values import UNCHARGED, Charges
+from routing.redis.values import LONGEST_RETURN_SECONDS, UNCHARGED, Charges
+
+logger = logging.getLogger(__name__)
 
 
 class State(IntEnum):
     """How far a held message has come."""
 
     WAITING = 0  #: in the inbox, the dispatcher, a batch buffer or a rate limit's bucket
-    SCHEDULED = 1  #: waits for its ETA; does not count against the credit
-    HANDED = 2  #: given to the pool, so it will run, and end, whatever becomes of the connection
-    STARTED = 3  #: running
+    HANDED = 1  #: given to the pool, so it will run, and end, whatever becomes of the connection
+    STARTED = 2  #: running
 
 
 class Watch(weakref.ref[object]):
@@ -61,3 +63,20 @@ class Held:
     returned: int = 0
     #: Set while a worker owns the message: tells when nobody could end it any more.
     watch: Watch | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it may have run in part: it was handed over."""
+        return self.state is not State.WAITING
+
+    def say_later(self) -> None:
+        """Log that it is given back and comes again later."""
+        seconds = min(LONGEST_RETURN_SECONDS, 2 ** min(self.returned, 6))
+        logger.warning(
+            "queue %r: message %s is given back and comes again in %d s (times so far: %d)",
+            self.queue,
+            self.message_id or self.tag,
+            seconds,
+            self.returned + 1,
+            extra={"event": "given_back_later", "count": self.returned + 1},
+        )

@@ -1,4 +1,4 @@
-"""What this process holds from the queues: one object for a process, which outlives connections.
+"""What this process holds from the queues of one database; it outlives connections.
 
 A message is held from the fetch that recorded it as unacked until its ending reached the server.
 Channels come and go with connections; running work does not, so it is not theirs. Everything here
@@ -9,22 +9,22 @@ renews the leases.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
-import weakref
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from routing.inflight.fetch_policy import byte_rooms
+from routing.inflight.credit import Credit
+from routing.inflight.forks import in_children
 from routing.inflight.held import Held, State, Watch
 from routing.inflight.leases import Fence, Keeper
 from routing.inflight.locks import new_lock
-from routing.inflight.outbox import Carrier, Outbox
+from routing.inflight.outbox import Outbox, Settles
+from routing.inflight.prefetch import Prefetch
 from routing.message.evidence import Evidence
 from routing.redis.clocks import ServerClock
 from routing.redis.values import (
-    LONGEST_RETURN_SECONDS,
     UNCHARGED,
     Burial,
     Charges,
@@ -35,32 +35,24 @@ from routing.redis.values import (
 )
 from routing.topology.model import Topology
 
-logger = logging.getLogger(__name__)
-
-#: The prefetch of a queue that neither the table nor a batch task says anything about.
-DEFAULT_PREFETCH = 32
-
 
 class Holdings:
-    """Counts, states and endings of the messages that this process holds.
+    """Counts, states and endings of the messages that this process holds from one database.
 
     Arguments:
-        topology: the queue table, for the prefetch of each queue.
+        topology: the queue table.
+        prefetch: the prefetch of each queue in this process.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, prefetch: Prefetch | None = None) -> None:
         self.topology = topology
+        self.prefetch = prefetch or Prefetch(topology)
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
-        #: Messages that no longer count against a prefetch, since the process began.
-        self.freed = 0
-        #: Queue to the prefetch with which the batches that go there can fill.
-        self.batch_needs: Mapping[str, int] = {}
-        self._prefetch: dict[str, int] = {}
-        #: What a queue may hold by what its slots can run; None when prefetch alone decides.
-        self.ceiling: Callable[[str], int] | None = None
+        #: Whether the worker that owns them was told to stop.
+        self.is_stopping: Callable[[], bool] = _never
         self._reset()
-        _keep_out_of_children(self)
+        in_children(self._leave_to_the_parent)
 
     def _reset(self) -> None:
         self.pid = os.getpid()
@@ -68,10 +60,12 @@ class Holdings:
         self._lock = new_lock()
         self._order = itertools.count()
         self._held: dict[str, Held] = {}
-        self._count: dict[str, int] = {}
-        self._asked: dict[str, int] = {}
-        self._bytes: dict[str, int] = {}
-        self._carriers: dict[str, Carrier] = {}
+        self.credit = Credit(self.prefetch, max_bytes=self.topology.max_inflight_bytes)
+        self._settlers: dict[str, Settles] = {}
+        self._unheard: dict[str, Callable[[float], bool]] = {}
+        self._awaited: dict[str, Callable[[str], None]] = {}
+        #: When a message has last ended or gone back, by `time.monotonic`.
+        self.last_ended = 0.0
         #: Tags of messages that died before they ended; only appended to, as the collector may run
         #: at any moment.
         self._forsaken: deque[str] = deque()
@@ -81,82 +75,36 @@ class Holdings:
         #: Who renews the leases, while messages are held.
         self.keeper: Keeper | None = None
 
-    # -- credit
-
-    def prefetch(self, queue: str) -> int:
-        """Return the most unfinished messages that this process may hold from a queue."""
-        chosen = self._prefetch.get(queue) or self.topology.queue(queue).prefetch
-        return chosen or max(DEFAULT_PREFETCH, self.batch_needs.get(queue, 0))
-
-    def set_prefetch(self, queue: str, count: int) -> None:
-        """Change a queue's prefetch in this process, until it ends.
-
-        Raises:
-            ValueError: the count is not a positive number.
-        """
-        if count < 1:
-            raise ValueError(f"queue {queue!r}: prefetch must be at least 1, got {count!r}")
-        self._prefetch[queue] = count
-
-    def credit(self, queue: str) -> int:
-        """Return how many more messages may be fetched from a queue now."""
-        return self.credit_of(queue)[0]
-
-    def credit_of(self, queue: str) -> tuple[int, int]:
-        """Return a queue's credit now, and its prefetch."""
-        most = prefetch = self.prefetch(queue)
-        if self.ceiling is not None:
-            most = min(most, self.ceiling(queue))
-        return most - self._count.get(queue, 0) - self._asked.get(queue, 0), prefetch
-
-    def byte_rooms(self, queues: Sequence[str]) -> dict[str, int]:
-        """Return how many bytes may be fetched from each of these queues, the consumed ones."""
-        return byte_rooms(dict(self._bytes), queues, total=self.topology.max_inflight_bytes)
-
-    def held_bytes(self, queue: str) -> int:
-        """Return how many bytes of a queue's messages are held."""
-        return self._bytes.get(queue, 0)
-
-    def held(self, queue: str) -> int:
-        """Return how many messages count against a queue's prefetch."""
-        return self._count.get(queue, 0)
-
-    def snapshot(self) -> dict[str, dict[str, int]]:
-        """Return held and prefetch of every queue of the table or with something held."""
-        names = dict.fromkeys([*self.topology.queues, *self._count])
-        return {q: {"held": self.held(q), "prefetch": self.prefetch(q)} for q in names}
+    def _leave_to_the_parent(self) -> None:
+        """A forked child holds nothing: its parent does."""
+        self._reset()
+        self.durable = False
 
     # -- fetching
 
     def asking(self, fetch: Fetch) -> None:
         """Set aside the credit that a fetch on its way has asked for."""
         with self._lock:
-            for queue, credit in fetch.asked:
-                self._asked[queue] = self._asked.get(queue, 0) + credit
+            self.credit.ask(fetch)
 
     def answered(self, fetch: Fetch, arrived: Iterable[tuple[str, str, int]]) -> None:
         """Turn the credit of a fetch into held messages: (tag, queue, bytes) in fetch order."""
         with self._lock:
-            self._release(fetch)
+            self.credit.release(fetch)
             for tag, queue, size_bytes in arrived:
                 self._held[tag] = Held(tag, queue, next(self._order), size_bytes)
-                self._count[queue] = self._count.get(queue, 0) + 1
-                self._bytes[queue] = self._bytes.get(queue, 0) + size_bytes
+                self.credit.take(queue, size_bytes)
 
     def unanswered(self, fetch: Fetch) -> None:
         """Remember a fetch whose reply was lost: what it took must be given back by enumeration."""
         with self._lock:
-            self._release(fetch)
+            self.credit.release(fetch)
         self.outbox.add_unread(fetch)
 
     def refused(self, fetch: Fetch) -> None:
         """Note that the server refused a fetch, which took nothing."""
         with self._lock:
-            self._release(fetch)
-
-    def _release(self, fetch: Fetch) -> None:
-        for queue, credit in fetch.asked:
-            self._asked[queue] -= credit
+            self.credit.release(fetch)
 
     # -- states
 
@@ -199,35 +147,28 @@ class Holdings:
         return held.state if held else None
 
     def mark(self, tag: str, state: State) -> None:
-        """Note how far a message has come; waiting for an ETA takes no credit."""
-        with self._lock:
-            held = self._held.get(tag)
-            if held is None or held.state is state:
-                return
-            if state is State.SCHEDULED:
-                self._count[held.queue] -= 1
-                self.freed += 1
-            elif held.state is State.SCHEDULED:
-                self._count[held.queue] += 1
-            held.state = state
+        """Note how far a message has come."""
+        if (held := self._held.get(tag)) is None or held.state is state:
+            return
+        held.state = state
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)
 
-    def mark_all(self, tags: Iterable[str], state: State) -> None:
-        """Note how far the messages of a batch have come."""
-        for tag in tags:
-            self.mark(tag, state)
-
     # -- endings
 
-    def end(self, tag: str, ending: str) -> bool:
+    def end(self, tag: str, ending: str, *, at_once: bool = False) -> bool:
         """Note that a message has ended; False when it is not held (any more).
 
         The credit is free at once: the ending leaves with, or before, the next fetch.
-        """
-        return self.end_all([(tag, ending)]) > 0
 
-    def end_all(self, endings: Iterable[tuple[str, str]]) -> int:
+        Arguments:
+            tag: the message.
+            ending: name of the ledger's counter, such as "done" or "failed".
+            at_once: the broker must know before this returns.
+        """
+        return self.end_all([(tag, ending)], at_once=at_once) > 0
+
+    def end_all(self, endings: Iterable[tuple[str, str]], *, at_once: bool = False) -> int:
         """Note how many messages have ended, as (tag, ending); returns how many were held."""
         ended: list[Ending] = []
         with self._lock:
@@ -237,7 +178,7 @@ class Holdings:
                     ended.append(Ending(held.queue, name, tag, counted_id))
         if ended:
             self.outbox.add_endings(ended)
-            self._tell(ended[-1].tag, ended[-1].queue)
+            self._tell(ended[-1].tag, ended[-1].queue, at_once=at_once)
         return len(ended)
 
     def bury(self, tag: str, evidence: Evidence, text: str = "") -> bool:
@@ -279,36 +220,26 @@ class Holdings:
                 return False
         self._return(held, mark, evidence)
         if mark is Mark.LATER:
-            _say_later(held)
+            held.say_later()
         self._tell(tag, held.queue)
         return True
 
-    def give_back_waiting(self) -> int:
-        """Give back all that was not handed to the pool; returns how many."""
-        return self._give_back_up_to(State.SCHEDULED)
+    def give_back_all(self, *, up_to: State = State.STARTED, of: str = "") -> int:
+        """Give back all that has not ended; returns how many.
 
-    def give_back_all(self) -> int:
-        """Give back all that has not ended; returns how many."""
-        return self._give_back_up_to(State.STARTED)
-
-    def give_back_of(self, courier: str) -> int:
-        """Give back all that one channel fetched and that has not ended; returns how many."""
-        return self._give_back_up_to(State.STARTED, f"{courier}:")
-
-    def _give_back_up_to(self, state: State, prefix: str = "") -> int:
+        Arguments:
+            up_to: only what has come no further.
+            of: only what the channel of this name fetched.
+        """
+        prefix = f"{of}:" if of else ""
         with self._lock:
-            chosen = [
-                held
-                for held in self._held.values()
-                if held.state <= state and held.tag.startswith(prefix)
-            ]
-            for held in chosen:
-                self._drop(held.tag)
-        for held in chosen:
+            held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(prefix)]
+            for one in held:
+                self._drop(one.tag)
+        for one in held:
             # Ending it early was the worker's choice, so it is not charged.
-            begun = held.state in (State.HANDED, State.STARTED)
-            self._return(held, Mark.REDELIVERED if begun else Mark.NONE)
-        return len(chosen)
+            self._return(one, Mark.REDELIVERED if one.has_begun else Mark.NONE)
+        return len(held)
 
     def give_back_forsaken(self) -> int:
         """Give back messages that died before they ended, as their callbacks were lost.
@@ -317,27 +248,33 @@ class Holdings:
         """
         returned = 0
         while self._forsaken:
-            tag = self._forsaken.popleft()
-            begun = self.state(tag) in (State.HANDED, State.STARTED)
-            returned += self.give_back(tag, Mark.REDELIVERED if begun else Mark.NONE)
+            if (held := self.get(self._forsaken.popleft())) is not None:
+                mark = Mark.REDELIVERED if held.has_begun else Mark.NONE
+                returned += self.give_back(held.tag, mark)
         return returned
 
     def _drop(self, tag: str) -> Held | None:
         held = self._held.pop(tag, None)
         if held is not None:
-            self._bytes[held.queue] -= held.size_bytes
-            self.freed += 1
-            if held.state is not State.SCHEDULED:
-                self._count[held.queue] -= 1
+            self.credit.free(held.queue, held.size_bytes)
         return held
 
     def _return(self, held: Held, mark: Mark, evidence: str = "") -> None:
         returned = Return(held.tag, held.message_id, mark, evidence, held.order)
         self.outbox.add_return(held.queue, returned)
 
-    def _tell(self, tag: str, queue: str) -> None:
-        if (carrier := self.carrier(tag)) is not None:
-            carrier.ended(queue)
+    def _tell(self, tag: str, queue: str, *, at_once: bool = False) -> None:
+        self.last_ended = time.monotonic()
+        if (settler := self.settler_of(tag)) is not None:
+            settler.ended(at_once=at_once)
+        if self.keeper is not None:
+            self.keeper.ended()
+        if self._awaited and (call := self._awaited.get(queue)) is not None:
+            call(queue)
+
+    def await_room(self, queues: Iterable[str], call: Callable[[str], None]) -> None:
+        """Call whenever something of these queues ends, until that is asked of other queues."""
+        self._awaited = dict.fromkeys(queues, call)
 
     # -- leases
 
@@ -364,10 +301,6 @@ class Holdings:
             running = [self._held[tag] for tag in tags if tag in self._held]
         return [(h.tag, h.message_id) for h in running if h.state is State.STARTED]
 
-    def is_unheard(self, seconds: float) -> bool:
-        """Return whether the broker has left a fetch without a reply for so long."""
-        return any(carrier.is_unheard(seconds) for carrier in list(self._carriers.values()))
-
     def doubt(self) -> None:
         """Start nothing until the leases were renewed."""
         if self.keeper is not None:
@@ -381,17 +314,34 @@ class Holdings:
         with self._lock:
             return sum(self._drop(tag) is not None for tag in tags)
 
-    # -- carriers
+    # -- settlers
 
-    def attach(self, name: str, carrier: Carrier) -> None:
-        """Let a consuming channel carry endings; its name begins the tags of what it fetches."""
-        self._carriers[name] = carrier
+    def attach(
+        self, name: str, settler: Settles, is_unheard: Callable[[float], bool] | None = None
+    ) -> None:
+        """Let a channel settle what ends; its name begins the tags of what it fetches.
+
+        `is_unheard` tells whether the broker has left it without a reply for so many seconds.
+        """
+        self._settlers[name] = settler
+        if is_unheard is not None:
+            self._unheard[name] = is_unheard
+
+    def is_unheard(self, seconds: float) -> bool:
+        """Return whether the broker has left a channel without a reply for so long."""
+        return any(is_unheard(seconds) for is_unheard in list(self._unheard.values()))
 
     def detach(self, name: str) -> None:
-        """Note that a channel carries no more; detaching twice is safe."""
-        self._carriers.pop(name, None)
-        if not self._carriers and not self.durable:
+        """Note that a channel settles no more; detaching twice is safe."""
+        self._settlers.pop(name, None)
+        self._unheard.pop(name, None)
+        if not self._settlers and not self.durable:
             self.dismiss()
+
+    def settler_of(self, tag: str) -> Settles | None:
+        """Return the settler of the channel that fetched this tag or, when it has gone, another."""
+        name = tag.partition(":")[0]
+        return self._settlers.get(name) or next(iter(self._settlers.values()), None)
 
     def dismiss(self) -> None:
         """Let nobody renew leases any more; dismissing twice is safe."""
@@ -399,31 +349,6 @@ class Holdings:
         if keeper is not None:
             keeper.stop()
 
-    def carrier(self, tag: str) -> Carrier | None:
-        """Return the channel that fetched this tag or, when it has gone, another."""
-        name = tag.partition(":")[0]
-        return self._carriers.get(name) or next(iter(self._carriers.values()), None)
 
-
-def _say_later(held: Held) -> None:
-    seconds = min(LONGEST_RETURN_SECONDS, 2 ** min(held.returned, 6))
-    logger.warning(
-        "queue %r: message %s is given back and comes again in %d s (times so far: %d)",
-        held.queue,
-        held.message_id or held.tag,
-        seconds,
-        held.returned + 1,
-        extra={"event": "given_back_later", "count": held.returned + 1},
-    )
-
-
-def _keep_out_of_children(holdings: Holdings) -> None:
-    """A forked child holds nothing: its parent does."""
-    reference = weakref.ref(holdings)
-
-    def forget() -> None:
-        if (inherited := reference()) is not None:
-            inherited._reset()
-            inherited.durable = False
-
-    os.register_at_fork(after_in_child=forget)
+def _never() -> bool:
+    return False

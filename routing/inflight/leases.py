@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from routing.redis.clocks import boot_seconds
 
@@ -13,14 +13,14 @@ class Keeper(Protocol):
     #: Name of the worker, or of the process.
     hostname: str
 
-    def follow(self, channel: Any, hostname: str) -> None:
-        """Renew at the broker of this channel, in the name of this worker."""
-
     #: Whether it has said goodbye: nothing that runs is charged any more.
     leaving: bool
 
     def started(self, tag: str) -> None:
         """Note that a message's run begins; called from any thread, and often."""
+
+    def ended(self) -> None:
+        """Note that something waits to be settled; called from any thread, and often."""
 
     def leave(self) -> None:
         """Tell the broker at once that this worker stops; called in a signal handler too."""

@@ -19,17 +19,11 @@ from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
 SETTLE_AT_MOST = 3000
 
 
-class Carrier(Protocol):
-    """What takes endings to the broker."""
+class Settles(Protocol):
+    """What takes endings to the server."""
 
-    def ended(self, queue: str) -> None:
-        """Note that endings wait."""
-
-    def flush(self) -> None:
-        """Carry them now, as far as the broker can be reached."""
-
-    def is_unheard(self, seconds: float) -> bool:
-        """Return whether a command has had no reply for so long."""
+    def ended(self, *, at_once: bool = False) -> None:
+        """Note that endings wait; with `at_once`, take them there before this returns."""
 
 
 class Outbox:
@@ -40,6 +34,7 @@ class Outbox:
         self._ended: list[Ending] = []
         self._burials: dict[str, list[Burial]] = {}
         self._oldest = 0.0
+        self._returned = 0.0
         self._returns: dict[str, list[Return]] = {}
         self._unread: list[Fetch] = []
 
@@ -56,6 +51,15 @@ class Outbox:
     def age(self) -> float:
         """Seconds since the oldest of them came; 0 when there is none."""
         return time.monotonic() - self._oldest if len(self) else 0.0
+
+    @property
+    def waits_seconds(self) -> float:
+        """Seconds since the oldest of all that waits came, returns too; 0 when there is none."""
+        if not self.has_returns:
+            return self.age
+        return time.monotonic() - (
+            min(self._oldest, self._returned) if len(self) else self._returned
+        )
 
     @property
     def has_returns(self) -> bool:
@@ -86,11 +90,15 @@ class Outbox:
     def add_return(self, queue: str, returned: Return) -> None:
         """Add a message that goes back to its queue."""
         with self._lock:
+            if not self.has_returns:
+                self._returned = time.monotonic()
             self._returns.setdefault(queue, []).append(returned)
 
     def add_unread(self, fetch: Fetch) -> None:
         """Add a fetch whose reply was lost: what it took goes back by enumeration."""
         with self._lock:
+            if not self.has_returns:
+                self._returned = time.monotonic()
             self._unread.append(fetch)
 
     def _note_time(self) -> None:

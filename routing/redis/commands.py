@@ -140,21 +140,26 @@ class Verbs:
             lists = self.keys.ready_lists(queue)
             keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
             args += [json.dumps(queue), credit, room_bytes, len(lists)]
+        keys += [self.keys.bell(queue) for queue in fetch.quiet]
         return keys, args
 
     @staticmethod
     def exchange_reply(fetch: Fetch, reply: Sequence[Any]) -> Exchanged:
         """Read the reply to an exchange."""
-        server_ms, counted, next_due_ms, *per_queue = reply
+        server_ms, counted, rung, *per_queue = reply
         left: dict[str, int] = {}
+        due_ms: dict[str, int] = {}
         arrivals: list[Arrival] = []
-        for position, ((queue, _), (remaining, *texts)) in enumerate(
+        for position, ((queue, _), (remaining, due, *texts)) in enumerate(
             zip(fetch.asked, per_queue, strict=True), start=1
         ):
             left[queue] = int(remaining)
+            if due:
+                due_ms[queue] = int(due)
             tag = f"{fetch.prefix}{position}:"
             arrivals += [Arrival(f"{tag}{n}", queue, text) for n, text in enumerate(texts, start=1)]
-        return Exchanged(int(server_ms), int(counted), left, arrivals, int(next_due_ms))
+        heard = [fetch.quiet[number - 1] for number in rung]
+        return Exchanged(int(server_ms), int(counted), left, arrivals, due_ms, heard)
 
     def exchange(self, client: redis.Redis, settlement: Settlement, fetch: Fetch) -> Exchanged:
         """Settle and fetch in one round trip."""

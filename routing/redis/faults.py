@@ -32,6 +32,9 @@ LOST = (
     RecoverableConnectionError,  # kombu's own, for a channel that is closed
 )
 
+#: What a server answers that refuses, or that finds the call itself wrong.
+ANSWERED = (ServerRefused, exceptions.ResponseError)
+
 #: What the client raises when a server refuses, or does not answer.
 ANY_FAULT = exceptions.RedisError
 

@@ -23,6 +23,9 @@ from routing.redis.faults import sorted_error
 
 _SECTION = re.compile(r"^-- (KEYS|ARGV|Reply):\s*(.*)$")
 
+#: A line in whose place the text of ``lua/includes/<name>.lua`` stands on the server.
+_INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
@@ -35,12 +38,12 @@ class Script:
 
 
 def load(name: str) -> Script:
-    """Read the script ``lua/<name>.lua`` and its header.
+    """Read the script ``lua/<name>.lua``, with what it includes, and its header.
 
     Raises:
         ScriptError: the header does not describe KEYS, ARGV and Reply.
     """
-    text = files("routing.redis").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    text = _read(f"{name}.lua")
     header: dict[str, str] = {}
     section = ""
     for line in text.splitlines():
@@ -57,8 +60,13 @@ def load(name: str) -> Script:
             f"lua/{name}.lua: expected a header with KEYS, ARGV and Reply, "
             f"got none for {', '.join(sorted(missing))}"
         )
+    text = _INCLUDE.sub(lambda found: _read("includes", f"{found[1]}.lua").rstrip(), text)
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     return Script(name=name, text=text, sha=sha, header=header)
+
+
+def _read(*path: str) -> str:
+    return files("routing.redis").joinpath("lua", *path).read_text(encoding="utf-8")
 
 
 SCRIPTS = {

@@ -9,12 +9,9 @@ would be waited for in turn.
 
 from __future__ import annotations
 
-import select
 import time
 from functools import cache
 from typing import Any
-
-from routing.inflight.locks import original
 
 #: A shorter timeout would take a busy server for a silent one.
 LEAST_SECONDS = 5.0
@@ -98,24 +95,3 @@ class WaryPool:
 def wary(pool_class: Any) -> Any:
     """Return a class of pools of wary connections."""
     return type(f"Wary{pool_class.__name__}", (WaryPool, pool_class), {})
-
-
-def is_silent(channel: Any, seconds: float) -> bool:
-    """Return whether a channel's command has had no reply for so long; safe from any thread.
-
-    A reply that has come and was not read yet (the loop was busy) is one.
-    """
-    connection, sent_at = channel._in_poll, channel._brpop_sent_at
-    if not connection or sent_at is None or time.monotonic() - sent_at < seconds:
-        return False
-    sock = getattr(connection, "_sock", None)
-    return sock is not None and not _is_readable(sock)
-
-
-def _is_readable(sock: Any) -> bool:
-    try:
-        poller = original("select", "poll")()
-        poller.register(sock.fileno(), select.POLLIN)
-        return bool(poller.poll(0))
-    except (OSError, ValueError):
-        return True  # closed meanwhile: whoever reads finds out

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 #: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
@@ -93,13 +93,15 @@ class Fetch:
     """A fetch whose reply has not been read: its tag prefix and what was asked of each queue.
 
     `rooms` has the most bytes of each queue; without them the bound of a fetch holds for each.
-    `most_queues` is from how many queues messages are taken.
+    `most_queues` is from how many queues messages are taken. `quiet` are queues that are not asked:
+    the reply says which of them may have something.
     """
 
     prefix: str
     asked: tuple[tuple[str, int], ...]
     rooms: tuple[int, ...] = ()
     most_queues: int = 1_000_000
+    quiet: tuple[str, ...] = ()
 
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""
@@ -141,15 +143,17 @@ class Exchanged:
     """The reply to an exchange.
 
     `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
-    are counted, `left` the number of messages that each asked queue still holds, `next_due_ms` when
-    the next delayed message of the asked queues is due by the server's clock (0 for none).
+    are counted, `left` the number of messages that each asked queue still holds, `due_ms` when the
+    next delayed message of those queues that have any is due by the server's clock, `heard` the
+    quiet queues that may have something.
     """
 
     server_ms: int
     counted: int
     left: dict[str, int]
     arrivals: list[Arrival]
-    next_due_ms: int = 0
+    due_ms: Mapping[str, int] = field(default_factory=dict)
+    heard: Sequence[str] = ()
 
     def sizes(self) -> Iterator[tuple[str, str, int]]:
         """Yield the tag, the queue and the size in bytes of each arrival."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from queue import Empty
 from typing import Any
@@ -17,16 +18,19 @@ import redis
 from kombu.transport import redis as stock
 
 from routing.message.evidence import Evidence
-from routing.redis.faults import ANY_FAULT, Sorting, sorting
+from routing.redis.faults import ANSWERED, Sorting, sorting
 from routing.redis.silence import set_timeouts, wary
 from routing.redis.values import Mark
-from routing.transport.delivery import NO_MESSAGE
-from routing.transport.fetcher import ANSWERED, Courier
+from routing.transport.delivery import NO_MESSAGE, Delivery
+from routing.transport.fetcher import Fetcher
 from routing.transport.inbox import SLICE_MESSAGES
+from routing.transport.link import Link
 from routing.transport.message import EngineMessage, EngineQoS
 from routing.transport.producing import Publishing
 from routing.transport.renewer import keep_leases
 from routing.transport.schemes import stock_url
+from routing.transport.settler import Settler
+from routing.transport.wire import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +56,51 @@ class EngineMixin(Publishing):
         super().__init__(*args, **kwargs)
 
     @cached_property
-    def courier(self) -> Courier:
+    def settler(self) -> Settler:
+        """Settles what ends of the messages that this channel has fetched."""
+        return Settler(self.link, self._loop)
+
+    @cached_property
+    def fetcher(self) -> Fetcher:
         """The fetch loop of this channel."""
-        return Courier(self)
+        delivery = Delivery(
+            self.link,
+            consumer_of=lambda queue: self.connection._callbacks.get(queue),
+            put_off=lambda error: self.fetcher.put_off(error),
+            refuse=self._refuse,
+        )
+        fetcher = Fetcher(
+            self.link, Wire(self), self, settler=self.settler, delivery=delivery, loop=self._loop
+        )
+        self.link.holdings.attach(fetcher.name, self.settler, fetcher.is_unheard)
+        return fetcher
+
+    def _loop(self) -> Any:
+        return self.connection.loop if self.connection is not None else None
+
+    def _refuse(self, task_id: str, error: Exception) -> None:
+        if self.on_refused is not None:
+            self.on_refused(task_id, error)
+
+    def keep_leases(self, hostname: str = "") -> None:
+        """Have the leases of what this process holds renewed; see `keep_leases`."""
+        if self.link.holdings.keeper is None or hostname:
+            keep_leases(self._separate_link(), hostname=hostname)
+
+    def _separate_link(self) -> Link:
+        """Return a link for one thread, with connections of its own; Sentinel's go along."""
+        this: Any = self
+        pool = this._get_pool()
+        # A server that is silent must not hold up the renewal that could reach its successor.
+        given = pool.connection_kwargs
+        seconds = min(
+            self.runtime.topology.lease_seconds / 3, given["socket_timeout"] or float("inf")
+        )
+        given["socket_timeout"] = seconds
+        if "path" not in given:  # a unix socket takes no such argument
+            given["socket_connect_timeout"] = seconds
+        client = redis.Redis(connection_pool=pool)
+        return replace(self.link, make_client=lambda: client)
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         if self.connection is None:
@@ -115,22 +161,23 @@ class EngineMixin(Publishing):
         consumed = super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
         if not no_ack and queue not in this._fanout_queues:
             self._engine_consumers[kwargs["consumer_tag"]] = queue
-            self.runtime.holdings.attach(self.courier.name, self.courier)
-            if self.runtime.holdings.keeper is None:
-                keep_leases(self)
-            self.courier.wake_for_room()
+            self.settler.is_prompt = False
+            self.keep_leases()
+            self.fetcher.bell.ring_for_room()
         return consumed
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._engine_consumers.pop(consumer_tag, None)
         cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
         if queue is not None:
-            self.courier.return_inbox(queue)
+            self.fetcher.return_inbox(queue)
+            if not self._engine_consumers:
+                self.settler.rides = False
         return cancelled
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self._engine_consumers:
-            self.courier.send_next()
+            self.fetcher.send_next()
         else:
             super()._brpop_start(timeout)  # type: ignore[misc]
 
@@ -139,7 +186,7 @@ class EngineMixin(Publishing):
         if not self._engine_consumers and not self._engine_is_out:
             return bool(super()._brpop_read(**options))  # type: ignore[misc]
         try:
-            arrived = self.courier.read_reply()
+            arrived = self.fetcher.read_reply()
         finally:
             this._flush_brpop_reauth()
         self._read_free_queues()
@@ -150,7 +197,7 @@ class EngineMixin(Publishing):
 
     @property
     def _engine_is_out(self) -> bool:
-        return "courier" in self.__dict__ and self.courier.is_out
+        return "fetcher" in self.__dict__ and self.fetcher.is_out
 
     @property
     def free_queues(self) -> Sequence[str]:
@@ -161,7 +208,7 @@ class EngineMixin(Publishing):
 
     def _read_free_queues(self) -> None:
         """Deliver from the queues without acknowledgement, a slice of each."""
-        if self.courier.taking.seconds_left:
+        if self.fetcher.taking.seconds_left:
             return
         for queue in self.free_queues:
             for _ in range(SLICE_MESSAGES):
@@ -170,11 +217,11 @@ class EngineMixin(Publishing):
                 except Empty:
                     break
                 except ANSWERED as error:
-                    self.courier.taking.refused(error)
+                    self.fetcher.taking.refused(error)
                     break
                 self._deliver_free(payload, queue)
             else:
-                self.courier.look_again()
+                self.fetcher.bell.ring()
 
     def _deliver_free(self, payload: Any, queue: str) -> None:
         """Hand a message without acknowledgement to its consumer; what is none is only logged."""
@@ -193,19 +240,15 @@ class EngineMixin(Publishing):
         if queue not in self.runtime.topology.queues:
             raw: dict[str, Any] = super()._get(queue)  # type: ignore[misc]
             return raw
-        payload = self.courier.fetch_one(queue)
+        payload = self.fetcher.fetch_one(queue)
         properties = payload["properties"]
-        self.end(properties["delivery_tag"], "started", at_once=True)
+        self.link.holdings.end(properties["delivery_tag"], "started", at_once=True)
         properties["delivery_tag"] = str(uuid.uuid4())
         return payload
 
-    def has_fetched(self, tag: Any) -> bool:
-        """Return whether this channel gave a message its tag, and so held it when it came."""
-        return "courier" in self.__dict__ and self.courier.has_named(tag)
-
     def _get(self, queue: str) -> dict[str, Any]:
-        keep_leases(self)
-        return self.courier.fetch_one(queue)
+        self.keep_leases()
+        return self.fetcher.fetch_one(queue)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> EngineMessage | None:
         """Fetch one message, None when there is none; without acknowledgement it is just popped."""
@@ -217,69 +260,21 @@ class EngineMixin(Publishing):
 
     # -- endings
 
-    def end(self, tag: str, ending: str, *, at_once: bool = False) -> None:
-        """Note how a held message ended; the broker learns of it within milliseconds.
-
-        Arguments:
-            tag: the delivery tag.
-            ending: name of the ledger's counter, such as "done" or "failed".
-            at_once: the broker must know before this returns.
-        """
-        holdings = self.runtime.holdings
-        if holdings.end(tag, ending) and (at_once or holdings.carrier(tag) is None):
-            self._settle_now(tag)
-
-    def tell_starts(self, tags: Sequence[str]) -> None:
-        """Tell the broker now that messages begin to run; it learns of others a moment later."""
-        holdings = self.runtime.holdings
-        if holdings.keeper is None or holdings.keeper.leaving:
-            return
-        try:
-            self.verbs.renew(self.plain_client, holdings.keeper.hostname, holdings.started(tags))
-        except ANY_FAULT as error:
-            logger.debug("starts are reported with the next renewal: %s", error)
-
-    def end_all(self, endings: Sequence[tuple[str, str]]) -> None:
-        """Note how the messages of a batch ended, as (tag, ending)."""
-        holdings = self.runtime.holdings
-        if holdings.end_all(endings) and holdings.carrier(endings[0][0]) is None:
-            self._settle_now(endings[0][0])
-
-    def bury(self, tag: str, evidence: Evidence) -> None:
-        """Note that a held message ends as a dead letter, with what is known about why."""
-        holdings = self.runtime.holdings
-        if holdings.bury(tag, evidence) and holdings.carrier(tag) is None:
-            self._settle_now(tag)
-
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         """End a message as done."""
-        self.end(delivery_tag, "done")
+        self.link.holdings.end(delivery_tag, "done")
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """End a message as a dead letter, or return it to the front of its queue."""
-        if not requeue:
-            self.bury(delivery_tag, Evidence(reason="rejected"))
-            return
-        self.give_back(delivery_tag, Mark.REDELIVERED)
-
-    def give_back(self, tag: str, mark: Mark, evidence: str = "") -> None:
-        """Return a held message to the front of its queue; see `Holdings.give_back`."""
-        holdings = self.runtime.holdings
-        if holdings.give_back(tag, mark, evidence) and holdings.carrier(tag) is None:
-            self._settle_now(tag)
+        if requeue:
+            self.link.holdings.give_back(delivery_tag, Mark.REDELIVERED)
+        else:
+            self.link.holdings.bury(delivery_tag, Evidence(reason="rejected"))
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Return to their queues all messages that this channel holds and that have not ended."""
-        self.runtime.holdings.give_back_of(self.courier.name)
-        self._settle_now(self.courier.name)
-
-    def _settle_now(self, tag: str) -> None:
-        """Settle over the consuming channel, or over this one; what cannot be sent is kept."""
-        carrier = self.runtime.holdings.carrier(tag)
-        if carrier is not None:
-            carrier.flush()
-        elif not self.closed:
-            self.courier.flush()
+        self.link.holdings.give_back_all(of=self.fetcher.name)
+        self.settler.flush()
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         """Do nothing: see `EngineQoS.restore_unacked`."""
@@ -291,17 +286,18 @@ class EngineMixin(Publishing):
 
     def close(self) -> None:
         """Settle what has ended, give back what waits, close the connections."""
-        if "courier" in self.__dict__ and not self.closed:
+        if "fetcher" in self.__dict__ and not self.closed:
             self._leave()
         super().close()  # type: ignore[misc]
 
     def _leave(self) -> None:
-        holdings = self.runtime.holdings
+        holdings = self.link.holdings
         if not holdings.durable:
-            holdings.give_back_of(self.courier.name)
-        self.courier.stand_down()
-        self.courier.close()
-        holdings.detach(self.courier.name)
+            holdings.give_back_all(of=self.fetcher.name)
+        self.fetcher.stand_down()
+        self.fetcher.close()
+        self.settler.close()
+        holdings.detach(self.fetcher.name)
 
 
 class EngineChannel(EngineMixin, stock.Channel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import KombuError
@@ -22,9 +22,7 @@ from routing.message.validation import is_writable
 from routing.redis.faults import ANY_FAULT, is_lost, is_passing
 from routing.redis.values import UNCHARGED, Arrival, Charges, Mark
 from routing.topology.names import dead_queue
-
-if TYPE_CHECKING:
-    from routing.transport.channel import EngineMixin
+from routing.transport.link import Link
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +44,31 @@ class Delivery:
     """Delivers what one channel fetched.
 
     Arguments:
-        channel: the consuming channel.
+        link: the database that it came from.
+        consumer_of: returns what takes the messages of a queue, None for nobody.
+        put_off: called when the server refuses what a delivery needs: nothing is fetched for a
+            while.
+        refuse: stores the failure of a message that has an id and cannot be taken in.
     """
 
-    def __init__(self, channel: EngineMixin) -> None:
-        self._channel = channel
-        self._holdings = channel.runtime.holdings
+    def __init__(
+        self,
+        link: Link,
+        *,
+        consumer_of: Callable[[str], Callable[[Any], Any] | None],
+        put_off: Callable[[Exception], None],
+        refuse: Callable[[str, Exception], None],
+    ) -> None:
+        self._link = link
+        self._holdings = link.holdings
+        self._consumer_of, self._put_off, self._refuse = consumer_of, put_off, refuse
         self._charges: dict[str, Charges] = {}
 
     def deliver(self, arrival: Arrival) -> None:
         """Hand a message to its consumer; without one it goes back to its queue."""
         if self._holdings.state(arrival.tag) is None:
             return  # its lease ran out meanwhile: it is another worker's
-        callback = self._channel.connection._callbacks.get(arrival.queue)
+        callback = self._consumer_of(arrival.queue)
         if callback is None:
             self._holdings.give_back(arrival.tag)
             return
@@ -94,7 +104,7 @@ class Delivery:
         elif isinstance(error, ANY_FAULT) or is_passing(error):
             # That is no fault of the message's: nothing is charged, and nothing buried.
             self._holdings.give_back(arrival.tag)
-            self._channel.courier.put_off(error)
+            self._put_off(error)
         elif isinstance(error, NO_MESSAGE):
             self._set_aside(arrival, error)
         else:
@@ -142,8 +152,8 @@ class Delivery:
         headers = payload.get("headers") or {}
         if "task" not in headers or was_kept(payload) or (eta := eta_of(headers)) is None:
             return False
-        self._channel.verbs.postpone(
-            self._channel.plain_client,
+        self._link.verbs.postpone(
+            self._link.client,
             arrival.queue,
             arrival.tag,
             message_id=_as_id(headers.get("id")),
@@ -170,15 +180,15 @@ class Delivery:
             arrival.text[:200],
             extra={"event": "message_undecodable"},
         )
-        if self._channel.on_refused is not None and (task_id := _message_id(arrival)):
-            self._channel.on_refused(task_id, error)
+        if task_id := _message_id(arrival):
+            self._refuse(task_id, error)
 
     def note_charged(self, arrivals: Sequence[Arrival]) -> None:
         """Look up which of these messages were charged a delivery before."""
         ids = {arrival.tag: run_id for arrival in arrivals if (run_id := _run_id_of(arrival))}
         if not ids:
             return
-        charges = self._channel.verbs.deliveries(self._channel.plain_client, list(ids.values()))
+        charges = self._link.verbs.deliveries(self._link.client, list(ids.values()))
         self._charges.update((tag, charges[i]) for tag, i in ids.items() if i in charges)
 
 

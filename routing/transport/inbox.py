@@ -7,8 +7,6 @@ does its other work.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -69,37 +67,3 @@ class Inbox:
             line = self._lines.pop(name, deque())
             self._length -= len(line)
             yield from line
-
-
-class Nudge:
-    """A file descriptor that is readable while the event loop has something to look at.
-
-    The loop sleeps in its poll even when a callback of its own has just asked for more work, or for
-    a timer, so the inbox keeps this readable until it is empty.
-    """
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._is_set = False
-
-    def fileno(self) -> int:
-        """Return the descriptor to poll."""
-        return self._reader.fileno()
-
-    def set(self) -> None:
-        """Make it readable."""
-        if not self._is_set:
-            self._is_set = True
-            os.write(self._writer.fileno(), b"1")
-
-    def clear(self) -> None:
-        """Make it unreadable."""
-        if self._is_set:
-            self._is_set = False
-            os.read(self._reader.fileno(), 1)
-
-    def close(self) -> None:
-        """Release the descriptors; closing twice is safe."""
-        self._reader.close()
-        self._writer.close()

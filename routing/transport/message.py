@@ -6,7 +6,7 @@ What is held, and what becomes of it, is the business of the holdings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
@@ -15,10 +15,7 @@ from routing.message.codec import check_inflated, loads
 from routing.message.eta import was_kept
 from routing.message.evidence import Evidence
 from routing.redis.values import Mark
-from routing.worker.stopping import STOP
-
-if TYPE_CHECKING:
-    from routing.transport.channel import EngineMixin
+from routing.transport.link import Link
 
 
 class EngineMessage(virtual.Message):
@@ -31,10 +28,12 @@ class EngineMessage(virtual.Message):
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
         loss: how it took its process down; a message that goes back then is charged a delivery.
         evidence: why it will not be tried again, should it end as failed or rejected.
+        link: the database that it came from.
         was_kept: the broker kept it until its ETA; no clock of this machine is to hold it again.
     """
 
-    channel: EngineMixin
+    channel: Any
+    link: Link
     is_held = True
     ending: str | None = None
     ends_at_start = False
@@ -46,25 +45,27 @@ class EngineMessage(virtual.Message):
         """Why it becomes a dead letter when it is acknowledged; None when it does not."""
         return self.evidence if self.ending in ("failed", "rejected") else None
 
-    def __init__(self, payload: Any, channel: EngineMixin, **kwargs: Any) -> None:
+    def __init__(self, payload: Any, channel: Any, **kwargs: Any) -> None:
         if compression := (payload.get("headers") or {}).get("compression"):
-            kombu_channel: Any = channel
             encoding = payload["properties"].get("body_encoding")
-            check_inflated(kombu_channel.decode_body(payload["body"], encoding), compression)
+            check_inflated(channel.decode_body(payload["body"], encoding), compression)
         super().__init__(payload, channel=channel, **kwargs)
         self.was_kept = was_kept(payload)
-        self.is_held = channel.has_fetched(self.delivery_tag)
-        channel.runtime.holdings.watch(self.delivery_tag, self)
+        self.link = channel.link
+        self.is_held = self.link.holdings.get(self.delivery_tag) is not None
+        self.link.holdings.watch(self.delivery_tag, self)
 
     def _decode(self) -> Any:
         return loads(self.body, self.content_type, self.content_encoding, self.accept)
 
     def ack(self, multiple: bool = False) -> None:
         """Note the ending; the engine carries it to the broker within milliseconds."""
+        holdings = self.link.holdings
         if (death := self.death) is not None:
-            self.channel.bury(self.delivery_tag, death)
+            holdings.bury(self.delivery_tag, death)
         else:
-            self.channel.end(self.delivery_tag, self.ending or "done", at_once=self.ends_at_start)
+            ending = self.ending or "done"
+            holdings.end(self.delivery_tag, ending, at_once=self.ends_at_start)
         self._state = "ACK"
 
     def reject(self, requeue: bool = False) -> None:
@@ -73,13 +74,14 @@ class EngineMessage(virtual.Message):
         A worker takes it again after a delay that doubles each time. It comes at once when it was
         lost with its process, from a worker that stops, and from other consumers.
         """
+        holdings = self.link.holdings
         if requeue:
-            waits = self.channel.runtime.holdings.durable and not STOP.told
+            waits = holdings.durable and not holdings.is_stopping()
             mark = Mark.LATER if waits else Mark.REDELIVERED
             mark = Mark.CHARGED if self.loss else mark
-            self.channel.give_back(self.delivery_tag, mark, self.loss)
+            holdings.give_back(self.delivery_tag, mark, self.loss)
         else:
-            self.channel.bury(self.delivery_tag, self.evidence or Evidence(reason="rejected"))
+            holdings.bury(self.delivery_tag, self.evidence or Evidence(reason="rejected"))
         self._state = "REQUEUED" if requeue else "REJECTED"
 
 
@@ -93,7 +95,7 @@ class EngineQoS(stock.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """End a message as done."""
-        self.channel.end(delivery_tag, "done")
+        self.channel.basic_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """End a message as rejected, or return it to the front of its queue."""

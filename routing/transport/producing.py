@@ -19,8 +19,9 @@ from routing.redis.keys import Keys
 from routing.redis.values import Pushed
 from routing.transport import gathering
 from routing.transport.gathering import Lane
+from routing.transport.link import Link
 from routing.transport.overflow import Overflow, Took, forget
-from routing.transport.runtime import Runtime, lookup
+from routing.transport.runtime import Database, Runtime, database_of, lookup
 
 T = TypeVar("T")
 
@@ -55,6 +56,19 @@ class Publishing:
         )
         return Verbs(keys=keys, topology=self.runtime.topology)
 
+    @cached_property
+    def link(self) -> Link:
+        """This channel's database, as others use it."""
+        return Link(
+            verbs=self.verbs,
+            holdings=self.runtime.holdings_of(self._database()),
+            make_client=lambda: self.plain_client,
+        )
+
+    def _database(self) -> Database:
+        this: Any = self
+        return database_of(this.connection.client, prefix=this.global_keyprefix)
+
     @property
     def plain_client(self) -> redis.Redis:
         """A client over the pooled connections that adds no key prefix."""
@@ -68,7 +82,7 @@ class Publishing:
         return Overflow(
             topology=runtime.topology,
             queue=queue,
-            is_worker=runtime.holdings.durable,
+            is_worker=runtime.is_worker,
             delayed=delayed,
         )
 
@@ -98,7 +112,7 @@ class Publishing:
         return self.overflow(queue, delayed=delayed).push(push, texts, terms, took=took)
 
     def _patiently(self, call: Callable[[], T], *, is_push: bool = False) -> T:
-        return patiently(call, is_worker=self.runtime.holdings.durable, is_push=is_push)
+        return patiently(call, is_worker=self.runtime.is_worker, is_push=is_push)
 
     # What kombu asks before it publishes.
 

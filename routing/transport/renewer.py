@@ -4,89 +4,84 @@ No event loop can do that: in the solo pool a task blocks it, under gevent any g
 computes does, and the parent of a prefork pool waits for a result backend now and then. Three
 renewals fit into a lease, so that two lost ones cost nothing.
 
-The thread also reports what has been started, a moment after the start: a message whose worker is
-killed is charged a delivery only then. Short tasks are over by then, and never cost a call. When
-the worker is told to stop it says goodbye, which takes these reports back: what is killed after
-that, by whoever stops it, is charged nothing.
+It also settles what has ended where the loop is too busy to. And it reports what has been started,
+a moment after the start: a message whose worker is killed is charged a delivery only then. Short
+tasks are over by then, and never cost a call. When the worker is told to stop it says goodbye,
+which takes these reports back: what is killed after that, by whoever stops it, is charged nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
-import redis
 from redis import exceptions
 
 from routing.inflight.locks import Signal, start_thread
 from routing.redis.clocks import boot_seconds
 from routing.redis.faults import LOST
-from routing.redis.values import NOTHING, Fetch
-
-if TYPE_CHECKING:
-    from routing.transport.channel import EngineMixin
+from routing.transport.carrier import Carrier
+from routing.transport.link import Link
 
 logger = logging.getLogger(__name__)
 
 #: A task that runs for longer is reported as started.
 START_SECONDS = 0.01
 
-#: Endings that wait for longer have an event loop that is blocked: they are settled from here.
-SETTLE_AFTER_SECONDS = 1.0
+#: What waits for longer to be settled has an event loop that is blocked: it is settled from here.
+CARRY_AFTER_SECONDS = 0.05
 
 #: Wait after a renewal that failed: a lost connection is opened again at the next one.
 RETRY_SECONDS = 0.5
 
 
-def keep_leases(channel: EngineMixin, *, hostname: str = "") -> None:
+def keep_leases(link: Link, *, hostname: str = "") -> None:
     """Have the leases of what this process holds renewed.
 
-    A worker asks again, with its name, whenever it has connected: that may be another broker.
+    A worker asks again, with its name, whenever it has connected: that may be another server.
 
     Arguments:
-        channel: a channel of the broker.
+        link: the database, with a client that only this uses.
         hostname: the worker's name, for whoever finds its leases run out.
     """
-    holdings = channel.runtime.holdings
-    if holdings.keeper is None:
-        holdings.keeper = Renewer(channel, hostname or socket.gethostname())
-    elif hostname:
-        holdings.keeper.follow(channel, hostname)
+    holdings = link.holdings
+    if isinstance(holdings.keeper, Renewer) and hostname:
+        holdings.keeper.follow(link, hostname)
+    elif holdings.keeper is None:
+        holdings.keeper = Renewer(link, hostname or socket.gethostname())
 
 
 class Renewer:
-    """Renews until it is stopped; it outlives the channel that it takes its parameters from.
+    """Renews until it is stopped; it outlives the channel that its client was made for.
 
     Arguments:
-        channel: a channel of the broker.
+        link: see `keep_leases`.
         hostname: see `keep_leases`.
     """
 
-    def __init__(self, channel: EngineMixin, hostname: str) -> None:
-        self._holdings = channel.runtime.holdings
-        self._lease_seconds = channel.runtime.topology.lease_seconds
-        self._use(channel, hostname)
+    def __init__(self, link: Link, hostname: str) -> None:
+        self._holdings = link.holdings
+        self._lease_seconds = link.holdings.topology.lease_seconds
+        self._use(link, hostname)
         self._starts: deque[tuple[float, str]] = deque()
         self._signal = Signal()
         self._stopped = False
         self.leaving = False
         self._is_watching = False
         self._has_failed = False
-        self._next_pass = 0.0
+        self._next_pass = self._next_carry = 0.0
         self._doubts = self._doubts_settled = 0
         self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
         start_thread(self._run)
 
-    def _use(self, channel: EngineMixin, hostname: str) -> None:
-        self.hostname, self._verbs = hostname, channel.verbs
-        self._client = _own_client(channel, self._lease_seconds / 3)
+    def _use(self, link: Link, hostname: str) -> None:
+        self.hostname, self._link = hostname, link
+        self._carrier = Carrier(link)
 
-    def follow(self, channel: EngineMixin, hostname: str) -> None:
-        """Go on, at once, at the broker of this channel."""
-        self._use(channel, hostname)
+    def follow(self, link: Link, hostname: str) -> None:
+        """Go on, at once, over this link."""
+        self._use(link, hostname)
         self._next_pass = 0.0
         self._signal.set()
 
@@ -98,6 +93,10 @@ class Renewer:
     def started(self, tag: str) -> None:
         """Note that a message's run begins."""
         self._starts.append((boot_seconds(), tag))
+        self.ended()
+
+    def ended(self) -> None:
+        """Watch for a moment what is owed to the broker."""
         if not self._is_watching:
             self._is_watching = True
             self._signal.set()
@@ -122,14 +121,24 @@ class Renewer:
             except Exception:
                 logger.exception("renewing leases failed", extra={"event": "renewal_failed"})
                 self._next_pass = boot_seconds() + RETRY_SECONDS
-        self._client.connection_pool.disconnect()
+        self._link.client.connection_pool.disconnect()
 
     def _work(self) -> None:
         if boot_seconds() >= self._next_pass or self._doubts != self._doubts_settled:
             self._renew()
-        until_pass = self._next_pass - boot_seconds()
-        self._signal.wait(min(until_pass, START_SECONDS) if self._is_watching else until_pass)
+        self._signal.wait(self._next_look() - boot_seconds())
         self._report_starts()
+        self._carry_for_a_blocked_loop()
+        if not self._starts and not self._is_owed:
+            self._is_watching = False
+            # What came in between has set no signal.
+            self._is_watching = bool(self._starts) or self._is_owed
+
+    def _next_look(self) -> float:
+        if not self._is_watching:
+            return self._next_pass
+        soon = boot_seconds() + START_SECONDS
+        return min(self._next_pass, soon if self._starts else max(soon, self._next_carry))
 
     # -- renewing
 
@@ -139,7 +148,9 @@ class Renewer:
         is_unheard = self._holdings.is_unheard(self._lease_seconds)
         held = self._holdings.leases(without_waiting=is_unheard)
         try:
-            gone = self._verbs.renew(self._client, self.hostname, held, leaving=self.leaving)
+            gone = self._link.verbs.renew(
+                self._link.client, self.hostname, held, leaving=self.leaving
+            )
         except (*LOST, exceptions.RedisError) as error:
             self._next_pass = boot_seconds() + RETRY_SECONDS
             self._log_failure(error)
@@ -154,25 +165,6 @@ class Renewer:
             self._holdings.fence.drop()
         elif doubts == self._doubts:
             self._holdings.fence.confirm(sent + self._lease_seconds)
-        # Afterwards: whatever becomes of it, the leases are renewed.
-        if self._holdings.outbox.age >= SETTLE_AFTER_SECONDS:
-            self._settle_for_a_blocked_loop()
-
-    def _settle_for_a_blocked_loop(self) -> None:
-        outbox = self._holdings.outbox
-        settlement, burials = outbox.take_settlement(), outbox.take_burials()
-        try:
-            self._verbs.exchange(self._client, settlement, Fetch("", ()))
-            settlement = NOTHING
-            for queue, entries in burials.items():
-                self._verbs.bury(self._client, queue, entries)
-        except Exception as error:
-            # Doing either twice changes nothing.
-            outbox.restore_settlement(settlement)
-            outbox.restore_burials(burials)
-            if not isinstance(error, (*LOST, exceptions.RedisError)):
-                raise
-            logger.debug("what has ended is settled with a later renewal: %s", error)
 
     def _log_failure(self, error: Exception) -> None:
         if not self._has_failed:
@@ -203,21 +195,24 @@ class Renewer:
             tags.append(self._starts.popleft()[1])
         if not self.leaving and (running := self._holdings.started(tags)):
             try:
-                self._verbs.renew(self._client, self.hostname, running)
+                self._link.verbs.renew(self._link.client, self.hostname, running)
             except (*LOST, exceptions.RedisError) as error:
                 logger.debug("starts are reported with the next renewal: %s", error)
-        if not self._starts:
-            self._is_watching = False
-            # One that came in between has set no signal.
-            self._is_watching = bool(self._starts)
 
+    # -- endings
 
-def _own_client(channel: Any, timeout_seconds: float) -> redis.Redis:
-    """Return a client for one thread, with the channel's parameters; Sentinel's go along."""
-    pool = channel._get_pool()
-    # A server that is silent must not hold up the renewal that could reach its successor.
-    timeout_seconds = min(timeout_seconds, pool.connection_kwargs["socket_timeout"] or math.inf)
-    pool.connection_kwargs["socket_timeout"] = timeout_seconds
-    if "path" not in pool.connection_kwargs:  # a unix socket takes no such argument
-        pool.connection_kwargs["socket_connect_timeout"] = timeout_seconds
-    return redis.Redis(connection_pool=pool)
+    @property
+    def _is_owed(self) -> bool:
+        return self._holdings.outbox.waits_seconds > 0
+
+    def _carry_for_a_blocked_loop(self) -> None:
+        """Carry what the event loop has left for too long: a task runs in it, or it computes."""
+        if self._holdings.outbox.waits_seconds < CARRY_AFTER_SECONDS:
+            return
+        if boot_seconds() < self._next_carry:
+            return
+        try:
+            self._carrier.carry_all()
+        except (*LOST, exceptions.RedisError) as error:
+            self._next_carry = boot_seconds() + RETRY_SECONDS
+            logger.debug("what has ended is settled a little later: %s", error)

@@ -5,10 +5,11 @@ kombu builds channels from plain transport options; the name in them leads here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from routing.inflight.forks import in_children
 from routing.inflight.holdings import Holdings
+from routing.inflight.prefetch import Prefetch
 from routing.topology.model import Topology
 from routing.transport.schemes import is_engine_url
 
@@ -18,19 +19,68 @@ NO_TABLE = Topology.model_construct(queues={}, routes={}, default_queue=None, le
 _RUNTIMES: dict[str, Runtime] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """The queue table of an application and what this process holds from its queues."""
+class Database(NamedTuple):
+    """A broker database, however many servers may have it in turn."""
 
+    servers: tuple[str, ...]
     name: str
-    topology: Topology
-    holdings: Holdings
+    prefix: str
+
+
+def database_of(client: Any, *, prefix: str) -> Database:
+    """Return the database of a kombu connection.
+
+    Arguments:
+        client: the connection, whose alternates are the same database on other servers.
+        prefix: kombu's ``global_keyprefix``.
+    """
+    servers = tuple(client.alt) or (f"{client.hostname}:{client.port or ''}",)
+    return Database(servers, str(client.virtual_host or "").strip("/") or "0", prefix)
+
+
+class Runtime:
+    """The queue table of an application, and what this process holds from its queues.
+
+    Arguments:
+        name: what channels find it by.
+        topology: the table.
+    """
+
+    def __init__(self, name: str, topology: Topology) -> None:
+        self.name = name
+        self.topology = topology
+        #: The prefetch of each queue in this process.
+        self.prefetch = Prefetch(topology)
+        #: Whether this is a worker's own process, whose event loop must not wait.
+        self.is_worker = False
+        self._holdings: dict[Database, Holdings] = {}
+        in_children(self._leave_to_the_parent)
+
+    def holdings_of(self, database: Database) -> Holdings:
+        """Return what this process holds from a database."""
+        if database not in self._holdings:
+            self._holdings[database] = Holdings(self.topology, self.prefetch)
+        return self._holdings[database]
+
+    def snapshot(self) -> dict[str, dict[str, int]]:
+        """Return held and prefetch of every queue of the table or with something held."""
+        total: dict[str, dict[str, int]] = {
+            queue: {"held": 0, "prefetch": self.prefetch.of(queue)}
+            for queue in self.topology.queues
+        }
+        for holdings in list(self._holdings.values()):
+            for queue in holdings.credit.queues():
+                shown = total.setdefault(queue, {"held": 0, "prefetch": self.prefetch.of(queue)})
+                shown["held"] += holdings.credit.held(queue)
+        return total
+
+    def _leave_to_the_parent(self) -> None:
+        self.is_worker = False
 
 
 def create(name: str, topology: Topology) -> Runtime:
     """Create the runtime of this name, in the place of an earlier one."""
-    runtime = Runtime(name=name, topology=topology, holdings=Holdings(topology))
-    _RUNTIMES[name] = runtime
+    runtime = _RUNTIMES[name] = Runtime(name, topology)
     return runtime
 
 

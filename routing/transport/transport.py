@@ -16,7 +16,7 @@ from typing import Any
 from kombu.transport import redis as stock
 
 from routing.transport.channel import EngineChannel, EngineSentinelChannel
-from routing.transport.inbox import Nudge
+from routing.transport.wakeup import HubLoop
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,9 @@ TURN_SECONDS = 0.2
 class TransportMixin:
     """Delivers what channels fetched: from the event loop in slices, else from ``drain_events``."""
 
-    #: kombu's event loop once a worker runs on it; None for gevent and for plain clients.
-    hub: Any = None
-    #: Says whether the worker that consumes here was told to stop.
-    is_stopping: Callable[[], bool] = staticmethod(lambda: False)
-    _nudge: Nudge | None = None
+    #: The worker's event loop once it runs; None for gevent and for plain clients.
+    loop: HubLoop | None = None
     _tick: Callable[[], None] | None = None
-    _is_ticking = False
     _watch: Any = None
     channels: list[Any]
     cycle: Any
@@ -50,47 +46,36 @@ class TransportMixin:
         self._tick = partial(self._run_tick, ours)
         loop.on_tick.difference_update(ours)
         loop.on_tick.add(self._tick)
-        self.hub = loop
-        self._nudge = Nudge()
-        loop.add_reader(self._nudge.fileno(), self._deliver_slices)
+        self.loop = HubLoop(loop, self._deliver_slices)
         self._watch = loop.call_repeatedly(WATCH_SECONDS, self._check_silence)
 
     def _check_silence(self) -> None:
         for channel in list(self.channels):
-            if "courier" in channel.__dict__:
-                channel.courier.check_silence()
+            if "fetcher" in channel.__dict__:
+                channel.fetcher.check_silence()
 
     def _run_tick(self, callbacks: frozenset[Callable[[], None]]) -> None:
-        self._is_ticking = True
-        try:
-            for callback in callbacks:
-                callback()
-        finally:
-            self._is_ticking = False
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call back from the event loop after a while.
-
-        The loop looks at its timers before its tick, and sleeps in its poll for as long as they
-        said then: what the tick itself asks for would be up to a second late, so it looks again.
-        """
-        self.hub.call_later(seconds, callback)
-        if self._is_ticking and self._nudge is not None:
-            self._nudge.set()
+        if self.loop is not None:
+            self.loop.run_tick(callbacks)
 
     def inbox_filled(self) -> None:
         """Deliver soon what was fetched."""
-        if self._nudge is not None:
-            self._nudge.set()
-        elif self.hub is None:
+        if self.loop is not None:
+            self.loop.inbox_filled()
+        else:
             self._deliver_slices()
 
     def _deliver_slices(self) -> bool:
-        couriers = [c.courier for c in list(self.channels) if "courier" in c.__dict__]
-        more = [courier.deliver_slice() for courier in couriers if len(courier.inbox)]
-        if self._nudge is not None and not any(more):
-            self._nudge.clear()
+        fetchers = [c.fetcher for c in list(self.channels) if "fetcher" in c.__dict__]
+        more = [fetcher.deliver_slice() for fetcher in fetchers if len(fetcher.inbox)]
+        if self.loop is not None and not any(more):
+            self.loop.is_done()
         return bool(more)
+
+    @property
+    def _is_stopping(self) -> bool:
+        fetchers = [c for c in list(self.channels) if "fetcher" in c.__dict__]
+        return any(channel.link.holdings.is_stopping() for channel in fetchers)
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Deliver one slice of messages, after waiting for some when none were fetched."""
@@ -101,7 +86,7 @@ class TransportMixin:
             try:
                 super().drain_events(connection, timeout=min(left, TURN_SECONDS))  # type: ignore[misc]
             except TimeoutError:
-                if left <= TURN_SECONDS or self.is_stopping():
+                if left <= TURN_SECONDS or self._is_stopping:
                     raise
             else:
                 return
@@ -109,19 +94,17 @@ class TransportMixin:
     def close_connection(self, connection: Any) -> None:
         """Close all channels and leave the event loop."""
         super().close_connection(connection)  # type: ignore[misc]
-        if self.hub is None:
+        if self.loop is None:
             return
-        self.hub.on_tick.discard(self._tick)
+        self.loop.hub.on_tick.discard(self._tick)
         # kombu cancels only those of its own cycle, and each connection has a new one.
         for name, entry in vars(self.cycle).items():
             if name.endswith("_tref") and entry is not None:
                 entry.cancel()
         if self._watch is not None:
             self._watch.cancel()
-        if self._nudge is not None:
-            self.hub.remove_reader(self._nudge.fileno())
-            self._nudge.close()
-        self.hub = self._nudge = None
+        self.loop.close()
+        self.loop = None
 
 
 class EngineTransport(TransportMixin, stock.Transport):

@@ -15,15 +15,15 @@ from routing.transport import runtime
 from routing.worker.startup import prefetch_lack
 
 
-def _holdings(state: Any) -> Any:
-    return runtime.lookup(getattr(state.app.amqp_cls, "runtime_name", None)).holdings
+def _runtime(state: Any) -> runtime.Runtime:
+    return runtime.lookup(getattr(state.app.amqp_cls, "runtime_name", None))
 
 
 @control_command(args=[("queue", str), ("count", int)], signature="<queue> <count>")
 def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
     """Set the most unfinished messages that a worker may hold from a queue, until it restarts."""
-    holdings = _holdings(state)
-    known = [*holdings.topology.queues, *state.app.amqp.queues.consume_from]
+    here = _runtime(state)
+    known = [*here.topology.queues, *state.app.amqp.queues.consume_from]
     if queue not in known:
         names = ", ".join(map(repr, dict.fromkeys(known)))
         return {"error": f"no queue {queue!r} here: this worker knows {names}"}
@@ -31,17 +31,17 @@ def queue_prefetch(state: Any, queue: str, count: int) -> dict[str, str]:
     if problem := next(batch_problems(queue, count, sizes), None):
         return {"error": problem}
     try:
-        holdings.set_prefetch(queue, int(count))
+        here.prefetch.change(queue, int(count))
     except ValueError as error:
         return {"error": str(error)}
-    lack = prefetch_lack(holdings, queue)
+    lack = prefetch_lack(here.prefetch, queue)
     return {"ok": f"prefetch of queue {queue!r} is now {count}" + (f"; {lack}" if lack else "")}
 
 
 @inspect_command()
 def queue_credits(state: Any) -> dict[str, dict[str, int]]:
     """Show what each worker holds of each queue, may hold, and has gathered for batches."""
-    snapshot: dict[str, dict[str, int]] = _holdings(state).snapshot()
+    snapshot = _runtime(state).snapshot()
     dispatcher = getattr(getattr(state, "consumer", None), "dispatcher", None)
     buffered = dispatcher.buffered() if dispatcher is not None else {}
     return {q: {**shown, "buffered": buffered.get(q, 0)} for q, shown in snapshot.items()}

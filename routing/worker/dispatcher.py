@@ -26,7 +26,6 @@ from routing.redis.values import Mark
 from routing.topology.checks import batches_by_queue
 from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
-from routing.transport.renewer import keep_leases
 from routing.worker.clerk import CLERK
 from routing.worker.fairness import Rule, Running, Shares
 from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
@@ -83,12 +82,12 @@ class Dispatcher(bootsteps.StartStopStep):
             return
         self._channel = channel
         channel.on_refused = partial(refused, consumer.app)
-        channel.connection.is_stopping = lambda: STOP.told
         relax_collector()
         self._thread = threading.get_ident()
-        holdings = channel.runtime.holdings
-        holdings.durable = True
-        keep_leases(channel, hostname=consumer.hostname)
+        holdings = channel.link.holdings
+        channel.runtime.is_worker = holdings.durable = True
+        holdings.is_stopping = lambda: STOP.told
+        channel.keep_leases(consumer.hostname)
         self._share_out(holdings)
         if consumer.app.conf.worker_disable_prefetch:
             self._fetch_for_free_slots(channel, holdings)
@@ -99,7 +98,7 @@ class Dispatcher(bootsteps.StartStopStep):
                 len(consumer.pool._pool._cache) if consumer.pool.uses_semaphore else 0
             )
         self._running = True
-        channel.courier.flush()
+        channel.settler.flush()
 
     def _share_out(self, holdings: Holdings) -> None:
         queues = holdings.topology.queues
@@ -121,7 +120,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consuming.qos.__dict__.pop("can_consume", None)
         batches = batches_by_queue(self._consumer.app)
         largest = {queue: max(sizes.values()) for queue, sizes in batches.items()}
-        holdings.ceiling = lambda queue: self._slots_of(queue) * largest.get(queue, 1)
+        holdings.prefetch.ceiling = lambda queue: self._slots_of(queue) * largest.get(queue, 1)
 
     def _slots_of(self, queue: str) -> int:
         """Return how many slots a queue has, or may take; also those that would be added for it."""
@@ -163,9 +162,9 @@ class Dispatcher(bootsteps.StartStopStep):
         self._buffers.clear()
         if self._channel is None:
             return
-        self._channel.runtime.holdings.give_back_waiting()
+        self._channel.link.holdings.give_back_all(up_to=State.WAITING)
         if not self._channel.closed:
-            self._channel.courier.stand_down()
+            self._channel.fetcher.stand_down()
 
     def _leave(self) -> None:
         """Say goodbye: what is killed from now on was killed by whoever stops this worker."""
@@ -176,19 +175,19 @@ class Dispatcher(bootsteps.StartStopStep):
         """Settle what the pool has ended, give back the rest."""
         if self._channel is None:
             return
-        holdings = self._channel.runtime.holdings
+        holdings = self._channel.link.holdings
         CLERK.finish()
         returned = holdings.give_back_all()
         if returned:
             logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})
-        holdings.durable = False
+        self._channel.runtime.is_worker = holdings.durable = False
         if not self._channel.closed:
             self._settle_last(self._channel)
         holdings.dismiss()
 
     def _settle_last(self, channel: EngineMixin) -> None:
         try:
-            channel.courier.settle_now()
+            channel.settler.settle_now()
         except (*LOST, ANY_FAULT) as error:
             logger.warning(
                 "the broker is away or refuses: what has just ended may run again (%s)",
@@ -206,7 +205,7 @@ class Dispatcher(bootsteps.StartStopStep):
     @property
     def holdings(self) -> Holdings | None:
         """What this worker holds; None while it is not connected to a broker of the engine."""
-        return self._channel.runtime.holdings if self._channel is not None else None
+        return self._channel.link.holdings if self._channel is not None else None
 
     def submit_request(self, request: Any) -> None:
         """Take a request from Celery's strategy."""
@@ -219,9 +218,6 @@ class Dispatcher(bootsteps.StartStopStep):
         """Take a unit; it is handed over when its turn comes and a slot is free."""
         if not self._running:
             return
-        for request in unit.requests:
-            if request.eta is not None:
-                request.mark(State.WAITING)
         self._units.setdefault(unit.queue, deque()).append(unit)
         self.pump()
 
@@ -248,7 +244,7 @@ class Dispatcher(bootsteps.StartStopStep):
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
-        return self._channel is not None and self._channel.courier.backlog(queue)
+        return self._channel is not None and self._channel.fetcher.backlog(queue)
 
     def failed(self, unit: Unit) -> None:
         """Give back a unit that the pool did not take; it comes again later."""
@@ -342,7 +338,7 @@ class Dispatcher(bootsteps.StartStopStep):
         finally:
             self._handing = None
         if self._channel is not None:  # the solo pool has run it by now
-            self._channel.courier.held_up(time.monotonic() - began)
+            self._channel.fetcher.held_up(time.monotonic() - began)
 
     def _take(self, queue: str) -> Unit:
         units = self._units[queue]

@@ -156,7 +156,7 @@ def _say_kept(message: EngineMessage, reason: str) -> None:
     if not message.is_held:
         return
     queue = (message.delivery_info or {}).get("routing_key") or ""
-    if message.channel.runtime.topology.queue(queue).max_dead:
+    if message.link.holdings.topology.queue(queue).max_dead:
         logger.error(
             "queue %r: a message that cannot be run (%s) is kept in queue %r",
             queue,

@@ -41,8 +41,7 @@ def holdings_of(message: Any) -> Holdings | None:
     None for a message that was never held: of another transport, or without acknowledgement.
     """
     if isinstance(message, EngineMessage) and message.is_held:
-        holdings: Holdings = message.channel.runtime.holdings
-        return holdings
+        return message.link.holdings
     return None
 
 
@@ -63,8 +62,6 @@ class Request(stock.Request):
         super().__init__(message, *args, **kwargs)
         if getattr(message, "was_kept", False):
             self._eta = None  # the task still sees it in its own request
-        if self.eta is not None:
-            self.mark(State.SCHEDULED)
 
     def mark(self, state: State) -> None:
         """Note how far the message has come."""
@@ -328,7 +325,7 @@ class Request(stock.Request):
 
     def _return(self, mark: Mark) -> None:
         """Return the message, which may have run in part, to the front of its queue uncharged."""
-        self._message.channel.give_back(self._message.delivery_tag, mark)
+        self._message.link.holdings.give_back(self._message.delivery_tag, mark)
         self.acknowledged = True
         self.send_event("task-rejected", requeue=True)
 
@@ -380,7 +377,7 @@ def tell_repeated_starts(requests: Sequence[Request]) -> None:
         if request.delivery_info.get("redelivered") and isinstance(request.message, EngineMessage)
     ]
     if repeated:
-        repeated[0].channel.tell_starts([message.delivery_tag for message in repeated])
+        repeated[0].link.tell_starts([message.delivery_tag for message in repeated])
 
 
 #: What is reported of a run whose process has gone.

@@ -9,10 +9,11 @@ import click
 from celery import bootsteps
 
 from routing.errors import EngineError, TopologyError
-from routing.inflight.holdings import Holdings
+from routing.inflight.prefetch import Prefetch
 from routing.redis.permissions import denied, grant, unless_denied
 from routing.redis.silence import silence_seconds
 from routing.topology.checks import batches_by_queue, check_worker, prefetch_needed
+from routing.topology.model import Topology
 from routing.topology.names import STOCK_QUEUE
 from routing.transport import runtime
 from routing.transport.runtime import is_engine_connection, topology_of
@@ -49,18 +50,18 @@ class CheckTable(bootsteps.Step):
             check_worker(table, slots, batches, queues=queues)
         except TopologyError as error:
             raise StartRefused(f"this worker does not fit the queue table:\n{error}") from None
-        holdings = runtime.lookup(parent.app.amqp_cls.runtime_name).holdings
-        holdings.batch_needs = {
+        prefetch = runtime.lookup(parent.app.amqp_cls.runtime_name).prefetch
+        prefetch.batch_needs = {
             queue: prefetch_needed(table.queue(queue), slots, sizes)
             for queue, sizes in batches.items()
         }
         logger.info(
             "prefetch by queue: %s",
-            prefetch_line(holdings, queues),
+            prefetch_line(prefetch, table, queues),
             extra={"event": "prefetch", "queues": queues},
         )
         for queue in queues:
-            if lack := prefetch_lack(holdings, queue):
+            if lack := prefetch_lack(prefetch, queue):
                 logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
 
 
@@ -149,21 +150,20 @@ def warn_of_stranded(channel: Any, app: Any) -> None:
         )
 
 
-def prefetch_lack(holdings: Holdings, queue: str) -> str | None:
+def prefetch_lack(prefetch: Prefetch, queue: str) -> str | None:
     """Return why the batches of a queue stay small with its prefetch, None when they can fill."""
-    prefetch, needed = holdings.prefetch(queue), holdings.batch_needs.get(queue, 0)
-    if prefetch >= needed:
+    count, needed = prefetch.of(queue), prefetch.batch_needs.get(queue, 0)
+    if count >= needed:
         return None
     return (
-        f"queue {queue!r}: prefetch is {prefetch}, and batches need {needed} to be full while all "
+        f"queue {queue!r}: prefetch is {count}, and batches need {needed} to be full while all "
         "slots are busy: (slots + 1) times max_size, as what runs counts too; raise it, or leave "
         "it out"
     )
 
 
-def prefetch_line(holdings: Holdings, queues: list[str]) -> str:
+def prefetch_line(prefetch: Prefetch, table: Topology, queues: list[str]) -> str:
     """Return the prefetch of each queue in one line, in the order of the table."""
-    table = holdings.topology.queues
-    order = [name for name in table if name in queues]
-    order += [name for name in queues if name not in table]
-    return ", ".join(f"{name} {holdings.prefetch(name)}" for name in order)
+    order = [name for name in table.queues if name in queues]
+    order += [name for name in queues if name not in table.queues]
+    return ", ".join(f"{name} {prefetch.of(name)}" for name in order)

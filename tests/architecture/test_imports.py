@@ -97,7 +97,6 @@ def is_allowed(name: str, rooms: set[str]) -> bool:
     return inner in rooms or inner.split(".")[0] in rooms
 
 
-@pytest.mark.xfail(reason="the transport is being cut")
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_below_it(room: str) -> None:
     wrong = [
@@ -110,7 +109,6 @@ def test_a_room_imports_only_rooms_below_it(room: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.xfail(reason="the transport is being cut")
 def test_batching_imports_public_names_and_what_is_made_for_it() -> None:
     wrong = [
         place(path, line, name)
@@ -129,7 +127,6 @@ def test_every_room_has_its_place() -> None:
     assert len(list((ROOT / "routing").glob("*.py"))) <= TOP_FILES
 
 
-@pytest.mark.xfail(reason="the transport is being cut")
 @pytest.mark.parametrize("package", ["routing", "batching", "tasks", "benchmarks"])
 def test_no_imports_go_in_a_circle(package: str) -> None:
     graph = {
@@ -142,7 +139,6 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
         pytest.fail(" -> ".join(reversed(error.args[1])))
 
 
-@pytest.mark.xfail(reason="the transport is being cut")
 @pytest.mark.parametrize("package", ["routing", "batching"])
 def test_no_file_is_long(package: str) -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in modules(package)}

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
+from routing.inflight.prefetch import Prefetch
 from routing.message.evidence import Evidence
 from routing.redis.values import Burial, Fetch, Mark
 from routing.topology.model import Topology
@@ -30,18 +31,19 @@ class HoldingsModel(RuleBasedStateMachine):
         self.holdings = Holdings(TABLE)
         self.calls = 0
         self.held: dict[str, str] = {}
-        self.scheduled: set[str] = set()
         self.ended: list[str] = []
         self.returned: list[str] = []
         self.settled: list[str] = []
 
     @rule(share=st.floats(0, 1))
     def fetch(self, share: float) -> None:
-        asked = tuple((q, self.holdings.credit(q)) for q in "ab" if self.holdings.credit(q) > 0)
+        asked = tuple(
+            (q, self.holdings.credit.of(q)) for q in "ab" if self.holdings.credit.of(q) > 0
+        )
         self.calls += 1
         fetch = Fetch(f"x:{self.calls}:", asked)
         self.holdings.asking(fetch)
-        assert all(self.holdings.credit(q) <= 0 for q, _ in asked)
+        assert all(self.holdings.credit.of(q) <= 0 for q, _ in asked)
         arrived = [
             (tag, queue)
             for position, (queue, credit) in enumerate(asked)
@@ -75,13 +77,6 @@ class HoldingsModel(RuleBasedStateMachine):
         self._drop(tag)
         self.returned.append(tag)
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def wait_for_an_eta(self, data: st.DataObject) -> None:
-        tag = data.draw(st.sampled_from(sorted(self.held)))
-        self.holdings.mark(tag, State.SCHEDULED)
-        self.scheduled.add(tag)
-
     @rule(arrives=st.booleans())
     def settle(self, arrives: bool) -> None:
         settlement = self.holdings.outbox.take_settlement()
@@ -92,20 +87,18 @@ class HoldingsModel(RuleBasedStateMachine):
 
     @rule()
     def lose_the_connection(self) -> None:
-        self.holdings.give_back_waiting()
+        self.holdings.give_back_all(up_to=State.WAITING)
         self.returned += self.held
         self.held.clear()
-        self.scheduled.clear()
 
     def _drop(self, tag: str) -> None:
         del self.held[tag]
-        self.scheduled.discard(tag)
 
     @invariant()
     def counts_are_exact(self) -> None:
         for queue in "ab":
-            counted = [t for t, q in self.held.items() if q == queue and t not in self.scheduled]
-            assert self.holdings.held(queue) == len(counted)
+            counted = [tag for tag, of in self.held.items() if of == queue]
+            assert self.holdings.credit.held(queue) == len(counted)
 
     @invariant()
     def every_ending_waits_or_was_settled(self) -> None:
@@ -125,8 +118,8 @@ def test_what_was_handed_over_is_kept_when_the_connection_is_lost() -> None:
     fetched(holdings, "1", "2", "3")
     holdings.mark("1", State.STARTED)
     holdings.mark("2", State.HANDED)
-    assert holdings.give_back_waiting() == 1
-    assert holdings.held("a") == 2
+    assert holdings.give_back_all(up_to=State.WAITING) == 1
+    assert holdings.credit.held("a") == 2
 
 
 def marks_of_returns(holdings: Holdings) -> list[tuple[str, Mark]]:
@@ -159,7 +152,7 @@ def test_a_buried_message_frees_its_credit_and_waits_to_be_carried() -> None:
     holdings.identify("1", "id-1")
     assert holdings.bury("1", Evidence(reason="failed"))
     assert not holdings.bury("1", Evidence(reason="failed"))
-    assert (holdings.held("a"), len(holdings.outbox)) == (1, 1)
+    assert (holdings.credit.held("a"), len(holdings.outbox)) == (1, 1)
     burials = holdings.outbox.take_burials()
     assert burials == {"a": [Burial("1", "id-1", '"reason":"failed","queue":"a"}')]}
     assert len(holdings.outbox) == 0
@@ -178,20 +171,20 @@ def test_a_queue_that_keeps_no_dead_letters_only_counts_them() -> None:
 
 
 def test_a_queue_without_a_prefetch_holds_what_its_batches_need() -> None:
-    holdings = Holdings(Topology.load({"queues": {"chosen": {"prefetch": 5}, "open": {}}}))
-    assert holdings.prefetch("open") == 32
-    holdings.batch_needs = {"chosen": 300, "open": 300, "elsewhere": 10}
-    assert [holdings.prefetch(q) for q in ("chosen", "open", "elsewhere")] == [5, 300, 32]
-    holdings.set_prefetch("open", 9)
-    assert holdings.prefetch("open") == 9
+    prefetch = Prefetch(Topology.load({"queues": {"chosen": {"prefetch": 5}, "open": {}}}))
+    assert prefetch.of("open") == 32
+    prefetch.batch_needs = {"chosen": 300, "open": 300, "elsewhere": 10}
+    assert [prefetch.of(q) for q in ("chosen", "open", "elsewhere")] == [5, 300, 32]
+    prefetch.change("open", 9)
+    assert prefetch.of("open") == 9
 
 
 def test_a_prefetch_is_changed_for_this_process() -> None:
     holdings = Holdings(TABLE)
-    holdings.set_prefetch("a", 9)
-    assert holdings.credit("a") == 9
+    holdings.prefetch.change("a", 9)
+    assert holdings.credit.of("a") == 9
     with pytest.raises(ValueError, match="prefetch must be at least 1, got 0"):
-        holdings.set_prefetch("a", 0)
+        holdings.prefetch.change("a", 0)
 
 
 def test_a_forked_child_holds_nothing() -> None:

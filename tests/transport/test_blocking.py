@@ -78,11 +78,11 @@ def test_a_thread_of_an_event_loop_waits_while_the_loop_goes_on(
 
 
 def test_a_workers_own_process_does_not_wait(app: Celery) -> None:
-    holdings = runtime.lookup(app.amqp.runtime_name).holdings
-    holdings.durable = True
+    here = runtime.lookup(app.amqp.runtime_name)
+    here.is_worker = True
     with pytest.raises(QueueFull, match="a worker does not wait for room") as caught:
         CALLS["one"](app)
-    holdings.durable = False
+    here.is_worker = False
     assert caught.value.why_not_waited
 
 

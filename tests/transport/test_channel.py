@@ -90,13 +90,13 @@ def test_a_message_that_nobody_can_take_in_comes_again_later_and_uncharged(
     with app.connection_for_read() as connection:
         queues, callbacks = [Queue("default")], [take]
         channel = connection.channel()
-        channel.runtime.holdings.durable = True  # as in a worker
+        channel.link.holdings.durable = True  # as in a worker
         with Consumer(channel, queues, callbacks=callbacks, accept=["json"]):
             while len(tries) < 2:
                 with suppress(TimeoutError):
                     connection.drain_events(timeout=0.1)
             eventually(lambda: len(broker.delayed("default")) == 1)
-        channel.runtime.holdings.durable = False
+        channel.link.holdings.durable = False
     assert not broker.length("default.dead")
     assert broker.holds_nothing()
     assert broker.client.hlen(f"{broker.prefix}celeriac:deliveries") == 0
@@ -136,11 +136,12 @@ def test_an_early_ack_that_another_thread_carries_is_waited_for(
         tags = [channel.basic_get("default").delivery_tag for _ in range(2)]
         exchange = Verbs.exchange
         monkeypatch.setattr(Verbs, "exchange", slow)
-        channel.runtime.holdings.end(tags[0], "started")
-        carrying = threading.Thread(target=channel.courier.flush)
+        channel.settler.is_prompt = False  # as where somebody consumes
+        channel.link.holdings.end(tags[0], "started")
+        carrying = threading.Thread(target=channel.settler.flush)
         carrying.start()
         assert carries.wait(10)
-        channel.courier.flush()
+        channel.settler.flush()
         order.append("went on")
         carrying.join()
         monkeypatch.undo()
@@ -352,7 +353,7 @@ def test_a_consumer_outside_of_a_worker_keeps_its_leases_too(broker: Broker) -> 
         expiry = broker.client.zscore(leases, tag)
         eventually(lambda: broker.client.zscore(leases, tag) > expiry)
         taken[0].ack()
-        holdings = channel.runtime.holdings
+        holdings = channel.link.holdings
     assert holdings.keeper is None
     assert broker.holds_nothing()
     close(app)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from routing.inflight.fetch_policy import SETTLE_SECONDS
+from routing.inflight.fetch_state import Exchanging
 from routing.inflight.holdings import Holdings
 from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
 from routing.redis.values import Exchanged, Fetch
 from routing.topology.model import Topology
-from routing.transport import fetcher as module
-from routing.transport.fetcher import Courier
+from routing.transport.fetcher import Fetcher
+from routing.transport.link import Link
+from routing.transport.settler import Settler
 
 TABLE = Topology.load({"queues": {"q": {"prefetch": 100}}, "default_queue": "q"})
 
@@ -40,43 +42,74 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr("routing.inflight.outbox.time", clock)
+    names = ("transport.fetcher", "transport.wakeup", "inflight.outbox", "inflight.sightings")
+    for name in (*names, "inflight.holdings"):
+        monkeypatch.setattr(f"routing.{name}.time", clock)
     return clock
+
+
+class Loop:
+    """An event loop whose timers the clock fires."""
+
+    is_here = True
+
+    def __init__(self, clock: Clock) -> None:
+        self.call_later = clock.call_later
+
+    def inbox_filled(self) -> None:
+        """Come round: the test does so after each timer."""
+
+
+class SilentWire:
+    """A connection on which nothing is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.sent_at = 0.0
+        self.is_out = False
+
+    def send(self, args: Any) -> None:
+        self.sent.append(args)
+
+
+class Consumed:
+    """One queue, with acknowledgement."""
+
+    engine_queues = ["q"]
+    free_queues: list[str] = []
 
 
 def test_a_loop_that_rests_is_always_woken_again(clock: Clock) -> None:
     """The timer of an ending may be due before what was found at the last look is out of date."""
-    holdings = Holdings(TABLE)
-    sent: list[Any] = []
-    connection = SimpleNamespace(hub=object(), call_later=clock.call_later)
-    channel: Any = SimpleNamespace(
-        runtime=SimpleNamespace(holdings=holdings),
+    link = Link(
         verbs=Verbs(keys=Keys(), topology=TABLE),
-        connection=connection,
-        engine_queues=["q"],
-        free_queues=[],
-        _in_poll=None,
+        holdings=Holdings(TABLE),
+        make_client=lambda: pytest.fail("nothing needs a client"),
     )
-    courier = Courier(channel)
-    courier._send = lambda args: sent.append(args)  # type: ignore[method-assign]
-    holdings.attach(courier.name, courier)
+    loop: Any = Loop(clock)
+    wire: Any = SilentWire()
+    settler = Settler(link, lambda: loop)
+    settler.is_prompt = False
+    delivery: Any = None
+    fetcher = Fetcher(link, wire, Consumed(), settler=settler, delivery=delivery, loop=lambda: loop)
+    holdings = link.holdings
+    holdings.attach(fetcher.name, settler)
 
-    fetch = Fetch(f"{courier.name}:1:", (("q", 90),))
+    fetch = Fetch(f"{fetcher.name}:1:", (("q", 90),))
     holdings.asking(fetch)
-    tags = [f"{courier.name}:1:1:{n}" for n in range(90)]
+    tags = [f"{fetcher.name}:1:1:{n}" for n in range(90)]
     holdings.answered(fetch, [(tag, "q", 1) for tag in tags])
     holdings.end(tags[0], "done")  # its timer is due in five milliseconds
     clock.now += 0.003
-    courier._settlement = holdings.outbox.take_settlement()
-    courier._fetch = fetch
+    sent = Exchanging(fetch, holdings.outbox.take_settlement(), looks_at_all=True)
+    settler.rides = True
     holdings.asking(fetch)
-    courier._take(Exchanged(0, 0, {"q": 5}, [], 0))
+    fetcher._take(sent, Exchanged(0, 0, {"q": 5}, []))
     clock.now += 0.001
     holdings.end(tags[1], "done")
-    assert not courier.send_next()
-    while not sent:
+    assert not fetcher.send_next()
+    while not wire.sent:
         assert clock.timers, "nobody wakes the loop any more"
         clock.fire()
-        courier.send_next()
-    assert clock.now <= 100.0 + 3 * module.SETTLE_SECONDS
+        fetcher.send_next()
+    assert clock.now <= 100.0 + 3 * SETTLE_SECONDS

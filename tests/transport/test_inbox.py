@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.redis.values import Arrival
-from routing.transport.inbox import SLICE_MESSAGES, Inbox, Nudge
+from routing.transport.inbox import SLICE_MESSAGES, Inbox
+from routing.transport.wakeup import Nudge
 
 arrivals = st.lists(
     st.builds(Arrival, tag=st.uuids().map(str), queue=st.sampled_from("abc"), text=st.just(b"{}"))

@@ -168,14 +168,14 @@ def test_a_lost_connection_repeats_nothing_that_is_in_the_queue(
 
 
 def test_a_workers_own_process_never_waits(app: Celery, broker: Broker) -> None:
-    holdings = runtime.lookup(app.amqp_cls.runtime_name).holdings
-    holdings.durable = True
+    here = runtime.lookup(app.amqp_cls.runtime_name)
+    here.is_worker = True
     try:
         send(app, "patient", 3)
         with pytest.raises(QueueFull):
             send(app, "patient")
     finally:
-        holdings.durable = False
+        here.is_worker = False
 
 
 def test_patience_ends() -> None:

@@ -26,11 +26,11 @@ class Names:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def follow(self, channel: object, hostname: str) -> None:
-        self.heard.append(hostname)
-
     def started(self, tag: str) -> None:
         self.heard.append(tag)
+
+    def ended(self) -> None:
+        self.heard.append("ended")
 
     def check_now(self) -> None:
         self.heard.append("check")
@@ -76,7 +76,7 @@ def test_a_message_that_dies_before_it_ends_is_not_renewed_and_goes_back() -> No
     assert holdings.give_back_forsaken() == 2
     ((_, returns),) = holdings.outbox.take_returns()
     assert [(r.tag, r.mark) for r in returns] == [("1", Mark.NONE), ("2", Mark.REDELIVERED)]
-    assert holdings.held("a") == 1
+    assert holdings.credit.held("a") == 1
     del message
 
 
@@ -103,17 +103,17 @@ def test_what_is_gone_is_forgotten_and_its_ending_ignored() -> None:
     holdings = holding("1", "2")
     assert holdings.forget(["1", "unheard-of"]) == 1
     assert not holdings.end("1", "done")
-    assert holdings.held("a") == 1
+    assert holdings.credit.held("a") == 1
     assert not holdings.outbox
 
 
 def test_bytes_are_counted_until_their_message_ends() -> None:
     holdings = holding("1", "2", size_bytes=60)
-    assert holdings.byte_rooms(["a"]) == {"a": 0}
+    assert holdings.credit.byte_rooms(["a"]) == {"a": 0}
     holdings.end("1", "done")
-    assert holdings.byte_rooms(["a"]) == {"a": 40}
+    assert holdings.credit.byte_rooms(["a"]) == {"a": 40}
     holdings.give_back("2")
-    assert holdings.byte_rooms(["a"]) == {"a": 100}
+    assert holdings.credit.byte_rooms(["a"]) == {"a": 100}
 
 
 def test_the_keeper_hears_of_starts_and_doubts() -> None:

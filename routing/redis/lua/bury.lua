@@ -9,20 +9,12 @@
 --        text to keep in the place of the held one or ""
 -- Reply: {messages buried, dead letters trimmed}; tags that are gone are passed over
 
-local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local STARTED, dead, ledger = KEYS[6], KEYS[7], KEYS[8]
-local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+-- include: records
+-- include: time
+-- include: trailing
 
--- Writes the evidence into our object at the end of a message, which is made where a stock producer
--- sent none. That object is flat, and quotes inside texts are escaped, so nothing else looks like it.
-local function spliced(text, evidence)
-  local ours = string.match(text, '^(.*,"celeriac":{[^{}]+)}}%s*$')
-  if ours then return ours .. ',"dead":' .. evidence .. '}}' end
-  local open = string.match(text, '^(.*)}%s*$') or '{"lost":true'
-  return open .. ',"celeriac":{"dead":' .. evidence .. '}}'
-end
+local dead, ledger = KEYS[7], KEYS[8]
+local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local buried = 0
 for i = 3, #ARGV, 4 do
@@ -31,15 +23,12 @@ for i = 3, #ARGV, 4 do
   if record then
     local delivered = id ~= '' and redis.call('HGET', DELIVERIES, id)
     delivered = 1 + (delivered and tonumber(string.match(delivered, '^%d+')) or 0)
-    redis.call('HDEL', UNACKED, tag)
-    redis.call('ZREM', INDEX, tag)
-    redis.call('ZREM', LEASES, tag)
-    redis.call('HDEL', ORIGINS, tag)
-    redis.call('HDEL', STARTED, tag)
+    release(tag)
     if id ~= '' then redis.call('HDEL', DELIVERIES, id) end
-    if text == '' then text = string.match(record, '^%[(.*),"",".-"%]$') or record end
+    if text == '' then text = message_in(record) or record end
+    if not string.match(text, '}%s*$') then text = '{"lost":true}' end
     local evidence = string.format('{"at":%.0f,"deliveries":%d,', now, delivered) .. rest
-    redis.call('LPUSH', dead, spliced(text, evidence))
+    redis.call('LPUSH', dead, with_entry(text, '"dead":' .. evidence))
     buried = buried + 1
   end
 end

@@ -27,6 +27,12 @@ local count = (#ARGV - first + 1) / 3
 local waiting = redis.call('ZCARD', DELAYED)
 if count == 0 then return {0, waiting, 0} end
 
+-- include: time
+-- include: bell
+-- include: trailing
+-- include: delayed
+-- include: drop
+
 -- Which of the new messages are kept: all from `low` to `high`.
 local low, high, leaving = 1, count, 0
 if limit > 0 and terms ~= 'exempt' then
@@ -48,9 +54,8 @@ local function take(most)
     local members = redis.call('ZRANGE', DELAYED, 0, math.min(most - #taken, 3500) - 1)
     redis.call('ZREM', DELAYED, unpack(members))
     for _, value in ipairs(redis.call('HMGET', TEXTS, unpack(members))) do
-      -- The value is "<length of the list's name>:<name><text>".
-      local digits = string.match(value, '^%d+')
-      taken[#taken + 1] = string.sub(value, #digits + 2 + tonumber(digits))
+      local _, text = split(value)
+      taken[#taken + 1] = text
     end
     redis.call('HDEL', TEXTS, unpack(members))
   end
@@ -64,19 +69,16 @@ for i = 1, refuses and 0 or count do
 end
 
 -- Rounded up: a message is never early.
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.ceil(tonumber(time[2]) / 1000)
-local first_due = tonumber(redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2] or math.huge)
+local from_now = tonumber(TIME[1]) * 1000 + math.ceil(tonumber(TIME[2]) / 1000)
+local before = first_due(DELAYED) or math.huge
 local earliest, kept = math.huge, high - low + 1
 local sequence = kept > 0 and redis.call('INCRBY', KEYS[3], kept) - kept
 local scores, texts = {}, {}
 for i = low, high do
   local at = first + (i - 1) * 3
-  local due = now + tonumber(ARGV[at])
-  -- The sequence comes first, so that of messages due together the older one leaves first.
-  local member = string.format('%016.0f#', sequence + i - low + 1) .. ARGV[at + 1]
-  scores[#scores + 1], scores[#scores + 2] = string.format('%.0f', due), member
-  texts[#texts + 1], texts[#texts + 2] = member, #LIST .. ':' .. LIST .. ARGV[at + 2]
+  local due, member = from_now + tonumber(ARGV[at]), member_of(sequence + i - low + 1, ARGV[at + 1])
+  scores[#scores + 1], scores[#scores + 2] = whole(due), member
+  texts[#texts + 1], texts[#texts + 2] = member, value_of(LIST, ARGV[at + 2])
   earliest = math.min(earliest, due)
 end
 for i = 1, #scores, 3500 do
@@ -85,28 +87,15 @@ for i = 1, #scores, 3500 do
   redis.call('HSET', TEXTS, unpack(texts, i, to))
 end
 
--- Puts marked texts into a list, and cuts it to its newest; what fell out is counted.
-local function keep(list, unmarked, mark, most, counter)
-  local object = string.format(',"celeriac":{"at":%.0f,%s}}', now, mark)
-  for _, text in ipairs(unmarked) do
-    redis.call('LPUSH', list, (string.match(text, '^(.*)}%s*$') or text) .. object)
-  end
-  local over = redis.call('LLEN', list) - most
-  if over > 0 then
-    redis.call('LTRIM', list, 0, most - 1)
-    redis.call('HINCRBY', ledger, counter, over)
-  end
-end
-
 local accepted = refuses and kept or count
 if #gone > 0 then
-  -- For the workers, which give each a final state; at most 64 MB of messages of this size.
-  local most = math.max(100, math.min(10000, math.floor(67108864 / #gone[#gone])))
-  keep(KEYS[7], gone, '"dropped":"' .. policy .. '"', most, 'results_lost')
-  if policy == 'dead_letter' then
-    local mark = string.format('"dead":{"at":%.0f,%s', now, ARGV[5])
-    keep(KEYS[8], gone, mark, tonumber(ARGV[4]), 'dead_trimmed')
+  local dead = {}
+  for i, text in ipairs(gone) do
+    gone[i] = with_object(text, '"at":' .. whole(now))
+    dead[i] = gone[i]
   end
+  keep_dropped(ledger, KEYS[7], gone, policy)
+  if policy == 'dead_letter' then keep_dead(ledger, KEYS[8], dead, ARGV[5], tonumber(ARGV[4])) end
   redis.call('HINCRBY', ledger, policy == 'dead_letter' and 'dead' or 'dropped', #gone)
 end
 if ledger ~= KEYS[1] then
@@ -120,8 +109,5 @@ if ledger ~= KEYS[1] then
   end
 end
 -- A worker that waits knows when the next message is due; it must hear of an earlier one.
-if earliest < first_due and redis.call('EXISTS', KEYS[4]) == 0 then
-  redis.call('LPUSH', KEYS[4], '1')
-  redis.call('PEXPIRE', KEYS[4], 3600000)
-end
+if earliest < before then ring(KEYS[4]) end
 return {accepted, waiting, #gone}

@@ -12,53 +12,41 @@
 --        that cannot be run now, which waits among the delayed ones, and notes how often it did
 -- Reply: number of messages that went back (tags that are gone are passed over)
 
-local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
-local returned, bytes = 0, 0
+-- include: records
+-- include: time
+-- include: bell
+-- include: trailing
+-- include: delayed
+-- include: charge
 
--- Adds the mark to the trailing object of a text; producers of stock Celery write none.
-local function redelivered(text)
-  local tail = string.match(string.sub(text, -300), ',"celeriac":({[^{}]*})}$')
-  if not tail then return string.sub(text, 1, -2) .. ',"celeriac":{"redelivered":true}}' end
-  if string.find(tail, '"redelivered":true', 1, true) then return text end
-  return string.sub(text, 1, -3) .. ',"redelivered":true}}'
-end
+local returned, bytes = 0, 0
 
 -- Notes in the trailing object that a text was given back once more; returns also how often before.
 local function counted(text)
-  local tail = string.match(string.sub(text, -300), ',"celeriac":{[^{}]*}}$')
-  local before = tail and string.match(tail, '"returned":(%d+)')
-  if not tail then return text, 0 end
-  if not before then return string.sub(text, 1, -3) .. ',"returned":1}}', 0 end
-  local entry = '"returned":' .. string.format('%.0f', before + 1)
-  return string.sub(text, 1, -#tail - 1) .. string.gsub(tail, '"returned":%d+', entry), tonumber(before)
+  local object = object_in(text)
+  local before = object and string.match(object, '"returned":(%d+)')
+  if not object then return text, 0 end
+  if not before then return with_entry(text, '"returned":1'), 0 end
+  local entry = '"returned":' .. whole(before + 1)
+  return string.sub(text, 1, -#object - 1) .. string.gsub(object, '"returned":%d+', entry), tonumber(before)
 end
 
 local later = {}
 -- Each push to the front passes the one before it, so the newest goes first.
 for i = #ARGV - 3, 1, -4 do
   local tag, id, mark = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local record = redis.call('HGET', UNACKED, tag)
   local origin = redis.call('HGET', ORIGINS, tag)
-  local message = record and origin and string.match(record, '^%[(.*),"",".-"%]$')
+  local message = origin and message_in(redis.call('HGET', UNACKED, tag))
   if message then
-    redis.call('HDEL', UNACKED, tag)
-    redis.call('ZREM', INDEX, tag)
-    redis.call('ZREM', LEASES, tag)
-    redis.call('HDEL', ORIGINS, tag)
-    redis.call('HDEL', STARTED, tag)
-    if mark ~= '' and string.sub(message, -1) == '}' then message = redelivered(message) end
+    release(tag)
+    if mark ~= '' then message = redelivered(message) end
     if mark == 'later' then
       later[#later + 1] = {origin, id, counted(message)}
     else
       redis.call('RPUSH', origin, message)
       bytes = bytes + #message
     end
-    if mark == 'charged' and id ~= '' then
-      local count = string.match(redis.call('HGET', DELIVERIES, id) or '0', '^%d+')
-      redis.call('HSET', DELIVERIES, id, (count + 1) .. ' ' .. ARGV[i + 3])
-      -- A week without a charge: what is noted belongs to messages that were purged or dropped.
-      redis.call('PEXPIRE', DELIVERIES, 604800000)
-    end
+    if mark == 'charged' and id ~= '' then charge(id, ARGV[i + 3]) end
     returned = returned + 1
   end
 end
@@ -66,18 +54,16 @@ end
 -- These wait until they are tried again: 1 s the first time, a minute at most.
 local is_news = returned > #later
 if #later > 0 then
-  local time = redis.call('TIME')
-  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  local first_due = tonumber(redis.call('ZRANGE', KEYS[9], 0, 0, 'WITHSCORES')[2] or math.huge)
+  local before = first_due(KEYS[9]) or math.huge
   local sequence = redis.call('INCRBY', KEYS[11], #later)
   for i, one in ipairs(later) do
-    local list, id, message, before = unpack(one)
-    local due = now + 1000 * math.min(60, 2 ^ math.min(before, 6))
-    local member = string.format('%016.0f#', sequence - i + 1) .. id
-    redis.call('ZADD', KEYS[9], string.format('%.0f', due), member)
-    redis.call('HSET', KEYS[10], member, #list .. ':' .. list .. message)
+    local list, id, message, times = unpack(one)
+    local due = now + 1000 * math.min(60, 2 ^ math.min(times, 6))
+    local member = member_of(sequence - i + 1, id)
+    redis.call('ZADD', KEYS[9], whole(due), member)
+    redis.call('HSET', KEYS[10], member, value_of(list, message))
     -- A worker that waits knows when the next message is due; it must hear of an earlier one.
-    is_news = is_news or due < first_due
+    is_news = is_news or due < before
   end
 end
 
@@ -87,9 +73,6 @@ if returned > 0 then
     redis.call('HINCRBY', KEYS[8], 'given_back', returned)
     redis.call('HINCRBY', KEYS[8], 'bytes', bytes)
   end
-  if is_news and redis.call('EXISTS', KEYS[7]) == 0 then
-    redis.call('LPUSH', KEYS[7], '1')
-    redis.call('PEXPIRE', KEYS[7], 3600000)
-  end
+  if is_news then ring(KEYS[7]) end
 end
 return returned

@@ -28,8 +28,9 @@ local function stamp_of(text)
   return tonumber(string.match(string.sub(text, -300), '.*,"celeriac":{"at":(%d+)'))
 end
 
-local time = redis.call('TIME')
-local reply = {tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)}
+-- include: time
+
+local reply = {now}
 for key = 3, #KEYS, 4 + lists do
   local waiting, records, oldest = 0, 0, nil
   for l = key + 4, key + 3 + lists do
@@ -44,7 +45,7 @@ for key = 3, #KEYS, 4 + lists do
     redis.call('ZCARD', KEYS[key + 1]),
     redis.call('LLEN', KEYS[key + 2]),
     redis.call('LLEN', KEYS[key + 3]),
-    oldest and string.format('%.0f', oldest) or '',
+    oldest and whole(oldest) or '',
     records,
   }
   for _, value in ipairs(redis.call('HGETALL', KEYS[key])) do row[#row + 1] = value end

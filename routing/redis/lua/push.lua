@@ -25,123 +25,79 @@ local limit, max_bytes, policy, mode = tonumber(ARGV[1]), tonumber(ARGV[2]), ARG
 local ledger, first, count = KEYS[3], 7, #ARGV - 6
 local bounded = limit > 0 or max_bytes > 0
 local waiting, bytes = 0, 0
-
-if bounded then
-  for k = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
-  if max_bytes > 0 and waiting > 0 then
-    bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
-  end
+for k = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
+if max_bytes > 0 and waiting > 0 then
+  bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
 end
 if count == 0 then return {0, waiting, bytes, 0, 0} end
 
+-- include: time
+-- include: bell
+-- include: trailing
+-- include: drop
 -- The message keeps the server's time: protocol 2 has no timestamp, and no other clock decides its age.
-local time = redis.call('TIME')
-local now = time[1] .. string.format('%03d', math.floor(tonumber(time[2]) / 1000))
-local stamp = ',"celeriac":{"at":' .. now .. '}}'
-
-local function stamped(i)
-  local text = ARGV[first + i - 1]
-  if string.sub(text, -1) ~= '}' then text = string.match(text, '^(.*})%s*$') or text end
-  if string.sub(text, -1) == '}' then text = string.sub(text, 1, -2) .. stamp end
-  return text
-end
-
--- A text with one more entry in its trailing object; what another producer wrote has none yet.
-local function marked(text, mark)
-  local head = string.match(text, '^(.*,"celeriac":{[^{}]*)}}$')
-  if head then return head .. ',' .. mark .. '}}' end
-  head = string.match(text, '^(.*)}%s*$')
-  return head and (head .. ',"celeriac":{' .. mark .. '}}') or text
-end
+local stamp = '"at":' .. whole(now)
+local function stamped(i) return with_object(ARGV[first + i - 1], stamp) end
+local function size_of(i) return #ARGV[first + i - 1] + #stamp + #',"celeriac":{}' end
 
 -- How many messages fit into so much room, counted from one end of the new ones.
 local function fitting(from, step, room_count, room_bytes)
   if max_bytes == 0 then return math.max(0, math.min(count, room_count)) end
   local n, size = 0, 0
   for i = from, from + step * (count - 1), step do
-    size = size + #ARGV[first + i - 1] + #stamp - 1
+    size = size + size_of(i)
     if (limit > 0 and n >= room_count) or size > room_bytes then break end
     n = n + 1
   end
   return n
 end
 
-local function append(list, texts)
-  for i = 1, #texts, 3500 do
-    redis.call('LPUSH', list, unpack(texts, i, math.min(i + 3499, #texts)))
+-- Takes the oldest waiting messages, as long as the new ones from `low` on do not fit.
+local function make_room(low)
+  local gone, size, left, left_bytes = {}, 0, waiting, bytes
+  for i = low, count do size = size + size_of(i) end
+  for k = #KEYS, 6, -1 do
+    while left > 0 do
+      local most = limit > 0 and left + count - low + 1 - limit or 0
+      if most <= 0 and max_bytes > 0 and left_bytes + size > max_bytes then most = 1 end
+      local popped = most > 0 and redis.call('RPOP', KEYS[k], math.min(most, 1000))
+      if not popped then break end
+      for _, text in ipairs(popped) do
+        gone[#gone + 1], left, left_bytes = text, left - 1, left_bytes - #text
+      end
+    end
   end
-end
-
--- Cuts a list to its newest; what fell out is counted.
-local function trim(list, most, counter)
-  local over = redis.call('LLEN', list) - most
-  if over > 0 then
-    redis.call('LTRIM', list, 0, most - 1)
-    redis.call('HINCRBY', ledger, counter, over)
-  end
+  return gone, left_bytes - bytes
 end
 
 -- Which of the new messages are appended: all from `low` to `high`.
-local low, high = 1, count
-local gone, change = {}, 0
-if bounded and mode ~= 'exempt' then
-  if policy == 'drop_oldest' then
-    low = count - fitting(count, -1, limit, max_bytes) + 1
-    local size = 0
-    for i = low, high do size = size + #ARGV[first + i - 1] + #stamp - 1 end
-    local left, left_bytes = waiting, bytes
-    for k = #KEYS, 6, -1 do
-      while left > 0 do
-        local most = limit > 0 and left + count - low + 1 - limit or 0
-        if most <= 0 and max_bytes > 0 and left_bytes + size > max_bytes then most = 1 end
-        local popped = most > 0 and redis.call('RPOP', KEYS[k], math.min(most, 1000))
-        if not popped then break end
-        for _, text in ipairs(popped) do
-          gone[#gone + 1] = text
-          left, left_bytes, change = left - 1, left_bytes - #text, change - #text
-        end
-      end
-    end
-  elseif mode == 'none' then
-    high = 0
-  else
-    high = fitting(1, 1, limit - waiting, max_bytes - bytes)
-    if mode == 'whole' and high < count then high = 0 end
-  end
+local low, high, gone, change = 1, count, {}, 0
+if bounded and mode ~= 'exempt' and policy == 'drop_oldest' then
+  low = count - fitting(count, -1, limit, max_bytes) + 1
+  gone, change = make_room(low)
+elseif bounded and mode ~= 'exempt' then
+  high = mode == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
+  if mode == 'whole' and high < count then high = 0 end
 end
-
 local texts = {}
 for i = low, high do
-  local text = stamped(i)
-  texts[#texts + 1], change = text, change + #text
+  texts[#texts + 1] = stamped(i)
+  change = change + #texts[#texts]
 end
 append(KEYS[1], texts)
-
-local over = count - #texts
-local accepted, dropped = count, over + #gone
-if policy == 'reject' or policy == 'block' then
-  accepted, dropped = #texts, 0
-end
+local refuses = policy == 'reject' or policy == 'block'
+local accepted = refuses and #texts or count
+local dropped = refuses and 0 or count - #texts + #gone
 local refused = (policy ~= 'block' or mode == 'none') and count - accepted or 0
 
 if dropped > 0 then
-  for i, text in ipairs(gone) do gone[i] = marked(text, '"dropped":"' .. policy .. '"') end
-  local from = policy == 'drop_oldest' and 1 or high + 1
-  local dead = {}
-  for i = from, from + over - 1 do
-    local text = stamped(i)
-    gone[#gone + 1] = marked(text, '"dropped":"' .. policy .. '"')
-    if policy == 'dead_letter' then
-      dead[#dead + 1] = marked(text, '"dead":{"at":' .. now .. ',' .. ARGV[6])
-    end
+  local dead, from = {}, policy == 'drop_oldest' and 1 or high + 1
+  for i = from, from + count - #texts - 1 do
+    gone[#gone + 1] = stamped(i)
+    if policy == 'dead_letter' then dead[#dead + 1] = gone[#gone] end
   end
-  -- For the workers, which give each a final state; at most 64 MB of messages of this size.
-  append(KEYS[4], gone)
-  trim(KEYS[4], math.max(100, math.min(10000, math.floor(67108864 / #gone[#gone]))), 'results_lost')
-  if #dead > 0 then
-    append(KEYS[5], dead)
-    trim(KEYS[5], tonumber(ARGV[5]), 'dead_trimmed')
-  end
+  keep_dropped(ledger, KEYS[4], gone, policy)
+  if #dead > 0 then keep_dead(ledger, KEYS[5], dead, ARGV[6], tonumber(ARGV[5])) end
   redis.call('HINCRBY', ledger, policy == 'dead_letter' and 'dead' or 'dropped', dropped)
 end
 
@@ -149,22 +105,15 @@ if ledger ~= KEYS[1] then
   if accepted > 0 then redis.call('HINCRBY', ledger, 'accepted', accepted) end
   if change ~= 0 then redis.call('HINCRBY', ledger, 'bytes', change) end
   if refused > 0 then redis.call('HINCRBY', ledger, 'refused', refused) end
-  if mode == 'exempt' and bounded then
-    local fits = fitting(1, 1, limit - waiting, max_bytes - bytes)
-    if fits < count then redis.call('HINCRBY', ledger, 'overshoot', count - fits) end
-  end
+  local fits = mode == 'exempt' and bounded and fitting(1, 1, limit - waiting, max_bytes - bytes) or count
+  if fits < count then redis.call('HINCRBY', ledger, 'overshoot', count - fits) end
 end
 
 local age = 0
-if refused > 0 then
-  for k = 6, #KEYS do
-    local oldest = age == 0 and redis.call('LINDEX', KEYS[k], -1)
-    local at = oldest and string.match(string.sub(oldest, -300), ',"celeriac":{"at":(%d+)')
-    if at then age = math.max(0, tonumber(now) - tonumber(at)) end
-  end
+for k = 6, refused > 0 and #KEYS or 0 do
+  local oldest = age == 0 and redis.call('LINDEX', KEYS[k], -1)
+  local at = oldest and string.match(string.sub(oldest, -300), ',"celeriac":{"at":(%d+)')
+  if at then age = math.max(0, now - tonumber(at)) end
 end
-if #texts > 0 and redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('LPUSH', KEYS[2], '1')
-  redis.call('PEXPIRE', KEYS[2], 3600000)
-end
+if #texts > 0 then ring(KEYS[2]) end
 return {accepted, waiting, bytes, dropped, age}

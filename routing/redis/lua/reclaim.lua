@@ -11,11 +11,14 @@
 --        5 how ledgers are named, before the queue's name      6 how bells are
 -- Reply: number of messages that went back, or -1 while everybody has time to renew
 
-local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
+-- include: records
+-- include: time
+-- include: bell
+-- include: trailing
+-- include: charge
+
 local WORKERS, RECLAIM = KEYS[7], KEYS[8]
 local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
 local state = redis.call('HMGET', RECLAIM, 'beat', 'not_before', 'swept')
 local beat, not_before = tonumber(state[1] or 0), tonumber(state[2] or 0)
@@ -23,32 +26,21 @@ redis.call('HDEL', RECLAIM, 'beat')
 -- Names of workers that have gone would gather; those that live tell theirs with each renewal.
 if now - tonumber(state[3] or 0) > 3600000 then
   if state[3] then redis.call('DEL', WORKERS) end
-  redis.call('HSET', RECLAIM, 'swept', string.format('%.0f', now))
+  redis.call('HSET', RECLAIM, 'swept', whole(now))
 end
-redis.call('HSET', RECLAIM, 'beat', string.format('%.0f', now))
+redis.call('HSET', RECLAIM, 'beat', whole(now))
 if now - beat > lease / 3 then
-  redis.call('HSET', RECLAIM, 'not_before', string.format('%.0f', now + lease))
+  redis.call('HSET', RECLAIM, 'not_before', whole(now + lease))
   return -1
 end
 if now < not_before then return -1 end
 
--- Adds the mark to the trailing object of a text; producers of stock Celery write none.
-local function redelivered(text)
-  local tail = string.match(string.sub(text, -300), ',"celeriac":({[^{}]*})}$')
-  if not tail then return string.sub(text, 1, -2) .. ',"celeriac":{"redelivered":true}}' end
-  if string.find(tail, '"redelivered":true', 1, true) then return text end
-  return string.sub(text, 1, -3) .. ',"redelivered":true}}'
-end
-
 -- Only what was started is charged: its neighbours did not take the worker down.
-local function charge(tag)
+local function charge_started(tag)
   local id = redis.call('HGET', STARTED, tag)
   if not id then return end
   local worker = redis.call('HGET', WORKERS, string.match(tag, '^[^:]*')) or 'a worker'
-  local count = string.match(redis.call('HGET', DELIVERIES, id) or '0', '^%d+')
-  redis.call('HSET', DELIVERIES, id, (count + 1) .. ' the lease of ' .. worker .. ' ran out')
-  -- A week without a charge: what is noted belongs to messages that were purged or dropped.
-  redis.call('PEXPIRE', DELIVERIES, 604800000)
+  charge(id, 'the lease of ' .. worker .. ' ran out')
 end
 
 local expired = {}
@@ -73,27 +65,24 @@ local returned, reclaimed, bytes = 0, {}, {}
 -- several calls.
 for i = #expired, math.max(1, #expired - most + 1), -1 do
   local tag = expired[i].tag
-  local record = redis.call('HGET', UNACKED, tag)
   local origin = redis.call('HGET', ORIGINS, tag)
-  local message = string.match(record or '', '^%[(.*),"",".-"%]$')
+  local message = message_in(redis.call('HGET', UNACKED, tag))
   local is_lost, is_back = not (message and origin), false
   if not is_lost then
-    if string.sub(message, -1) == '}' then message = redelivered(message) end
+    message = redelivered(message)
     -- A user that may not touch its queue leaves it to one that may.
     is_back = type(redis.pcall('RPUSH', origin, message)) == 'number'
   end
   if is_back then
-    redis.call('HDEL', UNACKED, tag)
-    redis.call('ZREM', INDEX, tag)
-    redis.call('HDEL', ORIGINS, tag)
-    charge(tag)
+    charge_started(tag)
+    release(tag)
     returned = returned + 1
     local name = string.sub(origin, #ARGV[3] + 1)
     name = string.sub(name, 1, (string.find(name, ARGV[4], 1, true) or 0) - 1)
     reclaimed[name] = (reclaimed[name] or 0) + 1
     bytes[name] = (bytes[name] or 0) + #message
   end
-  if is_back or is_lost then
+  if is_lost then
     redis.call('ZREM', LEASES, tag)
     redis.call('HDEL', STARTED, tag)
   end
@@ -107,9 +96,6 @@ for name, count in pairs(reclaimed) do
     redis.call('HINCRBY', ledger, 'reclaimed', count)
     redis.call('HINCRBY', ledger, 'bytes', bytes[name])
   end
-  if redis.call('EXISTS', bell) == 0 then
-    redis.call('LPUSH', bell, '1')
-    redis.call('PEXPIRE', bell, 3600000)
-  end
+  ring(bell)
 end
 return returned

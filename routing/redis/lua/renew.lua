@@ -9,11 +9,11 @@
 --        then tag and, when it has started, message id (else "") in turn
 -- Reply: {the tags that are gone}
 
-local INDEX, LEASES, STARTED, WORKERS = KEYS[2], KEYS[3], KEYS[6], KEYS[7]
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local expiry = string.format('%.0f', now + tonumber(ARGV[1]))
-local seconds = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
+-- include: records
+-- include: time
+
+local WORKERS = KEYS[7]
+local expiry = whole(now + tonumber(ARGV[1]))
 
 local is_leaving = ARGV[3] == '1'
 local couriers, tags, ids = {}, {}, {}
@@ -33,7 +33,7 @@ local gone, leases, scores, started = {}, {}, {}, {}
 for i, lease in ipairs(redis.call('ZMSCORE', LEASES, unpack(tags))) do
   if lease then
     leases[#leases + 1], leases[#leases + 2] = expiry, tags[i]
-    scores[#scores + 1], scores[#scores + 2] = seconds, tags[i]
+    scores[#scores + 1], scores[#scores + 2] = now_seconds, tags[i]
     if ids[i] ~= '' then started[#started + 1], started[#started + 2] = tags[i], ids[i] end
   else
     gone[#gone + 1] = tags[i]

@@ -9,10 +9,12 @@
 --        2... in turn: text of a letter, text to append in its place or "" to drop it
 -- Reply: {for each letter 1, or 0 when it is gone: somebody else took it}
 
+-- include: time
+-- include: bell
+-- include: trailing
+
 local dead, old, ready, bell, new = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local limit = tonumber(ARGV[1])
-local time = redis.call('TIME')
-local now = time[1] .. string.format('%03d', math.floor(tonumber(time[2]) / 1000))
 local reply, replayed, dropped, bytes = {}, 0, 0, 0
 
 for i = 2, #ARGV, 2 do
@@ -21,8 +23,7 @@ for i = 2, #ARGV, 2 do
   local text = ARGV[i + 1]
   if found == 1 and text ~= '' then
     -- Its age counts from now, or max_age would end it at once.
-    local open = string.match(text, '^(.*)}%s*$')
-    if open then text = open .. ',"celeriac":{"at":' .. now .. '}}' end
+    text = with_object(text, '"at":' .. whole(now))
     redis.call('LPUSH', ready, text)
     replayed, bytes = replayed + 1, bytes + #text
   elseif found == 1 then
@@ -42,9 +43,6 @@ if replayed > 0 then
       redis.call('HINCRBY', new, 'overshoot', math.min(waiting, replayed))
     end
   end
-  if redis.call('EXISTS', bell) == 0 then
-    redis.call('LPUSH', bell, '1')
-    redis.call('PEXPIRE', bell, 3600000)
-  end
+  ring(bell)
 end
 return reply

@@ -328,7 +328,7 @@ def test_delayed_messages_that_are_refused_stay_and_hold_up_no_other(
     fetch = Fetch("w:0:", (("q", 9), ("other", 9)))
     reply = rig.verbs.exchange(guest, Settlement([]), fetch)
     assert ids_of(texts(reply.arrivals)) == ["1"]
-    assert reply.next_due_ms > reply.server_ms
+    assert reply.due_ms["q"] > reply.server_ms
     assert rig.delayed() == 1
     with pytest.raises(redis.ResponseError):
         rig.verbs.exchange(guest, Settlement([]), Fetch("w:1:", (("q", 9),)))

@@ -126,7 +126,7 @@ def test_a_full_server_makes_ready_what_is_due(own: Rig) -> None:
 def test_a_consumer_of_a_full_server_need_not_be_woken(own: Rig) -> None:
     app = create(own.broker.url)
     with full(own), app.connection_for_read() as connection:
-        connection.channel().courier._ring()
+        assert connection.channel().fetcher.bell.ring()
     close(app)
 
 

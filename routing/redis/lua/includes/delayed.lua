@@ -1,0 +1,22 @@
+-- A delayed message is a member of a sorted set, by its due time, and a field of a hash.
+
+-- The sequence comes first, so that of messages due together the older one leaves first.
+local function member_of(sequence, id)
+  return string.format('%016.0f#', sequence) .. id
+end
+
+-- The value is "<length of the list's name>:<name><text>".
+local function value_of(list, text)
+  return #list .. ':' .. list .. text
+end
+
+local function split(value)
+  local digits = string.match(value, '^%d+')
+  local from = #digits + 2 + tonumber(digits)
+  return string.sub(value, #digits + 2, from - 1), string.sub(value, from)
+end
+
+-- When the first of them is due, nil for none.
+local function first_due(delayed)
+  return tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2])
+end

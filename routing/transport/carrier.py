@@ -1,0 +1,92 @@
+"""Takes what has ended to the server: endings, dead letters, and messages that go back.
+
+Each is taken from the outbox for one call, and put back when that may not have arrived: doing any
+of them twice changes nothing. So any thread may do it, with a client of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from routing.redis.faults import is_lost
+from routing.redis.values import Fetch, Settlement
+from routing.transport.link import Link
+
+T = TypeVar("T")
+
+
+class Carrier:
+    """Carries what waits in the outbox of one database.
+
+    Arguments:
+        link: the database, with the client to use.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._outbox = link.holdings.outbox
+
+    def carry_all(self) -> None:
+        """Carry everything, and wait for it.
+
+        Raises:
+            Exception: the server is away, or refuses; what was not carried is kept.
+        """
+        fault: Exception | None = None
+        try:
+            self.bury()
+        except Exception as error:
+            if is_lost(error):
+                raise
+            fault = error  # a dead letter that is refused holds up none of the others
+        while (settlement := self._outbox.take_settlement()).endings:
+            self._settle(settlement)
+        self.give_back()
+        if fault is not None:
+            raise fault
+
+    def _settle(self, settlement: Settlement) -> None:
+        try:
+            self._link.verbs.exchange(self._link.client, settlement, Fetch("", ()))
+        except Exception:
+            self._outbox.restore_settlement(settlement)
+            raise
+
+    def bury(self) -> None:
+        """Carry what became dead letters."""
+        if not (burials := self._outbox.take_burials()):
+            return
+        kept, fault = _each(burials.items(), self._link.client, self._link.verbs.bury)
+        if fault is not None:
+            self._outbox.restore_burials(dict(kept))
+            raise fault
+
+    def give_back(self) -> None:
+        """Carry what goes back to its queue."""
+        if not (returns := self._outbox.take_returns()):
+            return
+        kept, fault = _each(returns, self._link.client, self._link.verbs.give_back)
+        if fault is not None:
+            self._outbox.restore_returns(kept)
+            raise fault
+
+
+def _each(
+    by_queue: Iterable[tuple[str, list[T]]], client: Any, run: Callable[..., Any]
+) -> tuple[Sequence[tuple[str, list[T]]], Exception | None]:
+    """Run a command for each queue; return what it did not do, and why.
+
+    What the server refuses of one queue holds up no other; a lost connection ends it.
+    """
+    kept: list[tuple[str, list[T]]] = []
+    fault: Exception | None = None
+    for queue, entries in by_queue:
+        try:
+            if fault is not None and is_lost(fault):
+                raise fault
+            run(client, queue, entries)
+        except Exception as error:
+            kept.append((queue, entries))
+            fault = error
+    return kept, fault

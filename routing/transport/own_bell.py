@@ -1,0 +1,102 @@
+"""Ends a channel's wait for a bell early: a queue has room again, or a delayed message is due.
+
+Each channel listens to a bell of its own beside those of its queues, and rings it over a pooled
+connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from redis import exceptions
+
+from routing.inflight.fetch_policy import SETTLE_SECONDS
+from routing.redis.faults import LOST, is_lost
+from routing.transport.link import Link
+from routing.transport.rooms import Rooms
+from routing.transport.wakeup import Loop, Wakeup
+
+logger = logging.getLogger(__name__)
+
+#: What is due later is looked at again before.
+HORIZON_SECONDS = 3.0
+
+
+class OwnBell:
+    """The bell that only one channel listens to.
+
+    Arguments:
+        link: the database.
+        name: the channel's.
+        rooms: what may be fetched.
+        loop: returns the event loop, None where there is none.
+    """
+
+    def __init__(
+        self, link: Link, name: str, rooms: Rooms, loop: Callable[[], Loop | None]
+    ) -> None:
+        self.key = link.verbs.keys.own_bell(name)
+        self._link, self._rooms, self._loop = link, rooms, loop
+        #: The queues that are listened to; None while nobody waits, or when it has been rung.
+        self._listened: Collection[str] | None = None
+        self._for_room = Wakeup(self.ring_for_room, loop)
+        self._alarm = Wakeup(self._ring_if_listening, loop)
+
+    def listen(self, queues: Collection[str], *, deaf: Collection[str], due_in: float) -> None:
+        """Note that a wait for bells begins.
+
+        Arguments:
+            queues: the queues whose bells are listened to.
+            deaf: the others; they have no room now.
+            due_in: seconds until the next delayed message is due.
+        """
+        self._listened = queues
+        self._link.holdings.await_room(deaf, self._room_freed)
+        if due_in < HORIZON_SECONDS:
+            self._alarm.within(max(0.0, due_in))
+
+    def is_over(self) -> None:
+        """Note that the wait has ended."""
+        self._listened = None
+        self._link.holdings.await_room((), self._room_freed)
+
+    def _room_freed(self, queue: str) -> None:
+        loop = self._loop()
+        is_here = loop is None or loop.is_here
+        rooms = self._rooms.all() if loop is not None and is_here else ()
+        if any(room.is_worth_a_call for room in rooms if room.queue == queue):
+            self._ring_if_listening()
+        else:
+            self._for_room.within(SETTLE_SECONDS)
+
+    def ring_for_room(self) -> None:
+        """Ring when a queue that is not listened to has room."""
+        if (listened := self._listened) is not None and any(
+            room.credit > 0 for room in self._rooms.all() if room.queue not in listened
+        ):
+            self._ring_if_listening()
+
+    def _ring_if_listening(self) -> None:
+        if self._listened is not None:
+            self._listened = None
+            self.ring()
+
+    def ring(self) -> bool:
+        """Ring; False when the connection for that is lost."""
+        pipeline = self._link.client.pipeline(transaction=False)
+        pipeline.lpush(self.key, "1")
+        pipeline.pexpire(self.key, 60_000)
+        try:
+            pipeline.execute()
+        except (*LOST, exceptions.RedisError) as error:
+            # Lost, or full: then the wait for a bell ends by its timeout.
+            logger.debug("could not ring: %s", error)
+            return not is_lost(error)
+        return True
+
+    def close(self) -> None:
+        """Ring no more by itself; closing twice is safe."""
+        self._listened = None
+        self._for_room.stop()
+        self._alarm.stop()

@@ -1,0 +1,52 @@
+"""What a channel may fetch of each of its queues now, by credit, by bytes and by its inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from routing.inflight.fetch_policy import Room
+from routing.inflight.holdings import Holdings
+from routing.transport.inbox import Inbox
+
+#: A queue is not asked for more while that many of its messages wait for delivery.
+INBOX_HIGH = 256
+
+
+class Consumed(Protocol):
+    """The queues that a channel consumes from."""
+
+    @property
+    def engine_queues(self) -> Sequence[str]:
+        """Those with acknowledgement."""
+
+    @property
+    def free_queues(self) -> Sequence[str]:
+        """Those without."""
+
+
+class Rooms:
+    """The rooms of one channel.
+
+    Arguments:
+        consumed: the queues.
+        holdings: what counts against their prefetch.
+        inbox: what has come and was not delivered yet.
+    """
+
+    def __init__(self, consumed: Consumed, holdings: Holdings, inbox: Inbox) -> None:
+        self._consumed, self._holdings, self._inbox = consumed, holdings, inbox
+
+    def all(self) -> list[Room]:
+        """Return the room of each queue that is consumed with acknowledgement."""
+        queues = self._consumed.engine_queues
+        size_bytes = self._holdings.credit.byte_rooms(queues)
+        return [self._room(queue, size_bytes[queue]) for queue in queues]
+
+    def _room(self, queue: str, size_bytes: int) -> Room:
+        waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
+        if prefetch.ceiling is not None:
+            waiting = INBOX_HIGH * len(self._inbox)  # they take the slots that seem to be free
+        if waiting >= INBOX_HIGH or not size_bytes:
+            return Room(queue, 0, prefetch.of(queue))
+        return Room(queue, self._holdings.credit.of(queue), prefetch.of(queue), size_bytes)

@@ -1,0 +1,127 @@
+"""The connection that a channel waits on: one command out at a time, driven by kombu's poller.
+
+kombu looks at two attributes of the channel, whether a command is out and since when; they are
+written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from routing.inflight.locks import original
+from routing.redis.clocks import boot_seconds
+from routing.redis.faults import ANSWERED, LOST
+
+
+class Polled(Protocol):
+    """What kombu's poller knows of a channel."""
+
+    #: The connection on which a command is out; kombu's listening one.
+    _in_poll: Any
+    _brpop_sent_at: float | None
+    client: Any
+
+    @property
+    def plain_client(self) -> Any:
+        """A client that adds no key prefix."""
+
+
+class Wire:
+    """Sends commands on a channel's polled connection, and reads their replies.
+
+    Arguments:
+        polled: the channel, as kombu's poller sees it.
+    """
+
+    def __init__(self, polled: Polled) -> None:
+        self._polled = polled
+        #: When the last command was sent, by `boot_seconds`.
+        self.sent_at = 0.0
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a command waits for its reply."""
+        return bool(self._polled._in_poll)
+
+    def send(self, args: Sequence[Any]) -> None:
+        """Send a command.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection is lost.
+        """
+        connection = self._polled.client.connection
+        self._polled._brpop_sent_at = time.monotonic()
+        self.sent_at = boot_seconds()
+        self._polled._in_poll = connection  # last: whoever looks at how old it is looks at this
+        try:
+            connection.send_command(*args)
+        except LOST:
+            self._polled._in_poll = None
+            raise
+
+    def read(self) -> Any:
+        """Read the reply that is due; no command is out then.
+
+        Raises:
+            redis.exceptions.RedisError: what the server answered, or the loss of the connection.
+        """
+        # The plain client's parser: kombu's prefixing one would cut what looks like a prefix.
+        try:
+            reply = self._polled.plain_client.parse_response(
+                self._polled.client.connection, "EVALSHA"
+            )
+        except ANSWERED:
+            self._polled._in_poll = None
+            raise
+        except LOST:
+            self.drop()
+            raise
+        self._polled._in_poll.heard()
+        self._polled._in_poll = None
+        return reply
+
+    def forget(self) -> None:
+        """Note that no command is out any more."""
+        self._polled._in_poll = None
+
+    def drop(self) -> None:
+        """Close the connection."""
+        self._polled._in_poll = None
+        self._polled.client.connection.disconnect()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the reply that is due may never come, as another connection has heard nothing."""
+        return bool(self._polled._in_poll.is_doubtful)
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """How long a reply may take; None for ever, or when no command is out."""
+        return getattr(self._polled._in_poll, "socket_timeout", None)
+
+    def note_silence(self) -> None:
+        """Note that no reply came for as long as one may take."""
+        self._polled._in_poll.heard_nothing()
+
+    def is_silent(self, seconds: float) -> bool:
+        """Return whether a command has had no reply for so long; safe from any thread.
+
+        A reply that has come and was not read yet (the loop was busy) is one.
+        """
+        connection, sent_at = self._polled._in_poll, self._polled._brpop_sent_at
+        if not connection or sent_at is None or time.monotonic() - sent_at < seconds:
+            return False
+        sock = getattr(connection, "_sock", None)
+        return sock is not None and not _is_readable(sock)
+
+
+def _is_readable(sock: Any) -> bool:
+    try:
+        poller = original("select", "poll")()
+        poller.register(sock.fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+    except (OSError, ValueError):
+        return True  # closed meanwhile: whoever reads finds out
