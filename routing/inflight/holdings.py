@@ -50,7 +50,7 @@ class Holdings:
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
         #: Whether the worker that owns them was told to stop.
-        self.is_stopping: Callable[[], bool] = _never
+        self.is_stopping: Callable[[], bool] = lambda: False
         self._reset()
         in_children(self._leave_to_the_parent)
 
@@ -348,7 +348,3 @@ class Holdings:
         keeper, self.keeper = self.keeper, None
         if keeper is not None:
             keeper.stop()
-
-
-def _never() -> bool:
-    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 
 from routing.redis.values import Exchanged
 
@@ -60,9 +61,9 @@ class Sightings:
                 self._due_at.pop(queue, None)
         self.quiet.difference_update(reply.heard)
 
-    def hear(self, queue: str) -> None:
-        """Note that a queue may have something."""
-        self.quiet.discard(queue)
+    def hear(self, queues: Iterable[str]) -> None:
+        """Note that these queues may have something."""
+        self.quiet.difference_update(queues)
 
     def hear_what_is_due(self) -> None:
         """Note the queues whose delayed messages are due by now."""

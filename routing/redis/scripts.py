@@ -89,6 +89,12 @@ SCRIPTS = {
 }
 
 
+def load_all(client: redis.Redis) -> None:
+    """Load every script on a server that has forgotten them."""
+    for script in SCRIPTS.values():
+        client.script_load(script.text)
+
+
 def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
     """Return the EVALSHA command of a verb, for a connection that is driven by hand.
 

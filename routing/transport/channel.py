@@ -18,11 +18,13 @@ import redis
 from kombu.transport import redis as stock
 
 from routing.message.evidence import Evidence
+from routing.redis.backoff import Patience
 from routing.redis.faults import ANSWERED, Sorting, sorting
 from routing.redis.silence import set_timeouts, wary
 from routing.redis.values import Mark
 from routing.transport.delivery import NO_MESSAGE, Delivery
 from routing.transport.fetcher import Fetcher
+from routing.transport.getter import Getter
 from routing.transport.inbox import SLICE_MESSAGES
 from routing.transport.link import Link
 from routing.transport.message import EngineMessage, EngineQoS
@@ -53,6 +55,8 @@ class EngineMixin(Publishing):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._engine_consumers: dict[str, str] = {}
+        #: For what is consumed without acknowledgement, which holds up nothing else.
+        self._taking = Patience("let this worker take what is not acknowledged")
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -63,17 +67,29 @@ class EngineMixin(Publishing):
     @cached_property
     def fetcher(self) -> Fetcher:
         """The fetch loop of this channel."""
-        delivery = Delivery(
+        fetcher = Fetcher(
+            self.link,
+            Wire(self),
+            self,
+            settler=self.settler,
+            delivery=self._delivery,
+            loop=self._loop,
+        )
+        self.link.holdings.attach(fetcher.name, self.settler, fetcher.is_unheard)
+        return fetcher
+
+    @cached_property
+    def _delivery(self) -> Delivery:
+        return Delivery(
             self.link,
             consumer_of=lambda queue: self.connection._callbacks.get(queue),
             put_off=lambda error: self.fetcher.put_off(error),
             refuse=self._refuse,
         )
-        fetcher = Fetcher(
-            self.link, Wire(self), self, settler=self.settler, delivery=delivery, loop=self._loop
-        )
-        self.link.holdings.attach(fetcher.name, self.settler, fetcher.is_unheard)
-        return fetcher
+
+    @cached_property
+    def _getter(self) -> Getter:
+        return Getter(self.link, self._delivery, self.fetcher.next_prefix)
 
     def _loop(self) -> Any:
         return self.connection.loop if self.connection is not None else None
@@ -208,7 +224,7 @@ class EngineMixin(Publishing):
 
     def _read_free_queues(self) -> None:
         """Deliver from the queues without acknowledgement, a slice of each."""
-        if self.fetcher.taking.seconds_left:
+        if self._taking.seconds_left:
             return
         for queue in self.free_queues:
             for _ in range(SLICE_MESSAGES):
@@ -217,7 +233,7 @@ class EngineMixin(Publishing):
                 except Empty:
                     break
                 except ANSWERED as error:
-                    self.fetcher.taking.refused(error)
+                    self._taking.refused(error)
                     break
                 self._deliver_free(payload, queue)
             else:
@@ -240,7 +256,7 @@ class EngineMixin(Publishing):
         if queue not in self.runtime.topology.queues:
             raw: dict[str, Any] = super()._get(queue)  # type: ignore[misc]
             return raw
-        payload = self.fetcher.fetch_one(queue)
+        payload = self._getter.get(queue)
         properties = payload["properties"]
         self.link.holdings.end(properties["delivery_tag"], "started", at_once=True)
         properties["delivery_tag"] = str(uuid.uuid4())
@@ -248,7 +264,7 @@ class EngineMixin(Publishing):
 
     def _get(self, queue: str) -> dict[str, Any]:
         self.keep_leases()
-        return self.fetcher.fetch_one(queue)
+        return self._getter.get(queue)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> EngineMessage | None:
         """Fetch one message, None when there is none; without acknowledgement it is just popped."""

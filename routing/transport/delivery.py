@@ -19,7 +19,7 @@ from routing.message.codec import decode, wrap
 from routing.message.eta import eta_of, in_ms, was_kept
 from routing.message.evidence import Evidence, of_error
 from routing.message.validation import is_writable
-from routing.redis.faults import ANY_FAULT, is_lost, is_passing
+from routing.redis.faults import ANSWERED, ANY_FAULT, is_lost, is_passing
 from routing.redis.values import UNCHARGED, Arrival, Charges, Mark
 from routing.topology.names import dead_queue
 from routing.transport.link import Link
@@ -183,13 +183,23 @@ class Delivery:
         if task_id := _message_id(arrival):
             self._refuse(task_id, error)
 
-    def note_charged(self, arrivals: Sequence[Arrival]) -> None:
-        """Look up which of these messages were charged a delivery before."""
+    def look_up_charges(self, arrivals: Sequence[Arrival]) -> bool:
+        """Look up which of these messages were charged a delivery before.
+
+        False when the server does not say: then they go back, and nothing is fetched for a while.
+        """
         ids = {arrival.tag: run_id for arrival in arrivals if (run_id := _run_id_of(arrival))}
         if not ids:
-            return
-        charges = self._link.verbs.deliveries(self._link.client, list(ids.values()))
+            return True
+        try:
+            charges = self._link.verbs.deliveries(self._link.client, list(ids.values()))
+        except ANSWERED as error:
+            for arrival in arrivals:
+                self._holdings.give_back(arrival.tag)
+            self._put_off(error)
+            return False
         self._charges.update((tag, charges[i]) for tag, i in ids.items() if i in charges)
+        return True
 
 
 def _run_id_of(arrival: Arrival) -> str:

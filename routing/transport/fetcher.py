@@ -13,8 +13,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from queue import Empty
 from typing import Any
 
 from redis import exceptions
@@ -28,12 +26,13 @@ from routing.inflight.fetch_policy import (
     next_step,
 )
 from routing.inflight.fetch_state import IDLE, Exchanging, Listening, State
+from routing.inflight.resting import Resting
 from routing.inflight.sightings import Sightings
 from routing.redis.backoff import Patience
 from routing.redis.clocks import boot_seconds
 from routing.redis.faults import ANSWERED, LOST, NO_WRITES, ServerRefused, answer_of
-from routing.redis.scripts import SCRIPTS, command
-from routing.redis.values import NOTHING, Arrival, Exchanged, Fetch
+from routing.redis.scripts import command, load_all
+from routing.redis.values import Exchanged
 from routing.transport.delivery import Delivery
 from routing.transport.inbox import Inbox
 from routing.transport.link import Link
@@ -73,19 +72,17 @@ class Fetcher:
     ) -> None:
         self.name = secrets.token_hex(8)
         self.inbox = Inbox()
-        #: For what is consumed without acknowledgement, which holds up nothing else.
-        self.taking = Patience("let this worker take what is not acknowledged")
         self._link, self._wire, self._consumed = link, wire, consumed
         self._holdings, self._verbs = link.holdings, link.verbs
         self._settler, self._delivery, self._loop = settler, delivery, loop
         self._rooms = Rooms(consumed, link.holdings, self.inbox)
         self.bell = OwnBell(link, self.name, self._rooms, loop)
+        self._bell_of = link.verbs.keys.bell
         self._calls = itertools.count(1)
         self._state: State = IDLE
         self._sightings = Sightings()
         self._last_reply = 0.0
-        self._rests_below = 0
-        self._rests_until = 0.0
+        self._resting = Resting()
         self._stopped = self._is_lost = False
         self._refusals = Patience("let this worker fetch")
         self._again = Wakeup(self._look_again, loop)
@@ -132,25 +129,18 @@ class Fetcher:
         )
 
     def _rests(self) -> bool:
-        """Return whether what was found at the last look still holds: there is nothing to send."""
         return (
             self._settler.will_look  # else nobody would look again
-            and self._holdings.credit.freed < self._rests_below
-            and time.monotonic() < self._rests_until
+            and self._resting.lasts(self._holdings.credit.freed)
             and not self._holdings.outbox.has_returns
         )
 
     def _rest(self, rest: Rest, freed: int) -> None:
-        """Note until when, and until how much has ended, another look would find the same.
-
-        The loop comes round at least twice for each task, and a look goes through all queues.
-        """
         self._settler.rides = True
         if rest.looks_again or len(self._holdings.outbox):
             self._settler.look_later()
-        self._rests_until = time.monotonic() + rest.seconds
-        if self._holdings.prefetch.ceiling is None:
-            self._rests_below = freed + rest.endings
+        by_endings = self._holdings.prefetch.ceiling is None
+        self._resting.begin(rest, freed, by_endings=by_endings)
 
     def _may_fetch(self) -> bool:
         """Return whether to talk to the server now, which may have refused to just before."""
@@ -165,19 +155,7 @@ class Fetcher:
 
     def _send_exchange(self, step: Exchange) -> None:
         self._settler.bury()
-        held, queue = self._holdings.credit.held_bytes, self._verbs.topology.queue
-        # A reply has one bound for all, and who comes first finds room: who holds the least for its
-        # weight.
-        rooms = sorted(step.asked, key=lambda room: held(room.queue) / queue(room.queue).weight)
-        fetch = Fetch(
-            self._next_prefix(),
-            tuple((room.queue, room.ask) for room in rooms),
-            tuple(room.size_bytes for room in rooms),
-            quiet=step.quiet,
-        )
-        if self._holdings.prefetch.ceiling is not None:
-            # What a slot can run is the same slot's for every queue.
-            fetch = replace(fetch, most_queues=1)
+        fetch = self._rooms.fetch(step.asked, prefix=self.next_prefix(), quiet=step.quiet)
         settlement = self._holdings.outbox.take_settlement()
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)
@@ -188,20 +166,21 @@ class Fetcher:
         self._state = Listening(frozenset(step.queues))
         self._settler.rides = False
         heard = [*step.queues, *self._consumed.free_queues]
-        bells = [self._verbs.keys.bell(queue) for queue in heard]
+        bells = map(self._bell_of, heard)
         self._send(["BRPOP", self.bell.key, *bells, f"{step.seconds:.3f}"])
         deaf = [q for q in self._consumed.engine_queues if q not in step.queues]
         self.bell.listen(step.queues, deaf=deaf, due_in=self._sightings.seconds_to_due)
 
     def _send(self, args: Sequence[Any]) -> None:
-        self._rests_until = 0.0  # its reply changes all that
+        self._resting.end()  # its reply changes all that
         try:
             self._wire.send(args)
         except LOST:
             self._forget_unanswered()
             raise
 
-    def _next_prefix(self) -> str:
+    def next_prefix(self) -> str:
+        """Return what begins the tags of the next fetch."""
         return f"{self.name}:{next(self._calls)}:"
 
     # -- reading
@@ -229,22 +208,17 @@ class Fetcher:
         if isinstance(state, Exchanging):
             return self._take(state, self._verbs.exchange_reply(state.fetch, reply))
         self.bell.is_over()
-        self._hear(reply)
-        return False
-
-    def _hear(self, reply: Any) -> None:
-        """Note whose bell has been rung, None for nobody's."""
         if reply is not None:
             bell = reply[0].decode()
-            for queue in self._consumed.engine_queues:
-                if self._verbs.keys.bell(queue) == bell:
-                    self._sightings.hear(queue)
+            self._sightings.hear(
+                q for q in self._consumed.engine_queues if self._bell_of(q) == bell
+            )
+        return False
 
     def _send_again(self) -> None:
         """Load the scripts on a server that forgot them; a refused call has not run."""
         try:
-            for script in SCRIPTS.values():
-                self._link.client.script_load(script.text)
+            load_all(self._link.client)
         except ANSWERED as error:
             self._put_off(error)
             return
@@ -285,38 +259,24 @@ class Fetcher:
             self._holdings.doubt()
         self._sightings.take(reply, age_seconds=age, looked_at_all=sent.looks_at_all)
         self._last_reply = time.monotonic()
-        if reply.counted and reply.arrivals and not self._note_charged(reply.arrivals):
+        if reply.counted and not self._delivery.look_up_charges(reply.arrivals):
             return False
         self.inbox.add(reply.arrivals)
         return bool(reply.arrivals)
 
-    def _note_charged(self, arrivals: Sequence[Arrival]) -> bool:
-        """Look up what took a process down before; False when the server does not say."""
-        try:
-            self._delivery.note_charged(arrivals)
-        except ANSWERED as error:
-            for arrival in arrivals:
-                self._holdings.give_back(arrival.tag)
-            self.put_off(error)
-            return False
-        return True
-
     def check_silence(self) -> None:
         """Drop a connection on which a command has had no reply for longer than it may take.
-
-        The loop waits for a reply without reading, so no timeout of the socket ends that.
 
         Raises:
             redis.exceptions.ConnectionError: the connection is lost.
         """
-        limit = self._wire.timeout_seconds
-        if not limit or not self._wire.is_silent(limit + LISTEN_SECONDS):
-            return
-        self._wire.note_silence()
-        self._drop_connection()
-        self._is_lost = True
-        self._holdings.doubt()
-        raise exceptions.ConnectionError(f"the broker did not answer for {limit:g} s")
+        try:
+            self._wire.check_silence(longest_wait=LISTEN_SECONDS)
+        except exceptions.ConnectionError:
+            self._forget_unanswered()
+            self._is_lost = True
+            self._holdings.doubt()
+            raise
 
     def _drop_connection(self) -> None:
         self._wire.drop()
@@ -338,26 +298,6 @@ class Fetcher:
         self.inbox.deliver_slice(self._delivery.deliver)
         self.bell.ring_for_room()
         return len(self.inbox) > 0
-
-    def fetch_one(self, queue: str) -> dict[str, Any]:
-        """Fetch one message of a queue over a pooled connection, for ``basic_get``.
-
-        Raises:
-            queue.Empty: no message waits.
-        """
-        fetch = Fetch(self._next_prefix(), ((queue, 1),))
-        self._holdings.asking(fetch)
-        try:
-            reply = self._verbs.exchange(self._link.client, NOTHING, fetch)
-        except Exception:
-            self._holdings.unanswered(fetch)
-            raise
-        self._holdings.answered(fetch, reply.sizes())
-        if not reply.arrivals:
-            raise Empty()
-        if reply.counted and not self._note_charged(reply.arrivals):
-            raise Empty()
-        return self._delivery.payload_or_refuse(reply.arrivals[0])
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""

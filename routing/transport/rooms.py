@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from routing.inflight.fetch_policy import Room
 from routing.inflight.holdings import Holdings
+from routing.redis.values import Fetch
 from routing.transport.inbox import Inbox
 
 #: A queue is not asked for more while that many of its messages wait for delivery.
@@ -50,3 +52,26 @@ class Rooms:
         if waiting >= INBOX_HIGH or not size_bytes:
             return Room(queue, 0, prefetch.of(queue))
         return Room(queue, self._holdings.credit.of(queue), prefetch.of(queue), size_bytes)
+
+    def fetch(self, rooms: Iterable[Room], *, prefix: str, quiet: tuple[str, ...]) -> Fetch:
+        """Return the fetch that asks for what these rooms have place for.
+
+        A reply has one bound for all queues, and who comes first finds place: first comes who holds
+        the fewest bytes for its weight.
+
+        Arguments:
+            rooms: the rooms of the queues that are asked.
+            prefix: what the tags begin with.
+            quiet: the queues whose bells are only looked at.
+        """
+        held, config = self._holdings.credit.held_bytes, self._holdings.topology.queue
+        order = sorted(rooms, key=lambda room: held(room.queue) / config(room.queue).weight)
+        fetch = Fetch(
+            prefix,
+            tuple((room.queue, room.ask) for room in order),
+            tuple(room.size_bytes for room in order),
+            quiet=quiet,
+        )
+        # What a slot can run is the same slot's for every queue.
+        is_by_slots = self._holdings.prefetch.ceiling is not None
+        return replace(fetch, most_queues=1) if is_by_slots else fetch

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from redis import exceptions
+
 from routing.inflight.locks import original
 from routing.redis.clocks import boot_seconds
 from routing.redis.faults import ANSWERED, LOST
@@ -97,14 +99,22 @@ class Wire:
         """Whether the reply that is due may never come, as another connection has heard nothing."""
         return bool(self._polled._in_poll.is_doubtful)
 
-    @property
-    def timeout_seconds(self) -> float | None:
-        """How long a reply may take; None for ever, or when no command is out."""
-        return getattr(self._polled._in_poll, "socket_timeout", None)
+    def check_silence(self, *, longest_wait: float) -> None:
+        """Drop a connection on which a command has had no reply for longer than it may take.
 
-    def note_silence(self) -> None:
-        """Note that no reply came for as long as one may take."""
-        self._polled._in_poll.heard_nothing()
+        The loop waits for a reply without reading, so no timeout of the socket ends that.
+
+        Arguments:
+            longest_wait: seconds that the server itself waits before it answers, at most.
+
+        Raises:
+            redis.exceptions.ConnectionError: the connection is lost.
+        """
+        limit = getattr(self._polled._in_poll, "socket_timeout", None)
+        if limit and self.is_silent(limit + longest_wait):
+            self._polled._in_poll.heard_nothing()
+            self.drop()
+            raise exceptions.ConnectionError(f"the broker did not answer for {limit:g} s")
 
     def is_silent(self, seconds: float) -> bool:
         """Return whether a command has had no reply for so long; safe from any thread.

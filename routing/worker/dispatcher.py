@@ -32,8 +32,8 @@ from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
 from routing.worker.greenlets import let_go
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
+from routing.worker.interruption import holdings_of
 from routing.worker.prefork import Pipes
-from routing.worker.request import holdings_of
 from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.worker.stopping import STOP, Cut
 from routing.worker.units import Buffer, RequestUnit, Unit

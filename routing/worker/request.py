@@ -12,47 +12,32 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import TimeLimitExceeded
 from celery import states
 from celery.exceptions import Ignore, Reject, Retry
-from celery.worker import request as stock
-from celery.worker.state import successful_requests, task_ready
+from celery.worker.state import task_ready
 
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.inflight.held import State
-from routing.inflight.holdings import Holdings
 from routing.message.evidence import Reason, of_error, unwrap
 from routing.message.validation import check_message
-from routing.redis.values import Mark
 from routing.transport.message import EngineMessage
 from routing.worker.clerk import CLERK
 from routing.worker.failure import forget_frames
 from routing.worker.followers import count_success
+from routing.worker.interruption import EXITS, InterruptibleRequest, exit_text, holdings_of
 from routing.worker.outage import CutOff
-from routing.worker.stopping import STOP, asked_to_end, is_cut_off
+from routing.worker.stopping import is_cut_off
 from routing.worker.traced import ESCAPED
 
 logger = logging.getLogger(__name__)
 
 
-def holdings_of(message: Any) -> Holdings | None:
-    """Return the holdings that a message counts in.
-
-    None for a message that was never held: of another transport, or without acknowledgement.
-    """
-    if isinstance(message, EngineMessage) and message.is_held:
-        return message.link.holdings
-    return None
-
-
-class Request(stock.Request):
+class Request(InterruptibleRequest):
     """A task request of the engine; with other transports it behaves as Celery's."""
 
-    acknowledged: bool
     #: While its result is being stored: what becomes of the message when it is.
     _then: list[Callable[[], None]] | None = None
-    #: It runs no more, but its result may be yet to be stored.
-    _is_ending = False
     #: What runs it, from the hand-over on; None with other transports.
     pool: Any = None
 
@@ -62,11 +47,6 @@ class Request(stock.Request):
         super().__init__(message, *args, **kwargs)
         if getattr(message, "was_kept", False):
             self._eta = None  # the task still sees it in its own request
-
-    def mark(self, state: State) -> None:
-        """Note how far the message has come."""
-        if (holdings := holdings_of(self._message)) is not None:
-            holdings.mark(self._message.delivery_tag, state)
 
     def note_death(self, error: BaseException, *, traceback: str = "") -> None:
         """Note why the message is a dead letter if it ends by this error, early acks apart."""
@@ -175,18 +155,6 @@ class Request(stock.Request):
             return
         super().reject(requeue=requeue)
 
-    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
-        """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
-        if self._is_ending:
-            return  # only its ending is yet to be stored
-        # First, as under gevent the pool answers while the cancellation is being announced.
-        self._already_cancelled = bool(self.time_start)
-        try:
-            super().cancel(pool, *args, **kwargs)
-        except NotImplementedError:
-            self._already_cancelled = False
-            logger.info("%s runs to its end: this pool cannot stop it", self)
-
     def on_retry(self, exc_info: Any) -> None:
         """End the message as retried: the retry is a message of its own."""
         self._message.ending = "retried"
@@ -243,11 +211,11 @@ class Request(stock.Request):
         self._message.ending = _ending_by(error)
         self.note_death(error, traceback=str(exc_info.traceback or ""))
         end = partial(super().on_failure, exc_info, send_failed_event, return_ok)
-        if isinstance(error, _EXITS):
+        if isinstance(error, EXITS):
             if self._was_interrupted(error):
                 self._end_when_stored(partial(self._end_interrupted, error, end))
                 return
-            self._message.loss = f"its process was lost on {self.hostname}: {_exit_text(error)}"
+            self._message.loss = f"its process was lost on {self.hostname}: {exit_text(error)}"
         if not return_ok or isinstance(error, Reject):
             end_failed = partial(self._end_failed, end)
             if isinstance(error, TimeLimitExceeded):
@@ -266,12 +234,6 @@ class Request(stock.Request):
         end()
         if self._already_cancelled:
             self._give_back_cancelled()
-
-    def _end_interrupted(self, error: BaseException, end: Callable[[], None]) -> None:
-        if self._success_was_stored():
-            end()
-        else:
-            self._run_again(error)
 
     @contextmanager
     def _ending_surely(self) -> Iterator[None]:
@@ -292,58 +254,6 @@ class Request(stock.Request):
             if not self.acknowledged:
                 self.reject(requeue=False)
 
-    def _was_interrupted(self, error: BaseException) -> bool:
-        """Tell whether its process was lost by a deploy, not by what the task did."""
-        may_run_again = self.task.acks_late and self.task.reject_on_worker_lost
-        is_ours = isinstance(self._message, EngineMessage) and not self.acknowledged
-        return bool(may_run_again and is_ours and (STOP.told or asked_to_end(error)))
-
-    def _run_again(self, error: BaseException) -> None:
-        """Return the message of an interrupted run; it is nobody's fault."""
-        task_ready(self)
-        if self._already_cancelled:
-            self._give_back_cancelled()
-            return
-        logger.warning(
-            "%s was interrupted and goes back to its queue: %s",
-            self,
-            error,
-            extra={"event": "interrupted"},
-        )
-        # Who asks only the process may do so again, at once.
-        self._return(Mark.REDELIVERED if STOP.told else Mark.LATER)
-
-    def _give_back_cancelled(self) -> None:
-        """Return the message of a cancelled run, which Celery leaves unacknowledged.
-
-        A worker that stops gives back all that it still holds, in order, so it need not.
-        """
-        if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
-            # What gevent's pool reports as a success would not be run again by this worker.
-            successful_requests.discard(self.id)
-            self._return(Mark.REDELIVERED)
-
-    def _return(self, mark: Mark) -> None:
-        """Return the message, which may have run in part, to the front of its queue uncharged."""
-        self._message.link.holdings.give_back(self._message.delivery_tag, mark)
-        self.acknowledged = True
-        self.send_event("task-rejected", requeue=True)
-
-    def _success_was_stored(self) -> Any:
-        """Tell whether the task had succeeded before its process was lost."""
-        if stored := super()._success_was_stored():
-            self._message.ending = "done"
-            count_success(self.task, self._context, stored.get("result"))
-        return stored
-
-    def _retry_worker_lost(self, exc: Any, exc_info: Any) -> bool:
-        """Send a retry in the place of a lost run, where the task wants that."""
-        ending, self._message.ending = self._message.ending, "retried"
-        if super()._retry_worker_lost(exc, exc_info):
-            return True
-        self._message.ending = ending
-        return False
-
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self._message.ending = "expired" if expired else "revoked"
         # From now on, although that is yet to be stored.
@@ -360,11 +270,6 @@ class Request(stock.Request):
             logger.exception("%s was %s, but that could not be stored", self, reason)
             self.acknowledge()
 
-    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
-        # From now on, as what its process says when it is killed comes at any moment.
-        self._already_cancelled = True
-        CLERK.do(self._app, partial(super()._announce_cancelled, *args, **kwargs))
-
 
 def tell_repeated_starts(requests: Sequence[Request]) -> None:
     """Tell the broker now which of these that begin to run were delivered before.
@@ -378,10 +283,6 @@ def tell_repeated_starts(requests: Sequence[Request]) -> None:
     ]
     if repeated:
         repeated[0].link.tell_starts([message.delivery_tag for message in repeated])
-
-
-#: What is reported of a run whose process has gone.
-_EXITS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
 def _check(
@@ -404,11 +305,6 @@ def _reason(error: BaseException) -> Reason:
     if isinstance(error, TooManyDeliveries):
         return "poison"
     return "dead" if isinstance(error, DeadLetter) else "failed"
-
-
-def _exit_text(error: BaseException) -> str:
-    """Return how a process was lost; what a task exited by says little without its name."""
-    return str(error) if isinstance(error, WorkerLostError) else repr(error)
 
 
 def _ending_by(exception: BaseException) -> str:

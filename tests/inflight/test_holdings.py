@@ -192,7 +192,7 @@ def test_a_forked_child_holds_nothing() -> None:
     fetched(holdings, "1")
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
-        os.write(writer, str(holdings.held("a")).encode())
+        os.write(writer, str(holdings.credit.held("a")).encode())
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(reader, 10) == b"0"

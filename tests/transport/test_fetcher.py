@@ -42,7 +42,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    names = ("transport.fetcher", "transport.wakeup", "inflight.outbox", "inflight.sightings")
+    names = (
+        "transport.fetcher",
+        "transport.wakeup",
+        "inflight.outbox",
+        "inflight.sightings",
+        "inflight.resting",
+    )
     for name in (*names, "inflight.holdings"):
         monkeypatch.setattr(f"routing.{name}.time", clock)
     return clock
