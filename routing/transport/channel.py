@@ -67,15 +67,16 @@ class EngineMixin(Publishing):
     @cached_property
     def fetcher(self) -> Fetcher:
         """The fetch loop of this channel."""
+        wire = Wire(self)
         fetcher = Fetcher(
             self.link,
-            Wire(self),
+            wire,
             self,
             settler=self.settler,
             delivery=self._delivery,
             loop=self._loop,
         )
-        self.link.holdings.attach(fetcher.name, self.settler, fetcher.is_unheard)
+        self.link.holdings.attach(fetcher.name, self.settler, wire.is_silent)
         return fetcher
 
     @cached_property

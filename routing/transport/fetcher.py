@@ -80,7 +80,7 @@ class Fetcher:
         self._bell_of = link.verbs.keys.bell
         self._calls = itertools.count(1)
         self._state: State = IDLE
-        self._sightings = Sightings()
+        self.sightings = Sightings()
         self._last_reply = 0.0
         self._resting = Resting()
         self._stopped = self._is_lost = False
@@ -101,7 +101,7 @@ class Fetcher:
             return False
         self._holdings.give_back_forsaken()
         self._settler.give_back()
-        self._sightings.hear_what_is_due()
+        self.sightings.hear_what_is_due()
         freed = self._holdings.credit.freed  # before the rooms, which other threads make larger
         step = next_step(self._situation())
         match step:
@@ -117,12 +117,12 @@ class Fetcher:
         now, outbox = time.monotonic(), self._holdings.outbox
         return Situation(
             rooms=self._rooms.all(),
-            quiet=frozenset(self._sightings.quiet),
+            quiet=frozenset(self.sightings.quiet),
             # What cannot be carried yet is no reason to call.
             endings=outbox.endings if self._settler.pause_seconds else len(outbox),
             ending_age=outbox.age,
             since_reply=now - self._last_reply,
-            since_look=self._sightings.since_look,
+            since_look=self.sightings.since_look,
             since_ending=now - self._holdings.last_ended,
             has_loop=self._loop() is not None,
             hears_others=bool(self._consumed.free_queues),
@@ -169,7 +169,7 @@ class Fetcher:
         bells = map(self._bell_of, heard)
         self._send(["BRPOP", self.bell.key, *bells, f"{step.seconds:.3f}"])
         deaf = [q for q in self._consumed.engine_queues if q not in step.queues]
-        self.bell.listen(step.queues, deaf=deaf, due_in=self._sightings.seconds_to_due)
+        self.bell.listen(step.queues, deaf=deaf, due_in=self.sightings.seconds_to_due)
 
     def _send(self, args: Sequence[Any]) -> None:
         self._resting.end()  # its reply changes all that
@@ -210,9 +210,7 @@ class Fetcher:
         self.bell.is_over()
         if reply is not None:
             bell = reply[0].decode()
-            self._sightings.hear(
-                q for q in self._consumed.engine_queues if self._bell_of(q) == bell
-            )
+            self.sightings.hear(q for q in self._consumed.engine_queues if self._bell_of(q) == bell)
         return False
 
     def _send_again(self) -> None:
@@ -257,7 +255,7 @@ class Fetcher:
         age = boot_seconds() - self._wire.sent_at
         if age > self._verbs.topology.lease_seconds / 3:
             self._holdings.doubt()
-        self._sightings.take(reply, age_seconds=age, looked_at_all=sent.looks_at_all)
+        self.sightings.take(reply, age_seconds=age, looked_at_all=sent.looks_at_all)
         self._last_reply = time.monotonic()
         if reply.counted and not self._delivery.look_up_charges(reply.arrivals):
             return False
@@ -302,14 +300,10 @@ class Fetcher:
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         # Whether there is credit for it is not asked: what ended just now may still be counted.
-        if self.inbox.waiting(queue) > 0 or self._sightings.left(queue) > 0:
+        if self.inbox.waiting(queue) > 0 or self.sightings.left(queue) > 0:
             return True
         is_asked = isinstance(self._state, Exchanging) and queue in dict(self._state.fetch.asked)
-        return self._sightings.is_stale and (is_asked or self._holdings.credit.of(queue) > 0)
-
-    def held_up(self, seconds: float) -> None:
-        """Note that the loop stood still for so long."""
-        self._sightings.held_up(seconds)
+        return self.sightings.is_stale and (is_asked or self._holdings.credit.of(queue) > 0)
 
     def _look_again(self) -> None:
         if not self._stopped and (loop := self._loop()) is not None:
@@ -346,10 +340,6 @@ class Fetcher:
         """Give back what was fetched and not delivered, of one queue or of all."""
         for arrival in self.inbox.take_all(queue):
             self._holdings.give_back(arrival.tag)
-
-    def is_unheard(self, seconds: float) -> bool:
-        """Return whether a command has had no reply for so long; safe from any thread."""
-        return self._wire.is_silent(seconds)
 
     def close(self) -> None:
         """Wake nobody any more; closing twice is safe."""

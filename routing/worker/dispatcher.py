@@ -8,17 +8,15 @@ run.
 from __future__ import annotations
 
 import logging
-import pickle
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from celery import bootsteps
 
-from routing.errors import EngineError
 from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
@@ -35,8 +33,9 @@ from routing.worker.intake import refused, task_handler
 from routing.worker.interruption import holdings_of
 from routing.worker.prefork import Pipes
 from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
+from routing.worker.startup import refuse_stock_redis
 from routing.worker.stopping import STOP, Cut
-from routing.worker.units import Buffer, RequestUnit, Unit
+from routing.worker.units import Buffer, RequestUnit, Unit, WaitingUnits, can_travel
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self._consumer = consumer
         self._stock_submit = consumer.on_task_request
         self._channel: EngineMixin | None = None
-        self._units: dict[str, deque[Unit]] = {}
+        self._units = WaitingUnits()
         self._buffers: list[Buffer] = []
         self._slots: Slots | None = None
         self._running = False
@@ -78,7 +77,7 @@ class Dispatcher(bootsteps.StartStopStep):
         """Begin to hand over; called again after each reconnect."""
         channel = consumer.task_consumer.channel
         if not isinstance(channel, EngineMixin):
-            _refuse_stock_redis(consumer.connection)
+            refuse_stock_redis(consumer.connection)
             return
         self._channel = channel
         channel.on_refused = partial(refused, consumer.app)
@@ -128,7 +127,7 @@ class Dispatcher(bootsteps.StartStopStep):
             return 0
         pool, most = self._consumer.pool, getattr(self._consumer.controller, "max_concurrency", 0)
         free = self._slots.free() + max(0, (most or 0) - int(pool.num_processes))
-        waiting = sum(len(units) for name, units in self._units.items() if name != queue)
+        waiting = len(self._units) - self._units.count(queue)
         return self._inflight.most(queue, free=max(0, free - waiting))
 
     def _make_slots(self, consumer: Any) -> Slots:
@@ -218,7 +217,7 @@ class Dispatcher(bootsteps.StartStopStep):
         """Take a unit; it is handed over when its turn comes and a slot is free."""
         if not self._running:
             return
-        self._units.setdefault(unit.queue, deque()).append(unit)
+        self._units.add(unit)
         self.pump()
 
     def add_buffer(self, buffer: Buffer) -> None:
@@ -240,7 +239,7 @@ class Dispatcher(bootsteps.StartStopStep):
             return 0
         if queue is not None and not self._inflight.eligible([queue], free=free):
             return 0
-        return max(0, free - sum(map(len, self._units.values())))
+        return max(0, free - len(self._units))
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
@@ -311,11 +310,11 @@ class Dispatcher(bootsteps.StartStopStep):
             if not (free := slots.free()):
                 slots.await_next()
                 return
-            if not (eligible := self._inflight.eligible(self._units, free=free)):
+            if not (eligible := self._inflight.eligible(self._units.queues(), free=free)):
                 return
             slots.acquire()
             queue = eligible[0] if len(eligible) == 1 else self._shares.take(eligible)
-            self._hand_over(queue, self._take(queue))
+            self._hand_over(queue, self._units.take(queue))
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
         for request in unit.requests:
@@ -331,21 +330,14 @@ class Dispatcher(bootsteps.StartStopStep):
                 extra={"event": "hand_over_failed"},
             )
             self.unused_slot()
-            stuck = [request for request in unit.requests if not _can_travel(request)]
+            stuck = [request for request in unit.requests if not can_travel(request)]
             self._give_back([request for request in unit.requests if request not in stuck])
             for request in stuck:  # trying again would not help
                 request.fail_early(error)
         finally:
             self._handing = None
         if self._channel is not None:  # the solo pool has run it by now
-            self._channel.fetcher.held_up(time.monotonic() - began)
-
-    def _take(self, queue: str) -> Unit:
-        units = self._units[queue]
-        unit = units.popleft()
-        if not units:
-            del self._units[queue]
-        return unit
+            self._channel.fetcher.sightings.held_up(time.monotonic() - began)
 
     def _unit_entered(self) -> Callable[[], None]:
         assert self._inflight is not None
@@ -353,26 +345,3 @@ class Dispatcher(bootsteps.StartStopStep):
         if unit is None or not unit.requests:
             return self._inflight.enter("")
         return self._inflight.enter(unit.queue, is_early=not unit.requests[0].task.acks_late)
-
-
-def _can_travel(request: Any) -> bool:
-    """Whether what a pool process needs of a request can be pickled at all."""
-    try:
-        pickle.dumps((request.request_dict, request.body))
-    except Exception:
-        return False
-    return True
-
-
-def _refuse_stock_redis(connection: Any) -> None:
-    """Stop the worker when kombu's own transport serves a Redis broker: it bounds nothing.
-
-    Raises:
-        EngineError: the URL's scheme did not lead to the engine.
-    """
-    transport = connection.transport
-    if transport.driver_type == "redis":
-        raise EngineError(
-            f"expected the transport of the Redis engine, got {type(transport).__qualname__} for "
-            f"{connection.as_uri()}; remove broker_transport and name the broker by its URL"
-        )

@@ -167,3 +167,17 @@ def prefetch_line(prefetch: Prefetch, table: Topology, queues: list[str]) -> str
     order = [name for name in table.queues if name in queues]
     order += [name for name in queues if name not in table.queues]
     return ", ".join(f"{name} {prefetch.of(name)}" for name in order)
+
+
+def refuse_stock_redis(connection: Any) -> None:
+    """Stop the worker when kombu's own transport serves a Redis broker: it bounds nothing.
+
+    Raises:
+        EngineError: the URL's scheme did not lead to the engine.
+    """
+    transport = connection.transport
+    if transport.driver_type == "redis":
+        raise EngineError(
+            f"expected the transport of the Redis engine, got {type(transport).__qualname__} for "
+            f"{connection.as_uri()}; remove broker_transport and name the broker by its URL"
+        )

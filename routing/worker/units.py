@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from celery.exceptions import TaskRevokedError
@@ -74,3 +76,46 @@ class RequestUnit:
             return
         if accepted is None and dispatcher.pool.uses_semaphore:
             dispatcher.failed(self)
+
+
+class WaitingUnits:
+    """Units that wait for their turn, by queue; each queue's in order of arrival."""
+
+    def __init__(self) -> None:
+        self._units: dict[str, deque[Unit]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._units.values()))
+
+    def queues(self) -> Iterable[str]:
+        """Return the queues that have units."""
+        return self._units
+
+    def count(self, queue: str) -> int:
+        """Return how many units a queue has."""
+        return len(self._units.get(queue, ()))
+
+    def add(self, unit: Unit) -> None:
+        """Let a unit wait."""
+        self._units.setdefault(unit.queue, deque()).append(unit)
+
+    def take(self, queue: str) -> Unit:
+        """Return the first unit of a queue, which waits no more."""
+        units = self._units[queue]
+        unit = units.popleft()
+        if not units:
+            del self._units[queue]
+        return unit
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._units.clear()
+
+
+def can_travel(request: Any) -> bool:
+    """Whether what a pool process needs of a request can be pickled at all."""
+    try:
+        pickle.dumps((request.request_dict, request.body))
+    except Exception:
+        return False
+    return True

@@ -38,7 +38,16 @@ ROOMS: dict[str, set[str]] = {
 }
 
 #: What `batching` may import of `routing`, besides its public names.
-OF_ROUTING = {"worker", "publish", "transport.gathering", "redis.faults", "message"}
+OF_ROUTING = {
+    "worker",
+    "publish",
+    "message",
+    "inflight.held",
+    "transport.gathering",
+    "transport.message",
+    "transport.outage",
+    "redis.faults",
+}
 
 EVERYBODYS = {"errors", "upstream"}
 

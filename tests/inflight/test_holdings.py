@@ -196,6 +196,6 @@ def test_a_forked_child_holds_nothing() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(reader, 10) == b"0"
-    assert holdings.held("a") == 1
+    assert holdings.credit.held("a") == 1
     os.close(reader)
     os.close(writer)
