@@ -12,6 +12,7 @@
     ├── TooManyDeliveries                             a message took its worker down too often
     ├── AnswerUnreadable                              what a pool process answered cannot be read
     ├── PublishRefused                                some messages of a bulk call were refused
+    ├── IncompatibleVersion  (also an ImportError)    Celery or kombu is too old, or too new
     ├── NotEditable                                   a dead letter's arguments cannot be edited
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
@@ -33,6 +34,7 @@ __all__ = [
     "DeadLetter",
     "Dropped",
     "EngineError",
+    "IncompatibleVersion",
     "MessageTooLarge",
     "NotEditable",
     "PublishRefused",
@@ -206,6 +208,10 @@ class PublishRefused(RoutingError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class IncompatibleVersion(RoutingError, ImportError):
+    """Celery or kombu lacks what this package needs. Install the version that the message names."""
 
 
 class NotEditable(RoutingError):

@@ -23,6 +23,7 @@ from kombu.utils.imports import symbol_by_name
 
 import routing.doctor.survey
 import routing.worker.control  # noqa: F401  (they register the remote-control commands)
+from routing import upstream
 from routing.defaults import apply_defaults
 from routing.flower import show_dead_letters
 from routing.publish.amqp import amqp_class
@@ -56,7 +57,9 @@ def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Top
 
     Raises:
         TopologyError: the table cannot be used; the message has a line for every problem.
+        IncompatibleVersion: Celery or kombu lacks what is needed; the message says what.
     """
+    upstream.check()
     table = Topology.load(topology)
     if topology_of(app) == table:
         return table
@@ -75,7 +78,7 @@ def _replace_amqp(app: Any, table: Topology) -> None:
     app.amqp_cls = amqp_class(symbol_by_name(app.amqp_cls), topology=table, runtime_name=name)
     # Both are made on first use and would stay without the table.
     app.__dict__.pop("amqp", None)
-    app._pool = None
+    upstream.APP_POOL.put(app, None)
 
 
 def _configure(app: Any) -> None:
@@ -92,7 +95,7 @@ def _configure(app: Any) -> None:
 def _extend_tasks(app: Any) -> None:
     """Give the methods to all tasks of the app, made or not made yet."""
     _extend(app.Task)
-    for task in app._tasks.values():
+    for task in upstream.APP_TASKS.of(app).values():
         _extend(type(task))
     if app.finalized:
         _warn_of_early_acks(app)
@@ -109,7 +112,7 @@ def _warn_of_early_acks(app: Any) -> None:
         return
     early = sorted(
         name
-        for name, task in app._tasks.items()
+        for name, task in upstream.APP_TASKS.of(app).items()
         if not task.acks_late and not name.startswith("celery.")
     )
     if early:

@@ -30,6 +30,7 @@ from batching.consumer.request import ItemRequest, wants_task_events
 from batching.consumer.slots import Slots, slots_for
 from batching.consumer.unit import BatchUnit
 from batching.consumer.window import Buffer, Window, limits_of
+from routing import upstream
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +182,8 @@ class Intake:
             request.fail_early(error)
             return
         self.consumer.qos.increment_eventually()
-        request._eta_timer_entry = self.consumer.timer.call_at(
-            eta, self._due, (request,), priority=6
-        )
+        timer = self.consumer.timer.call_at(eta, self._due, (request,), priority=6)
+        upstream.ETA_TIMER.put(request, timer)
         state.task_scheduled(request)
 
     def _due(self, request: ItemRequest) -> None:

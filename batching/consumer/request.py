@@ -115,7 +115,7 @@ class ItemRequest(Request):
         self._already_cancelled = False
         # A batch sends after it has stored: what follows may not have been told.
         count_success(self.task, self._context, stored.get("result"))
-        send_links(self._app, self._context, stored.get("result"))
+        send_links(self.app, self._context, stored.get("result"))
         self.on_success((0, repr(stored.get("result")), None))
 
     def terminate(self, pool: Any, signal: Any = None) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery import current_app
-from celery._state import _task_stack
+from celery import _state, current_app
 from celery.app.task import Context
 from celery.exceptions import Ignore, Retry
 from kombu.serialization import prepare_accept_content
@@ -28,6 +27,7 @@ from batching.outcomes import Failed, Repeated
 from batching.pool import results
 from batching.pool.call import call
 from batching.pool.settle import Ended, Settling, ignores_result, unstorable
+from routing import upstream
 from routing.message.evidence import text_of
 from routing.redis.faults import is_final
 from routing.worker.exits import PROCESS_EXITS, Exits
@@ -58,7 +58,7 @@ def run_batch(
     Raises:
         BaseException: an exit.
     """
-    app = current_app._get_current_object()
+    app = upstream.CURRENT_OBJECT.of(current_app)()
     task = app.tasks[name]
     try:
         with paused():
@@ -178,13 +178,13 @@ def _call(
         delivery_info={},
         headers={},
     )
-    _task_stack.push(task)
+    upstream.TASK_STACK.of(_state).push(task)
     task.request_stack.push(context)
     try:
         return call(task, items, soft_limit=soft_limit, exits=exits).seconds
     finally:
         task.request_stack.pop()
-        _task_stack.pop()
+        upstream.TASK_STACK.of(_state).pop()
 
 
 def _settle(task: Any, opened: Sequence[_Opened], settling: Settling) -> list[Ended]:

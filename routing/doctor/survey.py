@@ -17,6 +17,7 @@ from typing import Any
 
 from celery.worker.control import inspect_command
 
+from routing import upstream
 from routing.doctor.snapshot import Server, Snapshot, Unacked, WorkerReport
 from routing.redis.ledger import read
 from routing.redis.permissions import denied, unless_denied
@@ -150,7 +151,7 @@ def _setting(client: Any, name: str) -> str | None:
 
 def _workers(app: Any, timeout_seconds: float) -> list[WorkerReport]:
     inspect = app.control.inspect(timeout=timeout_seconds)
-    answers: Mapping[str, Any] = inspect._request("checkup") or {}
+    answers: Mapping[str, Any] = upstream.INSPECT_REQUEST.of(inspect)("checkup") or {}
     # A worker whose app has no table may know the command all the same, as its package is there.
     stock = [name for name, answer in answers.items() if not answer.get("table")]
     queues = _stock_queues(app, stock, timeout_seconds)
@@ -241,7 +242,7 @@ def _overdue(channel: EngineMixin) -> dict[str, int]:
 def _stranded(app: Any, channel: Any) -> dict[str, int]:
     if STOCK_QUEUE in app.amqp.queues:
         return {}
-    waiting = unless_denied(lambda: int(channel._size(STOCK_QUEUE)))
+    waiting = unless_denied(lambda: int(upstream.SIZE.of(channel)(STOCK_QUEUE)))
     return {STOCK_QUEUE: waiting} if waiting else {}
 
 

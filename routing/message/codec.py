@@ -20,6 +20,8 @@ from kombu.serialization import loads as kombu_loads
 from kombu.serialization import registry
 from kombu.utils import json as kombu_json
 
+from routing import upstream
+
 JSON = "application/json"
 
 #: How kombu marks its own types.
@@ -59,7 +61,7 @@ def loads(
         content_type == JSON
         and type(body) is bytes
         and (accept is None or JSON in accept)
-        and registry._decoders.get(JSON) is kombu_json.loads
+        and upstream.JSON_DECODERS.of(registry).get(JSON) is kombu_json.loads
         and not _is_for_kombu(body)
     ):
         try:

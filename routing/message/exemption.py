@@ -15,6 +15,8 @@ from typing import Any
 from celery import current_task
 from celery.app import amqp
 
+from routing import upstream
+
 _ACCEPTED_BEFORE: ContextVar[bool] = ContextVar("celeriac_accepted_before", default=False)
 
 
@@ -42,13 +44,13 @@ def is_exempt(headers: Mapping[str, Any]) -> bool:
     """
     if headers.get("retries") or headers.get("replaced_task_nesting") or was_accepted():
         return True
-    if amqp._callback_publish_retry.get():
+    if upstream.IS_CALLBACK.of(amqp).get():
         return True
     return _is_chord_body(headers)
 
 
 def _is_chord_body(headers: Mapping[str, Any]) -> bool:
-    task = current_task._get_current_object() if current_task else None
+    task = upstream.CURRENT_OBJECT.of(current_task)() if current_task else None
     chord = task.request.chord if task is not None else None
     if not isinstance(chord, Mapping):
         return False

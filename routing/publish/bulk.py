@@ -31,6 +31,7 @@ from itertools import chain
 from time import monotonic
 from typing import Any
 
+from routing import upstream
 from routing.errors import BrokerUnreachable
 from routing.publish.call import Arguments, Call
 from routing.publish.capture import Line
@@ -66,7 +67,7 @@ def enqueue_many(
         UnknownLevel: the level is not served for this task; nothing was published.
         BrokerUnreachable: the broker is away; its ``receipts`` are those of what was sent before.
     """
-    task = app._tasks.get(task_name)
+    task = upstream.APP_TASKS.of(app).get(task_name)
     return send(Call(app=app, name=task_name, task=task, options=options, read=_positional), items)
 
 

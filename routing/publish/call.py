@@ -10,6 +10,7 @@ from typing import Any
 from celery import signals
 from celery.app.task import Task
 
+from routing import upstream
 from routing.errors import RoutingError
 from routing.transport.runtime import topology_of
 
@@ -78,7 +79,7 @@ class Call:
         own.setdefault("add_to_parent", False)
         if self.task is None:
             return own
-        task_options = self.task._get_exec_options()
+        task_options = upstream.EXEC_OPTIONS.of(self.task)()
         return {"ignore_result": self.task.ignore_result, **task_options, **own}
 
     @cached_property
@@ -89,7 +90,7 @@ class Call:
             return read
         check = getattr(task, "__header__", None) if task.typing else None
         is_pickled = self.publish_options.get("serializer") == "pickle"
-        dump = None if is_pickled else task._dump_pydantic_arguments
+        dump = None if is_pickled else upstream.DUMP_MODELS.of(task)
         if dump is not None:
             return lambda item: dump(*_checked(check, read(item)))
         return (lambda item: _checked(check, read(item))) if check else read

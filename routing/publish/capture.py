@@ -14,6 +14,7 @@ from typing import Any
 from celery.backends.base import Backend
 from kombu import Producer
 
+from routing import upstream
 from routing.publish.attempt import ensure, tell_after
 from routing.publish.call import Call
 
@@ -212,7 +213,7 @@ class Line:
         options = outgoing.options
         if (event := outgoing.sent_event) is None:
             return
-        dispatcher = outgoing.event_dispatcher or self.call.app.amqp._event_dispatcher
+        dispatcher = outgoing.event_dispatcher or upstream.EVENT_DISPATCHER.of(self.call.app.amqp)
         event.update(exchange=options["exchange"], routing_key=options["routing_key"])
         dispatcher.publish(
             "task-sent",

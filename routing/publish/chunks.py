@@ -17,6 +17,7 @@ from kombu import Producer
 from kombu.exceptions import OperationalError, SerializationError
 from kombu.utils.json import dumps
 
+from routing import upstream
 from routing.errors import MessageTooLarge, QueueFull, RoutingError
 from routing.message.eta import Delay
 from routing.message.exemption import is_exempt
@@ -164,14 +165,14 @@ class Made:
         try:
             prepared = line.capture.prepare(outgoing)
             message = prepared.message
-            channel._inplace_augment_message(message, prepared.exchange, prepared.routing_key)
+            upstream.AUGMENT.of(channel)(message, prepared.exchange, prepared.routing_key)
             eta = channel.take_eta(prepared.routing_key, message)
             text = dumps(message)
         except Exception as error:
             raise NotSerializable(error) from error
         lane = Lane(
             queue=prepared.routing_key,
-            priority=channel._get_message_priority(message, reverse=False),
+            priority=upstream.PRIORITY.of(channel)(message, reverse=False),
             exempt=is_exempt(outgoing.headers),
             delayed=eta is not None,
         )

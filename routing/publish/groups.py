@@ -23,6 +23,7 @@ from typing import Any
 
 from celery import canvas
 
+from routing import upstream
 from routing.message.eta import Delay
 from routing.message.exemption import was_accepted
 from routing.publish.attempt import ensure
@@ -43,7 +44,7 @@ _MARK = "__celeriac_whole__"
 
 def extend_canvas() -> None:
     """Let groups and chords be published whole; extending twice is safe."""
-    for kind in (canvas.group, canvas._chord):
+    for kind in (canvas.group, upstream.CHORD.of(canvas)):
         if not hasattr(kind.apply_async, _MARK):
             kind.apply_async = _published_whole(kind.apply_async)
 

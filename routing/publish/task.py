@@ -9,6 +9,7 @@ from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 
+from routing import upstream
 from routing.errors import DeadLetter
 from routing.publish.bulk import send
 from routing.publish.call import Arguments, Call, Read
@@ -110,7 +111,7 @@ def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(error, DeadLetter):
             raise error
         attempt = partial(retry, self, *args, **options)
-        return waiting_of(self._get_app()).until_retried(self, error, attempt)
+        return waiting_of(upstream.TASK_APP.of(self)()).until_retried(self, error, attempt)
 
     setattr(retry_unless_dead, _SPARES_THE_DEAD, True)
     return retry_unless_dead
@@ -122,7 +123,9 @@ def _is_derived(request: Any) -> bool:
 
 
 def _call(task: Any, options: dict[str, Any], read: Read) -> Call:
-    return Call(app=task._get_app(), name=task.name, task=task, options=options, read=read)
+    return Call(
+        app=upstream.TASK_APP.of(task)(), name=task.name, task=task, options=options, read=read
+    )
 
 
 def _single(item: Any) -> Arguments:

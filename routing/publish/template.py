@@ -21,6 +21,7 @@ import kombu.utils.json as kombu_json
 from celery.utils.saferepr import saferepr
 from kombu.serialization import registry
 
+from routing import upstream
 from routing.publish.capture import Capture, Outgoing
 
 #: Writes the serialized arguments of one item, as a quoted JSON text.
@@ -134,10 +135,10 @@ class Envelope:
         self.exchange = prepared.exchange
         self.declare = prepared.declare
         self.headers = message["headers"]
-        self.priority: int = channel._get_message_priority(message, reverse=False)
+        self.priority: int = upstream.PRIORITY.of(channel)(message, reverse=False)
         self._write = _body_writer(capture, outgoing, channel)
         self._args_repr, self._kwargs_repr = args_repr, kwargs_repr
-        channel._inplace_augment_message(message, prepared.exchange, prepared.routing_key)
+        upstream.AUGMENT.of(channel)(message, prepared.exchange, prepared.routing_key)
         marks = {name: f'"{uuid4().hex}"' for name in ("body", "argsrepr", "kwargsrepr", "tag")}
         message["body"] = marks["body"][1:-1]
         message["properties"]["delivery_tag"] = marks["tag"][1:-1]
@@ -193,7 +194,7 @@ def _body_writer(capture: Capture, outgoing: Outgoing, channel: Any) -> BodyWrit
         return _json_writer(_encode(embed))
 
     def write(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        body, _, _ = capture._prepare(
+        body, _, _ = upstream.PREPARE.of(capture)(
             (args, kwargs, embed), serializer, None, None, compression, {}
         )
         text, _ = channel.encode_body(body, channel.body_encoding)
@@ -204,7 +205,7 @@ def _body_writer(capture: Capture, outgoing: Outgoing, channel: Any) -> BodyWrit
 
 def _is_stock(channel: Any) -> bool:
     """Whether JSON and the body's encoding are kombu's own."""
-    stock = registry._encoders["json"].encoder is kombu_json.dumps
+    stock = upstream.JSON_ENCODERS.of(registry)["json"].encoder is kombu_json.dumps
     return stock and channel.body_encoding == "base64"
 
 

@@ -7,7 +7,6 @@ They get `QueueFull` at once, and it says so.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +14,9 @@ from typing import Any
 
 from celery import current_task
 from celery.signals import beat_init
+
+from routing import upstream
+from routing.transport.refusals import in_event_loop
 
 _WORKER = "a worker does not wait for room that it makes itself"
 _BEAT = "beat does not wait, as it has other entries to send"
@@ -45,12 +47,12 @@ def why_not(queue: str, *, is_worker: bool) -> str:
     """
     if is_worker or _is_a_task_of_its_consumer(queue):
         return _WORKER
-    return _REASON.get() or (_LOOP if asyncio._get_running_loop() is not None else "")
+    return _REASON.get() or (_LOOP if in_event_loop() else "")
 
 
 def _is_a_task_of_its_consumer(queue: str) -> bool:
     """Whether a task runs here, in a pool process, whose worker consumes the queue."""
-    task: Any = current_task._get_current_object() if current_task else None
+    task: Any = upstream.CURRENT_OBJECT.of(current_task)() if current_task else None
     if task is None or task.request.called_directly or task.request.is_eager:
         return False
     return queue in task.app.amqp.queues.consume_from

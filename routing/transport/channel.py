@@ -17,6 +17,7 @@ from typing import Any
 import redis
 from kombu.transport import redis as stock
 
+from routing import upstream
 from routing.message.evidence import Evidence
 from routing.redis.backoff import Patience
 from routing.redis.faults import ANSWERED, Sorting, sorting
@@ -50,8 +51,6 @@ class EngineMixin(Publishing):
     connection_class: Any
     client: Any
     closed: bool
-    _in_poll: Any
-    _brpop_sent_at: float | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._engine_consumers: dict[str, str] = {}
@@ -83,7 +82,7 @@ class EngineMixin(Publishing):
     def _delivery(self) -> Delivery:
         return Delivery(
             self.link,
-            consumer_of=lambda queue: self.connection._callbacks.get(queue),
+            consumer_of=lambda queue: upstream.CONSUMERS.of(self.connection).get(queue),
             put_off=lambda error: self.fetcher.put_off(error),
             refuse=self._refuse,
         )
@@ -243,7 +242,7 @@ class EngineMixin(Publishing):
     def _deliver_free(self, payload: Any, queue: str) -> None:
         """Hand a message without acknowledgement to its consumer; what is none is only logged."""
         try:
-            self.connection._deliver(payload, queue)
+            upstream.DELIVER.of(self.connection)(payload, queue)
         except NO_MESSAGE as error:
             logger.error(
                 "queue %r: not a task message, and not kept, as nothing of this queue is: %r",

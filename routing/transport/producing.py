@@ -12,7 +12,6 @@ from kombu.utils.json import dumps
 
 from routing.message.eta import Delay, take_eta
 from routing.message.exemption import is_exempt
-from routing.redis.backoff import patiently
 from routing.redis.bounds import Terms
 from routing.redis.commands import Verbs
 from routing.redis.keys import Keys
@@ -21,6 +20,7 @@ from routing.transport import gathering
 from routing.transport.gathering import Lane
 from routing.transport.link import Link
 from routing.transport.overflow import Overflow, Took, forget
+from routing.transport.refusals import patiently
 from routing.transport.runtime import Database, Runtime, database_of, lookup
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from redis import exceptions
 
+from routing import upstream
 from routing.inflight.locks import original
 from routing.redis.clocks import boot_seconds
 from routing.redis.faults import ANSWERED, LOST
@@ -21,9 +22,7 @@ from routing.redis.faults import ANSWERED, LOST
 class Polled(Protocol):
     """What kombu's poller knows of a channel."""
 
-    #: The connection on which a command is out; kombu's listening one.
-    _in_poll: Any
-    _brpop_sent_at: float | None
+    #: Has the connection on which a command is out.
     client: Any
 
     @property
@@ -46,7 +45,7 @@ class Wire:
     @property
     def is_out(self) -> bool:
         """Whether a command waits for its reply."""
-        return bool(self._polled._in_poll)
+        return bool(upstream.IN_POLL.of(self._polled))
 
     def send(self, args: Sequence[Any]) -> None:
         """Send a command.
@@ -55,13 +54,15 @@ class Wire:
             redis.exceptions.ConnectionError: the connection is lost.
         """
         connection = self._polled.client.connection
-        self._polled._brpop_sent_at = time.monotonic()
+        upstream.SENT_AT.put(self._polled, time.monotonic())
         self.sent_at = boot_seconds()
-        self._polled._in_poll = connection  # last: whoever looks at how old it is looks at this
+        upstream.IN_POLL.put(
+            self._polled, connection
+        )  # last: whoever looks at how old it is looks at this
         try:
             connection.send_command(*args)
         except LOST:
-            self._polled._in_poll = None
+            upstream.IN_POLL.put(self._polled, None)
             raise
 
     def read(self) -> Any:
@@ -76,28 +77,28 @@ class Wire:
                 self._polled.client.connection, "EVALSHA"
             )
         except ANSWERED:
-            self._polled._in_poll = None
+            upstream.IN_POLL.put(self._polled, None)
             raise
         except LOST:
             self.drop()
             raise
-        self._polled._in_poll.heard()
-        self._polled._in_poll = None
+        upstream.IN_POLL.of(self._polled).heard()
+        upstream.IN_POLL.put(self._polled, None)
         return reply
 
     def forget(self) -> None:
         """Note that no command is out any more."""
-        self._polled._in_poll = None
+        upstream.IN_POLL.put(self._polled, None)
 
     def drop(self) -> None:
         """Close the connection."""
-        self._polled._in_poll = None
+        upstream.IN_POLL.put(self._polled, None)
         self._polled.client.connection.disconnect()
 
     @property
     def is_doubtful(self) -> bool:
         """Whether the reply that is due may never come, as another connection has heard nothing."""
-        return bool(self._polled._in_poll.is_doubtful)
+        return bool(upstream.IN_POLL.of(self._polled).is_doubtful)
 
     def check_silence(self, *, longest_wait: float) -> None:
         """Drop a connection on which a command has had no reply for longer than it may take.
@@ -110,9 +111,9 @@ class Wire:
         Raises:
             redis.exceptions.ConnectionError: the connection is lost.
         """
-        limit = getattr(self._polled._in_poll, "socket_timeout", None)
+        limit = getattr(upstream.IN_POLL.of(self._polled), "socket_timeout", None)
         if limit and self.is_silent(limit + longest_wait):
-            self._polled._in_poll.heard_nothing()
+            upstream.IN_POLL.of(self._polled).heard_nothing()
             self.drop()
             raise exceptions.ConnectionError(f"the broker did not answer for {limit:g} s")
 
@@ -121,7 +122,7 @@ class Wire:
 
         A reply that has come and was not read yet (the loop was busy) is one.
         """
-        connection, sent_at = self._polled._in_poll, self._polled._brpop_sent_at
+        connection, sent_at = upstream.IN_POLL.of(self._polled), upstream.SENT_AT.of(self._polled)
         if not connection or sent_at is None or time.monotonic() - sent_at < seconds:
             return False
         sock = getattr(connection, "_sock", None)

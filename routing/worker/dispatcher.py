@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from routing import upstream
 from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
@@ -94,7 +95,9 @@ class Dispatcher(bootsteps.StartStopStep):
             self._slots = self._make_slots(consumer)
         else:
             self._slots.reset(
-                len(consumer.pool._pool._cache) if consumer.pool.uses_semaphore else 0
+                len(upstream.JOBS.of(upstream.PROCESS_POOL.of(consumer.pool)))
+                if consumer.pool.uses_semaphore
+                else 0
             )
         self._running = True
         channel.settler.flush()
@@ -134,7 +137,7 @@ class Dispatcher(bootsteps.StartStopStep):
         # Handed-over work survives a reconnect, so the pool must not forget it.
         consumer.pool.flush = None
         if consumer.pool.uses_semaphore:
-            finish = consumer.pool.flush = Pipes(consumer.pool._pool).finish
+            finish = consumer.pool.flush = Pipes(upstream.PROCESS_POOL.of(consumer.pool)).finish
             Cut(consumer, finish)
             return SemaphoreSlots(
                 consumer.pool,

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import states
-from celery._state import _task_stack
+from celery import _state, states
 from celery.canvas import maybe_signature
 
+from routing import upstream
 from routing.message.exemption import accepted_before
 from routing.redis.faults import is_passing
 
@@ -26,7 +26,7 @@ def count_part(backend: Any, task: Any, request: Any, state: str, result: Any) -
     Raises:
         Exception: the server is away, or refuses.
     """
-    _task_stack.push(task)
+    upstream.TASK_STACK.of(_state).push(task)
     task.request_stack.push(request)
     try:
         backend.on_chord_part_return(request, state, result)
@@ -37,7 +37,7 @@ def count_part(backend: Any, task: Any, request: Any, state: str, result: Any) -
         logger.exception("Chord part of task %s could not be counted", request.id)
     finally:
         task.request_stack.pop()
-        _task_stack.pop()
+        upstream.TASK_STACK.of(_state).pop()
 
 
 def count_success(task: Any, request: Any, result: Any) -> None:
@@ -57,4 +57,6 @@ def send_links(app: Any, request: Any, result: Any) -> None:
 
 
 def _send(app: Any, link: Any, result: Any, options: dict[str, Any]) -> None:
-    app.amqp._retry_publish(maybe_signature(link, app=app).apply_async, (result,), **options)
+    upstream.RETRY_PUBLISH.of(app.amqp)(
+        maybe_signature(link, app=app).apply_async, (result,), **options
+    )

@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
+from routing import upstream
+
 
 def let_go(pool: Any) -> None:
     """Take from each greenlet that has ended what refers to itself.
@@ -17,7 +19,7 @@ def let_go(pool: Any) -> None:
     Arguments:
         pool: Celery's gevent pool; any other is left as it is.
     """
-    clean_up = getattr(pool, "_cleanup_after_job_finish", None)
+    clean_up = getattr(pool, upstream.AFTER_GREENLET.name, None)
     if clean_up is None:
         return
 
@@ -26,7 +28,7 @@ def let_go(pool: Any) -> None:
         clean_up(greenlet, *args, **options)
         greenlet.terminate = _has_ended
 
-    pool._cleanup_after_job_finish = clean_up_and_let_go
+    upstream.AFTER_GREENLET.put(pool, clean_up_and_let_go)
 
 
 def _has_ended(signal: Any) -> None:

@@ -48,8 +48,8 @@ class InterruptibleRequest(stock.Request):
 
     def mark(self, state: State) -> None:
         """Note how far the message has come."""
-        if (holdings := holdings_of(self._message)) is not None:
-            holdings.mark(self._message.delivery_tag, state)
+        if (holdings := holdings_of(self.message)) is not None:
+            holdings.mark(self.message.delivery_tag, state)
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
@@ -66,7 +66,7 @@ class InterruptibleRequest(stock.Request):
     def _was_interrupted(self, error: BaseException) -> bool:
         """Tell whether its process was lost by a deploy, not by what the task did."""
         may_run_again = self.task.acks_late and self.task.reject_on_worker_lost
-        is_ours = isinstance(self._message, EngineMessage) and not self.acknowledged
+        is_ours = isinstance(self.message, EngineMessage) and not self.acknowledged
         return bool(may_run_again and is_ours and (STOP.told or asked_to_end(error)))
 
     def _run_again(self, error: BaseException) -> None:
@@ -89,30 +89,30 @@ class InterruptibleRequest(stock.Request):
 
         A worker that stops gives back all that it still holds, in order, so it need not.
         """
-        if not STOP.told and not self.acknowledged and isinstance(self._message, EngineMessage):
+        if not STOP.told and not self.acknowledged and isinstance(self.message, EngineMessage):
             # What gevent's pool reports as a success would not be run again by this worker.
             successful_requests.discard(self.id)
             self._return(Mark.REDELIVERED)
 
     def _return(self, mark: Mark) -> None:
         """Return the message, which may have run in part, to the front of its queue uncharged."""
-        self._message.link.holdings.give_back(self._message.delivery_tag, mark)
+        self.message.link.holdings.give_back(self.message.delivery_tag, mark)
         self.acknowledged = True
         self.send_event("task-rejected", requeue=True)
 
     def _success_was_stored(self) -> Any:
         """Tell whether the task had succeeded before its process was lost."""
         if stored := super()._success_was_stored():
-            self._message.ending = "done"
+            self.message.ending = "done"
             count_success(self.task, self._context, stored.get("result"))
         return stored
 
     def _retry_worker_lost(self, exc: Any, exc_info: Any) -> bool:
         """Send a retry in the place of a lost run, where the task wants that."""
-        ending, self._message.ending = self._message.ending, "retried"
+        ending, self.message.ending = self.message.ending, "retried"
         if super()._retry_worker_lost(exc, exc_info):
             return True
-        self._message.ending = ending
+        self.message.ending = ending
         return False
 
     def _end_interrupted(self, error: BaseException, end: Callable[[], None]) -> None:
@@ -124,7 +124,7 @@ class InterruptibleRequest(stock.Request):
     def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
         # From now on, as what its process says when it is killed comes at any moment.
         self._already_cancelled = True
-        CLERK.do(self._app, partial(super()._announce_cancelled, *args, **kwargs))
+        CLERK.do(self.app, partial(super()._announce_cancelled, *args, **kwargs))
 
 
 def exit_text(error: BaseException) -> str:

@@ -22,8 +22,10 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from billiard.exceptions import RestartFreqExceeded
 from billiard.pool import READY
-from celery.concurrency.asynpool import AsynPool, _select
+from celery.concurrency import asynpool
+from celery.concurrency.asynpool import AsynPool
 
+from routing import upstream
 from routing.errors import AnswerUnreadable
 from routing.worker.failure import failure_of
 
@@ -50,14 +52,15 @@ class Pipes:
         self._pool = pool
         self._answers: dict[int, Coroutine] = {}
         self._is_finishing = False
-        self._receive: Callable[..., Coroutine] = pool._result_handler._recv_message
+        handler = upstream.RESULT_HANDLER.of(pool)
+        self._receive: Callable[..., Coroutine] = upstream.READ_ANSWER.of(handler)
         # The loop holds the only other reference to the reader of an answer.
-        pool._result_handler._recv_message = self._remember
-        self._watch_process = pool._track_child_process
-        pool._track_child_process = self._watch_if_alive
-        pool._event_process_exit = self._replace
+        upstream.READ_ANSWER.put(handler, self._remember)
+        self._watch_process = upstream.TRACK_PROCESS.of(pool)
+        upstream.TRACK_PROCESS.put(pool, self._watch_if_alive)
+        upstream.PROCESS_EXIT.put(pool, self._replace)
         # Of the class: it is called on that, too, when the pool is terminated.
-        AsynPool._stop_task_handler = staticmethod(_tell_to_end)
+        upstream.STOP_TASK_HANDLER.put(AsynPool, staticmethod(_tell_to_end))
 
     def _watch_if_alive(self, process: Any, hub: Any) -> None:
         """Watch a pool process for its end, unless that was noticed before the loop was reset.
@@ -75,9 +78,9 @@ class Pipes:
         looks only then finds it alive, and stock Celery looks again up to five seconds later.
         """
         pool = self._pool
-        pool._untrack_child_process(process, hub)
+        upstream.UNTRACK_PROCESS.of(pool)(process, hub)
         # One that never came up is left to the pool's own pace: the next may not, either.
-        if process.exitcode is None and looks and process not in pool._waiting_to_start:
+        if process.exitcode is None and looks and process not in upstream.WAITING_TO_START.of(pool):
             hub.call_later(EXIT_LOOK_SECONDS, self._look_again, hub, process, looks - 1)
         else:
             pool.maintain_pool()
@@ -101,12 +104,12 @@ class Pipes:
 
     def _unreadable(self, fd: int, error: Exception) -> Any:
         """Return the failure of what the process at the other end runs, None if that is unknown."""
-        process = self._pool._result_handler.fileno_to_outq.get(fd)
+        process = upstream.RESULT_HANDLER.of(self._pool).fileno_to_outq.get(fd)
         logger.error("an answer of %r cannot be read", process, exc_info=error)
-        for job in self._pool._cache.values():
-            if process is not None and job._worker_pid == process.pid and not job.ready():
+        for job in upstream.JOBS.of(self._pool).values():
+            if process is not None and upstream.JOB_PID.of(job) == process.pid and not job.ready():
                 answer = (False, failure_of(AnswerUnreadable(repr(error))))
-                return READY, (job._job, None, answer, process.inqW_fd)
+                return READY, (upstream.JOB_NUMBER.of(job), None, answer, process.inqW_fd)
         return None
 
     def finish(self) -> None:
@@ -125,24 +128,24 @@ class Pipes:
 
     def _finish_payloads(self) -> None:
         pool = self._pool
-        jobs = {_writer_of(job): job for job in pool._cache.values()}
-        for writer in list(pool._active_writers):
+        jobs = {_writer_of(job): job for job in upstream.JOBS.of(pool).values()}
+        for writer in list(upstream.ACTIVE_WRITERS.of(pool)):
             job = jobs.get(writer)
-            if job is not None and job._write_to is not None:
-                pool._flush_writer(job._write_to, writer)
+            if job is not None and upstream.JOB_PROCESS.of(job) is not None:
+                upstream.FLUSH_WRITER.of(pool)(upstream.JOB_PROCESS.of(job), writer)
             else:
                 _exhaust(writer)
-            pool._active_writers.discard(writer)
+            upstream.ACTIVE_WRITERS.of(pool).discard(writer)
 
     def _finish_answers(self) -> None:
-        handler = self._pool._result_handler
-        hub, answers, self._answers = handler._hub, self._answers, {}
+        handler = upstream.RESULT_HANDLER.of(self._pool)
+        hub, answers, self._answers = upstream.ANSWERS_HUB.of(handler), self._answers, {}
         for fd, reader in answers.items():
             process = handler.fileno_to_outq.get(fd)
             if hub is None or process is None or reader.gi_frame is None:
                 continue
             hub.add_reader(fd, reader)
-            handler._finish_partial_read(fd, process)
+            upstream.FINISH_ANSWER.of(handler)(fd, process)
 
 
 def _tell_to_end(task_handler: Any) -> None:
@@ -152,13 +155,15 @@ def _tell_to_end(task_handler: Any) -> None:
     waits for room in it for ever.
     """
     for process in task_handler.pool:
-        while process._is_alive() and not _is_told(process):
+        while upstream.IS_ALIVE.of(process)() and not _is_told(process):
             continue
 
 
 def _is_told(process: Any) -> bool:
     with suppress(OSError):  # its pipe is closed, as it ends
-        _, writable, _ = _select(writers={process.inq._writer}, timeout=EXIT_LOOK_SECONDS)
+        _, writable, _ = upstream.SELECT.of(asynpool)(
+            writers={upstream.PIPE_WRITER.of(process.inq)}, timeout=EXIT_LOOK_SECONDS
+        )
         if not writable:
             return False
         process.inq.put(None)  # all of it: a pipe with room at all has room for this
@@ -170,7 +175,7 @@ def _raise(error: Exception) -> NoReturn:
 
 
 def _writer_of(job: Any) -> Coroutine | None:
-    reference = getattr(job, "_writer", None)
+    reference = getattr(job, upstream.JOB_WRITER.name, None)
     return reference() if reference is not None else None
 
 

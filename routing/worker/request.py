@@ -52,11 +52,11 @@ class Request(InterruptibleRequest):
         """Note why the message is a dead letter if it ends by this error, early acks apart."""
         if self.acknowledged or isinstance(error, (Ignore, Retry)):
             return
-        self._message.evidence = of_error(
+        self.message.evidence = of_error(
             _reason(error),
             error,
             traceback=traceback,
-            task=self._type,
+            task=self.type,
             task_id=self.id,
             attempts=(self.request_dict.get("retries") or 0) + 1,
             worker=self.hostname,
@@ -65,9 +65,9 @@ class Request(InterruptibleRequest):
     def is_void(self) -> bool:
         """Whether it must not run: another worker has it; or it is too old, or took its worker down
         too often, and is ended now."""
-        if (holdings := holdings_of(self._message)) is None:
+        if (holdings := holdings_of(self.message)) is None:
             return False
-        if (held := holdings.get(self._message.delivery_tag)) is None:
+        if (held := holdings.get(self.message.delivery_tag)) is None:
             task_ready(self)
             return True
         limits = holdings.topology.queue(held.queue)
@@ -87,7 +87,7 @@ class Request(InterruptibleRequest):
     def fail_early(self, error: Exception) -> None:
         """End it as failed without running it."""
         task_ready(self)
-        self._message.ending = "failed"
+        self.message.ending = "failed"
         self.note_death(error)
         self._end_when_stored(partial(self._fail_early, error))
 
@@ -107,7 +107,7 @@ class Request(InterruptibleRequest):
     def _end_when_stored(self, end: Callable[[], None]) -> None:
         """Make an ending outside of the event loop; the message goes when its result is stored."""
         self._is_ending = True
-        CLERK.do(self._app, partial(self._end_stored, end))
+        CLERK.do(self.app, partial(self._end_stored, end))
 
     def _end_stored(self, end: Callable[[], None]) -> None:
         self._then = []
@@ -123,9 +123,9 @@ class Request(InterruptibleRequest):
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
         self.mark(State.STARTED)
         tell_repeated_starts([self])
-        if not self.task.acks_late and isinstance(self._message, EngineMessage):
-            self._message.ending = "started"
-            self._message.ends_at_start = True
+        if not self.task.acks_late and isinstance(self.message, EngineMessage):
+            self.message.ending = "started"
+            self.message.ends_at_start = True
         super().on_accepted(pid, time_accepted)
         if is_cut_off() and self.pool is not None:
             # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
@@ -142,8 +142,8 @@ class Request(InterruptibleRequest):
         if self._then is not None:
             self._then.append(self.acknowledge)
             return
-        if getattr(self._message, "ends_at_start", False) and not self.acknowledged:
-            self._message.ack_log_error(logger, self.connection_errors)
+        if getattr(self.message, "ends_at_start", False) and not self.acknowledged:
+            self.message.ack_log_error(logger, self.connection_errors)
             self.acknowledged = True
             return
         super().acknowledge()
@@ -157,7 +157,7 @@ class Request(InterruptibleRequest):
 
     def on_retry(self, exc_info: Any) -> None:
         """End the message as retried: the retry is a message of its own."""
-        self._message.ending = "retried"
+        self.message.ending = "retried"
         super().on_retry(exc_info)
 
     def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
@@ -181,9 +181,9 @@ class Request(InterruptibleRequest):
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End the message as failed after a hard time limit, unless it is to run again."""
         if not soft:
-            self._message.ending = "failed"
+            self.message.ending = "failed"
             self.note_death(TimeLimitExceeded(timeout))
-            self._message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
+            self.message.loss = f"it ran for {timeout:g} s, its hard limit, on {self.hostname}"
             end = partial(super().on_timeout, soft, timeout)
             self._end_when_stored(partial(self._end_unless_cut_off, end))
             return
@@ -194,7 +194,7 @@ class Request(InterruptibleRequest):
         return bool(
             self.delivery_info.get("redelivered")
             and self._context.chord
-            and self._app.conf.worker_deduplicate_successful_tasks
+            and self.app.conf.worker_deduplicate_successful_tasks
         )
 
     def _end_repeated(self, end: Callable[[], None]) -> None:
@@ -208,14 +208,14 @@ class Request(InterruptibleRequest):
     ) -> None:
         """End the message by what was raised, unless Celery finds that it is to run again."""
         error = unwrap(exc_info)
-        self._message.ending = _ending_by(error)
+        self.message.ending = _ending_by(error)
         self.note_death(error, traceback=str(exc_info.traceback or ""))
         end = partial(super().on_failure, exc_info, send_failed_event, return_ok)
         if isinstance(error, EXITS):
             if self._was_interrupted(error):
                 self._end_when_stored(partial(self._end_interrupted, error, end))
                 return
-            self._message.loss = f"its process was lost on {self.hostname}: {exit_text(error)}"
+            self.message.loss = f"its process was lost on {self.hostname}: {exit_text(error)}"
         if not return_ok or isinstance(error, Reject):
             end_failed = partial(self._end_failed, end)
             if isinstance(error, TimeLimitExceeded):
@@ -255,7 +255,7 @@ class Request(InterruptibleRequest):
                 self.reject(requeue=False)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        self._message.ending = "expired" if expired else "revoked"
+        self.message.ending = "expired" if expired else "revoked"
         # From now on, although that is yet to be stored.
         self._already_revoked = True
         announce = partial(super()._announce_revoked, reason, terminated, signum, expired)

@@ -16,6 +16,7 @@ from typing import Any
 
 from celery import states
 
+from routing import upstream
 from routing.inflight.forks import rest
 from routing.message.exemption import accepted_before
 from routing.redis.faults import Fault, fault_of, is_passing
@@ -67,12 +68,12 @@ def wait_for_results(app: Any, *, silence_seconds: float, is_green: bool = False
         if not app.conf.value_set_for(setting):
             app.conf[setting] = value
     if not hasattr(app, "_celeriac_shares"):
-        make = app._get_backend
-        app._get_backend = lambda: _patient(make())
+        make = upstream.GET_BACKEND.of(app)
+        upstream.GET_BACKEND.put(app, lambda: _patient(make()))
     app._celeriac_shares = is_green and not app.conf.value_set_for("result_backend_thread_safe")
     wait_by(app, WorkersWaiting() if app.conf.result_backend_always_retry else None)
-    if (made := app._backend) is not None:
-        app._backend = _patient(made)
+    if (made := upstream.APP_BACKEND.of(app)) is not None:
+        upstream.APP_BACKEND.put(app, _patient(made))
 
 
 class Patient:

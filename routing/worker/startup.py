@@ -8,6 +8,7 @@ from typing import Any
 import click
 from celery import bootsteps
 
+from routing import upstream
 from routing.errors import EngineError, TopologyError
 from routing.inflight.prefetch import Prefetch
 from routing.redis.permissions import denied, grant, unless_denied
@@ -38,6 +39,7 @@ class CheckTable(bootsteps.Step):
         """Check, once the pool knows its size."""
         if (table := topology_of(parent.app)) is None:
             return
+        upstream.check(worker=True)
         queues = list(parent.app.amqp.queues.consume_from)
         wait_for_results(
             parent.app,
@@ -139,7 +141,7 @@ def warn_of_stranded(channel: Any, app: Any) -> None:
     """
     if STOCK_QUEUE in app.amqp.queues:
         return
-    if waiting := unless_denied(lambda: channel._size(STOCK_QUEUE)):
+    if waiting := unless_denied(lambda: upstream.SIZE.of(channel)(STOCK_QUEUE)):
         logger.warning(
             "%d messages wait in queue %r, which is not in the queue table, so no worker of this "
             "app consumes it: add [queues.%s] to the table, at least until it is empty",

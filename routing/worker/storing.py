@@ -15,6 +15,7 @@ from celery import states
 from celery.exceptions import BackendStoreError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
+from routing import upstream
 from routing.redis.scripts import call
 
 try:
@@ -49,9 +50,9 @@ def stores_like_redis(kind: Any) -> bool:
     return (
         is_redis(kind)
         and kind.store_result is RedisBackend.store_result
-        and kind._store_result is RedisBackend._store_result
+        and upstream.REDIS_STORE.of(kind) is upstream.REDIS_STORE.of(RedisBackend)
         and kind.set is RedisBackend.set
-        and kind._set is RedisBackend._set
+        and upstream.REDIS_SET.of(kind) is upstream.REDIS_SET.of(RedisBackend)
     )
 
 
@@ -64,12 +65,12 @@ def encoded(
         BackendStoreError: it is too large.
         kombu.exceptions.EncodeError: it cannot be encoded.
     """
-    meta = backend._get_result_meta(
+    meta = upstream.RESULT_META.of(backend)(
         result=result, state=state, traceback=traceback, request=request
     )
     meta["task_id"] = bytes_to_str(task_id)
     text = ensure_bytes(backend.encode(meta))
-    if len(text) > backend._MAX_STR_VALUE_SIZE:
+    if len(text) > upstream.LARGEST_VALUE.of(backend):
         raise BackendStoreError("value too large for Redis backend", state=state, task_id=task_id)
     return Result(task_id, backend.get_key_for_task(task_id), text, state)
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias
 
-from celery import current_app, states
-from celery._state import _task_stack
+from celery import _state, current_app, states
 from celery.app import trace
 from celery.app.task import Context
 from celery.utils.serialization import get_pickleable_exception
 
+from routing import upstream
 from routing.message.codec import loads
 from routing.message.evidence import text_of
 from routing.worker.exits import PROCESS_EXITS, Exits
@@ -130,7 +130,7 @@ def _fail(task: Any, context: Any, error: BaseException) -> Failure:
     """Do what the tracer does for an error that it catches."""
     # What cannot be stored under its name is stored under it all the same.
     known: Any = error if get_pickleable_exception(error) is error else stand_in(error)
-    _task_stack.push(task)
+    upstream.TASK_STACK.of(_state).push(task)
     task.request_stack.push(context)
     try:
         info = _handle(task, context, known.with_traceback(error.__traceback__))
@@ -140,7 +140,7 @@ def _fail(task: Any, context: Any, error: BaseException) -> Failure:
         return failure(info)
     finally:
         task.request_stack.pop()
-        _task_stack.pop()
+        upstream.TASK_STACK.of(_state).pop()
 
 
 def _handle(task: Any, context: Any, error: BaseException) -> Any:

@@ -20,7 +20,7 @@ def test_a_worker_drops_dead_letters_that_are_too_old_in_every_queue(
         for queue in queues:
             channel.push(queue, numbered(2, queue=queue))
             while message := channel.basic_get(queue):
-                channel.bury(message.delivery_tag, Evidence(reason="failed"))
+                channel.link.holdings.bury(message.delivery_tag, Evidence(reason="failed"))
         job = AgeDeadLetters(SimpleNamespace(app=app))
 
         def aged() -> bool:

@@ -8,8 +8,9 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
-from routing.redis.backoff import FIRST_SECONDS, LONGEST_SECONDS, Patience, patiently
+from routing.redis.backoff import FIRST_SECONDS, LONGEST_SECONDS, Patience
 from routing.redis.faults import Fault, Sorting, answer_of, fault_of, is_passing, sorted_error
+from routing.transport.refusals import patiently
 
 REFUSALS = [
     "BUSY Valkey is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
