@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import redis
@@ -62,7 +63,7 @@ class Publishing:
         return Link(
             verbs=self.verbs,
             holdings=self.runtime.holdings_of(self._database()),
-            make_client=lambda: self.plain_client,
+            make_client=partial(_client_of, weakref.ref(self)),
         )
 
     def _database(self) -> Database:
@@ -168,3 +169,10 @@ class Publishing:
 
     def _put_stock(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         super()._put(queue, message, **kwargs)  # type: ignore[misc]
+
+
+def _client_of(reference: weakref.ref[Publishing]) -> redis.Redis:
+    """Return a channel's client; a strong reference would be a cycle, which keeps its sockets."""
+    if (channel := reference()) is None:
+        raise redis.ConnectionError("the channel is closed")
+    return channel.plain_client
