@@ -160,8 +160,8 @@ def _add_plain(app: Celery) -> None:
         raise DeadLetter(text)
 
     @app.task(name="basic.rejects", shared=False)
-    def rejects(text: str) -> None:
-        raise Reject(text)
+    def rejects(text: str, requeue: bool = False) -> None:
+        raise Reject(text, requeue=requeue)
 
     @app.task(
         name="basic.exhausted",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import redis
@@ -345,3 +346,30 @@ def test_a_delayed_message_without_its_text_is_none(rig: Rig) -> None:
 def test_steps_of_priority_that_repeat_bring_no_message_twice(rig: Rig) -> None:
     keys = replace(rig.keys, steps=(0, 0, 3))
     assert keys.ready_lists("q") == [keys.ready("q", 0), keys.ready("q", 3)]
+
+
+def test_a_quiet_queue_is_not_looked_into_until_its_bell_is_heard(rig: Rig) -> None:
+    rig.push(numbered(2), queue="other")
+    fetch = Fetch("w:90:", (("q", 5),), quiet=("other", "third"))
+    reply = rig.verbs.exchange(rig.client, Settlement([]), fetch)
+    assert reply.arrivals == []
+    assert list(reply.heard) == ["other"]
+    assert len(rig.fetch(5, queue="other")) == 2
+    assert not rig.verbs.exchange(rig.client, Settlement([]), fetch).heard
+
+
+def test_what_quiet_queues_cost_does_not_grow_with_the_table(rig: Rig) -> None:
+    def commands(count: int) -> int:
+        quiet = tuple(f"quiet-{n}" for n in range(count))
+        before = _commands(rig)
+        rig.verbs.exchange(rig.client, Settlement([]), Fetch("w:91:", (("q", 5),), quiet=quiet))
+        return _commands(rig) - before
+
+    commands(1)  # loads the script
+    assert commands(200) == commands(1)
+
+
+def _commands(rig: Rig) -> int:
+    """Return how many commands the server has run, those of scripts among them."""
+    stats: Any = rig.client.info("commandstats")
+    return sum(int(entry["calls"]) for name, entry in stats.items() if "info" not in name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -356,4 +357,64 @@ def test_a_consumer_outside_of_a_worker_keeps_its_leases_too(broker: Broker) -> 
         holdings = channel.link.holdings
     assert holdings.keeper is None
     assert broker.holds_nothing()
+    close(app)
+
+
+def test_what_is_held_belongs_to_one_database(valkey: Server) -> None:
+    urls = [valkey.fresh_url() for _ in range(2)]
+    app = create(urls[0])
+    came: deque[Message] = deque()
+    acknowledged: list[str] = []
+
+    def drain(connection: Connection) -> None:
+        """Take what comes, and acknowledge whatever has come, whichever database it is from."""
+        while len(acknowledged) < 600:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            with suppress(IndexError):
+                while message := came.popleft():
+                    message.ack()
+                    acknowledged.append(message.delivery_tag)
+
+    with ExitStack() as stack:
+        connections = [stack.enter_context(app.connection_for_read(url)) for url in urls]
+        channels = [connection.channel() for connection in connections]
+        for connection, channel in zip(connections, channels, strict=True):
+            for number in range(300):
+                app.send_task("basic.add", (number, 1), queue="default", connection=connection)
+            queues = [Queue("default", routing_key="default")]
+            stack.enter_context(Consumer(channel, queues, on_message=came.append, accept=["json"]))
+        threads = [threading.Thread(target=drain, args=(one,)) for one in connections]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert channels[0].link.holdings is not channels[1].link.holdings
+    for url in urls:
+        with Broker(url) as broker:
+            assert broker.ledger("default") == {"accepted": 300, "unacked": 0, "done": 300}
+            assert broker.holds_nothing()
+    close(app)
+
+
+def test_a_lost_channel_leaves_its_endings_to_no_other_database(valkey: Server) -> None:
+    urls = [valkey.fresh_url() for _ in range(2)]
+    app = create(urls[0])
+    with app.connection_for_read(urls[0]) as one, app.connection_for_read(urls[1]) as two:
+        app.send_task("basic.add", (1, 1), queue="default", connection=one)
+        message = one.channel().basic_get("default")
+        holdings = message.link.holdings
+        holdings.durable = True  # as in a worker, whose work outlives its channel
+        message.channel.close()
+        two.channel().basic_get("default")
+        message.ack()
+        assert holdings.outbox.endings == 1, "nobody of this database could settle it"
+        again = one.channel()
+        again.fetcher.name  # noqa: B018 - it begins to settle
+        again.settler.flush()
+        assert holdings.outbox.endings == 0
+        holdings.durable = False
+        holdings.dismiss()
+    with Broker(urls[0]) as broker:
+        assert broker.ledger("default") == {"accepted": 1, "unacked": 0, "done": 1}
     close(app)
