@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -24,7 +25,6 @@ from kombu import pools
 
 from routing import DeadLetter, install
 from routing.inflight.locks import original
-from tests.support.wait import pause
 
 #: Longest time that a task waits for its key: a test that forgot it must not hang for ever.
 WAIT_SECONDS = 60
@@ -184,7 +184,7 @@ def _add_traced(app: Celery, traces: Traces) -> None:
         """Run, taking some time."""
         traces.started(name)
         if seconds:
-            pause(seconds)
+            time.sleep(seconds)
         traces.ran(name)
         return name
 

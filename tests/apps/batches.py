@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,6 @@ from pydantic import BaseModel
 from batching import Batch, BatchTask
 from routing import install
 from tests.apps.basic import Traces
-from tests.support.wait import pause
 
 TABLE: Mapping[str, Any] = {
     "queues": {"default": {"prefetch": 500}, "other": {"prefetch": 500}},
@@ -127,7 +127,7 @@ def _add_gathered(app: Celery, traces: Traces) -> None:
     @_batch_task(app, max_size=20)
     def pausing(batch: Batch[int]) -> None:
         """Take a moment, and note each item once it is over."""
-        pause(0.05)
+        time.sleep(0.05)
         for item in batch:
             traces.ran(str(item.value))
 

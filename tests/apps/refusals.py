@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,6 @@ from celery import Celery
 from batching import Batch, BatchTask
 from tests.apps.basic import Traces
 from tests.apps.basic import create as create_basic
-from tests.support.wait import pause
 
 TABLE: Mapping[str, Any] = {
     "queues": {
@@ -38,7 +38,7 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
     def attempt(self: Any, name: str, how: str, seconds: float) -> str:
         """Run for some time, then succeed, fail, or succeed at the second try."""
         traces.ran(name)
-        pause(seconds)
+        time.sleep(seconds)
         if how == "fail":
             raise ValueError(name)
         if how == "retry" and not self.request.retries:
@@ -50,7 +50,7 @@ def create(broker: str, *, store: str = "", **more: Any) -> Celery:
         """Take some time, then let each item succeed, fail, or succeed at the second try."""
         for one in batch:
             traces.ran(one.value["name"])
-        pause(max(one.value.get("seconds", 0.1) for one in batch))
+        time.sleep(max(one.value.get("seconds", 0.1) for one in batch))
         for one in batch:
             if one.value["how"] == "retry" and one.attempt == 1:
                 one.retry(countdown=0.2)

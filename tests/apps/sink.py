@@ -21,7 +21,6 @@ from celery import Celery
 from batching import Batch, BatchTask, Item
 from tests.apps.basic import Traces
 from tests.apps.basic import create as create_basic
-from tests.support.wait import pause
 
 LEASE_SECONDS = 3.0
 
@@ -119,7 +118,7 @@ def _add_plain(app: Celery, sink: Sink, traces: Traces) -> None:
     def sample(sent_at: float, series: str) -> None:
         """Note how old it is, and take a while."""
         traces.client.rpush(f"ages:{series}", time.monotonic() - sent_at)
-        pause(0.1)
+        time.sleep(0.1)
 
 
 BATCHES: Mapping[str, Any] = {

@@ -14,11 +14,12 @@ from routing.cli.deadletter import deadletter
 from routing.deadletters import replay
 from routing.message.codec import wrap
 from routing.message.evidence import of_error
+from routing.redis.letters import Graves
 from routing.transport.channel import EngineMixin
 from tests.cli.conftest import Run
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, task_message
-from tests.support.wait import pause
+from tests.support.wait import elapse, eventually
 
 TRACEBACK = """Traceback (most recent call last):
   File "/srv/shop/orders.py", line 12, in charge
@@ -93,10 +94,16 @@ def test_letters_are_listed_newest_first(run: Run, channel: EngineMixin) -> None
     assert run(deadletter, "list", "-Q", "low", "--json").output == ""
 
 
+def now(channel: EngineMixin) -> int:
+    """Return the server's clock in milliseconds."""
+    return Graves(channel.plain_client, channel.verbs).now_ms()
+
+
 def test_the_newest_of_all_queues_are_listed(run: Run, channel: EngineMixin) -> None:
     for task_id, queue in (("a", "bulk"), ("b", "low"), ("c", "bulk"), ("d", "low")):
         kill(channel, task_id, queue=queue)
-        pause(0.002)
+        died = now(channel)
+        eventually(lambda died=died: now(channel) > died)
     assert listed(run) == ["d", "c", "b", "a"]
     assert listed(run, "--limit", "2") == ["d", "c"]
 
@@ -279,7 +286,7 @@ def test_a_replay_stops_when_messages_die_again(
             message.ending = "failed"
             message.evidence = of_error("failed", ValueError("still declined"))
             message.ack()
-        pause(seconds)
+        elapse(seconds)
 
     monkeypatch.setattr(replay.time, "sleep", work_badly)
     monkeypatch.setattr(replay, "WAVE_SECONDS", 1.0)
@@ -300,7 +307,7 @@ def test_what_has_no_id_and_dies_again_is_noticed(
     def work_badly(seconds: float) -> None:
         while raw := broker.client.rpop("bulk"):
             kill_raw(broker, raw.encode() if isinstance(raw, str) else raw)
-        pause(seconds)
+        elapse(seconds)
 
     monkeypatch.setattr(replay.time, "sleep", work_badly)
     monkeypatch.setattr(replay, "WAVE_SECONDS", 1.0)

@@ -12,7 +12,7 @@ from routing.message.eta import Delay, eta_of, in_ms
 from routing.redis.values import Arrival
 from tests.support.messages import id_of, ids_of, task_message
 from tests.support.rig import Rig
-from tests.support.wait import eventually, pause
+from tests.support.wait import eventually
 
 LONG_MS = 3_600_000
 
@@ -58,20 +58,20 @@ def test_a_fetch_tells_when_the_next_message_is_due(rig: Rig) -> None:
 
 def test_messages_leave_in_the_order_in_which_they_are_due(rig: Rig) -> None:
     rig.delay(delays(60, 20, 40))
-    pause(0.1)
+    rig.let_pass(0.1)
     assert fetched(rig.fetch()) == ["2", "3", "1"]
 
 
 def test_messages_that_are_due_together_leave_in_the_order_in_which_they_came(rig: Rig) -> None:
     rig.delay(delays(*[30] * 12))
-    pause(0.05)
+    rig.let_pass(0.05)
     assert fetched(rig.fetch()) == [str(n) for n in range(1, 13)]
 
 
 def test_what_is_due_goes_behind_what_waits(rig: Rig) -> None:
     rig.push([task_message(message_id="waits")])
     rig.delay(delays(0))
-    pause(0.01)
+    rig.let_pass(0.01)
     assert fetched(rig.fetch(1)) == ["waits"]
     assert rig.ready_ids() == ["1"]
     assert rig.bells() == 1
@@ -80,7 +80,7 @@ def test_what_is_due_goes_behind_what_waits(rig: Rig) -> None:
 def test_what_is_due_and_not_taken_wakes_somebody_else(rig: Rig) -> None:
     rig.delay(delays(0, 0, 0))
     rig.take_bell()
-    pause(0.01)
+    rig.let_pass(0.01)
     reply = rig.exchange(q=1)
     assert (len(reply.arrivals), reply.left, rig.bells()) == (1, {"q": 2}, 1)
 
@@ -88,7 +88,7 @@ def test_what_is_due_and_not_taken_wakes_somebody_else(rig: Rig) -> None:
 def test_a_message_returns_to_the_list_of_its_priority(rig: Rig) -> None:
     rig.delay(delays(0), priority=6)
     rig.delay(delays(0, first=2), priority=0)
-    pause(0.01)
+    rig.let_pass(0.01)
     assert fetched(rig.fetch(1)) == ["2"]
     assert ids_of(rig.broker.texts("q", step=6)) == ["1"]
 
@@ -97,7 +97,7 @@ def test_equal_messages_stay_apart(rig: Rig) -> None:
     text = task_message(message_id="same")
     rig.delay([Delay(later(0), "same", text)] * 3)
     rig.delay([Delay(later(0), "same", text)])
-    pause(0.01)
+    rig.let_pass(0.01)
     assert fetched(rig.fetch()) == ["same"] * 4
 
 
@@ -113,13 +113,13 @@ def test_a_message_that_is_due_bears_the_time_from_which_its_age_counts(rig: Rig
 
 def test_what_is_no_message_is_not_lost_among_the_delayed(rig: Rig) -> None:
     rig.delay([Delay(later(0), "", "no message"), *delays(0)])
-    pause(0.01)
+    rig.let_pass(0.01)
     assert [arrival.text[:10] for arrival in rig.fetch()] == [b"no message", b'{"body": "']
 
 
 def test_one_fetch_makes_at_most_five_hundred_ready_and_says_that_more_are_due(rig: Rig) -> None:
     rig.delay(delays(*[0] * 1100))
-    pause(0.01)
+    rig.let_pass(0.01)
     reply = rig.exchange(q=5)
     assert 0 < reply.due_ms["q"] <= reply.server_ms
     assert reply.left == {"q": 495}
@@ -131,7 +131,7 @@ def test_one_fetch_makes_at_most_five_hundred_ready_and_says_that_more_are_due(r
 def test_the_limit_of_one_fetch_is_shared_by_its_queues(rig: Rig) -> None:
     rig.delay(delays(*[0] * 400))
     rig.delay(delays(*[0] * 400), "other")
-    pause(0.01)
+    rig.let_pass(0.01)
     reply = rig.exchange(q=1, other=1)
     assert reply.left == {"q": 399, "other": 99}
     assert rig.exchange(other=1).left == {"other": 398}
@@ -145,7 +145,7 @@ def test_thousands_may_be_delayed_in_one_call(rig: Rig) -> None:
 def test_the_ledger_counts_delayed_messages_as_accepted(rig: Rig) -> None:
     rig.delay(delays(0, LONG_MS))
     assert rig.broker.ledger("q") == {"accepted": 2}
-    pause(0.01)
+    rig.let_pass(0.01)
     rig.settle(rig.fetch())
     assert rig.broker.ledger("q") == {"accepted": 2, "done": 1, "unacked": 0}
     assert rig.delayed() == 1
@@ -177,7 +177,7 @@ def test_a_policy_that_drops_keeps_the_bound(
     assert rig.broker.ledger(queue) == {"accepted": 3, counter: 1}
     (gone,) = rig.broker.client.lrange(rig.keys.dropped(queue), 0, -1)
     assert json.loads(gone)["celeriac"]["dropped"] == queue.replace("few-", "drop_")
-    pause(0.01)
+    rig.let_pass(0.01)
     assert fetched(rig.fetch(queue=queue)) == left
 
 
@@ -185,7 +185,7 @@ def test_more_new_ones_than_the_bound_drop_the_oldest_of_them_too(rig: Rig) -> N
     rig.delay(delays(LONG_MS), "few-oldest")
     kept = rig.delay(delays(*[0] * 5, first=2), "few-oldest")
     assert (kept.accepted, kept.dropped) == (5, 4)
-    pause(0.01)
+    rig.let_pass(0.01)
     assert fetched(rig.fetch(queue="few-oldest")) == ["5", "6"]
 
 

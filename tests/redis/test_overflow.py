@@ -13,7 +13,6 @@ from routing.topology.model import Topology
 from routing.transport.overflow import STAMP_BYTES
 from tests.support.messages import ids_of, numbered, task_message
 from tests.support.rig import Rig
-from tests.support.wait import pause
 
 #: A message's bytes in its queue; all of `numbered` are as long up to "9".
 SIZE = len(task_message(message_id="1", queue="q")) + STAMP_BYTES
@@ -188,7 +187,7 @@ def test_a_push_of_nothing_says_how_much_waits_and_changes_nothing(rig: Rig) -> 
 def test_a_refusal_says_how_long_the_oldest_message_waits(rig: Rig) -> None:
     bounded(rig, "reject", max_length=1)
     rig.push(numbered(1))
-    pause(0.02)
+    rig.let_pass(0.02)
     pushed = rig.push(numbered(1))
     assert pushed.accepted == 0
     assert pushed.age_ms >= 20

@@ -17,7 +17,6 @@ from tests.apps.basic import close, create
 from tests.support.messages import ids_of, numbered
 from tests.support.rig import Rig
 from tests.support.servers import Server, redis_binary, valkey_binary
-from tests.support.wait import pause
 
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
@@ -115,7 +114,7 @@ def test_a_full_server_can_settle_and_fetch_in_one_call(own: Rig) -> None:
 def test_a_full_server_makes_ready_what_is_due(own: Rig) -> None:
     eta = datetime.now(UTC)
     own.delay([Delay(eta, text, text) for text in numbered(3)])
-    pause(0.01)
+    own.let_pass(0.01)
     with full(own):
         own.settle(own.fetch(2))
         own.settle(own.fetch(2))

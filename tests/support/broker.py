@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from tests.support.wait import pause
+from tests.support.wait import elapse
 
 #: kombu's priority steps other than the first have lists of their own.
 SEPARATOR = "\x06\x16"
@@ -98,11 +98,12 @@ class Broker:
 
     def calls_per_second(self, *, seconds: float) -> float:
         """Return how many fetches and waits the workers send to the whole server each second."""
-        before = self._calls()
-        pause(seconds)
-        return (self._calls() - before) / seconds
+        before = self.calls()
+        elapse(seconds)
+        return (self.calls() - before) / seconds
 
-    def _calls(self) -> int:
+    def calls(self) -> int:
+        """Return how many fetches and waits the whole server has answered."""
         stats = self.client.info("commandstats")
         names = ("cmdstat_evalsha", "cmdstat_brpop")
         return sum(int(stats[name]["calls"]) for name in names if name in stats)

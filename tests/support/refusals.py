@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from redis import exceptions
 
 from tests.support.servers import Server
-from tests.support.wait import eventually, pause
+from tests.support.wait import elapse, eventually
 
 #: Seconds that an outage lasts.
 OUTAGE_SECONDS = 1.2
@@ -133,7 +133,7 @@ REFUSALS: dict[str, Callable[[Server], contextlib.AbstractContextManager[None]]]
 def outage(server: Server, how: str) -> Iterator[None]:
     """Let it be in trouble for `OUTAGE_SECONDS`, in one of the ways of `REFUSALS`."""
     with REFUSALS[how](server):
-        pause(OUTAGE_SECONDS)
+        elapse(OUTAGE_SECONDS)
         yield
 
 

@@ -15,6 +15,7 @@ from routing.redis.values import Arrival, Ending, Exchanged, Fetch, Mark, Pushed
 from routing.topology.model import Topology
 from tests.support.broker import Broker
 from tests.support.messages import id_of, ids_of
+from tests.support.wait import eventually
 
 LEASE_SECONDS = 60.0
 
@@ -66,6 +67,11 @@ class Rig:
         """Return the server's clock."""
         seconds, micros = self.broker.client.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+    def let_pass(self, seconds: float) -> None:
+        """Wait until the server's clock has gone on for so long."""
+        until = self.server_ms() + seconds * 1000
+        eventually(lambda: self.server_ms() > until)
 
     def exchange(self, settlement: Settlement = NOTHING, **asked: int) -> Exchanged:
         """Settle, and fetch as many as asked of each queue in this order."""

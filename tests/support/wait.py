@@ -15,9 +15,13 @@ POLL_SECONDS = 0.03
 _NEVER_SET = threading.Event()
 
 
-def pause(seconds: float) -> None:
-    """Let other processes go on for a moment."""
-    _NEVER_SET.wait(seconds)
+def elapse(seconds: float) -> None:
+    """Let time pass that is what a test is about: the length of an outage, or an age.
+
+    Never to wait for something that somebody does: that is what `eventually` asks for.
+    """
+    until = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() >= until, seconds + 60)
 
 
 def eventually(
@@ -40,7 +44,7 @@ def eventually(
         if time.monotonic() >= until:
             found = message() if callable(message) else message
             raise AssertionError(f"not within {timeout} s: {found or predicate}")
-        pause(POLL_SECONDS)
+        _NEVER_SET.wait(POLL_SECONDS)
 
 
 def throughout(predicate: Callable[[], T], seconds: float) -> T:
@@ -51,4 +55,4 @@ def throughout(predicate: Callable[[], T], seconds: float) -> T:
         assert value, f"was true for less than {seconds} s: {predicate}"
         if time.monotonic() >= until:
             return value
-        pause(POLL_SECONDS)
+        _NEVER_SET.wait(POLL_SECONDS)

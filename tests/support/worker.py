@@ -54,6 +54,7 @@ class Worker:
         log_level: str = "INFO",
         start_seconds: float = START_SECONDS,
     ) -> None:
+        self.pool = pool
         self.slots = 1 if pool == "solo" else concurrency
         name = name or secrets.token_hex(4)
         self.name = name if "@" in name else f"{name}@test"

@@ -23,7 +23,7 @@ from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, numbered
 from tests.support.servers import Server, free_port
-from tests.support.wait import eventually, pause
+from tests.support.wait import elapse, eventually
 
 
 @pytest.fixture(params=["", "shop:"], ids=["plain", "key prefix"])
@@ -125,7 +125,7 @@ def test_an_early_ack_that_another_thread_carries_is_waited_for(
 
     def slow(verbs: Verbs, *args: Any) -> Any:
         carries.set()
-        pause(0.2)
+        elapse(0.2)
         reply = exchange(verbs, *args)
         order.append("carried")
         return reply

@@ -20,7 +20,7 @@ from tests.support.messages import ids_of
 from tests.support.servers import Server, valkey_binary
 from tests.support.station import Station, station
 from tests.support.users import User
-from tests.support.wait import eventually, pause, throughout
+from tests.support.wait import elapse, eventually, throughout
 from tests.worker.conftest import POOLS
 
 LEASE_SECONDS = 3.0
@@ -113,7 +113,7 @@ def test_a_broker_that_is_away_for_three_leases_repeats_nothing(
         with at.worker.twin():
             if how == "paused":
                 os.kill(elsewhere.pid, signal.SIGSTOP)
-                pause(3 * LEASE_SECONDS)
+                elapse(3 * LEASE_SECONDS)
                 # The slot is free, but nobody knows whose the next message is.
                 at.traces.open(names[0].split("-")[0])
                 at.wait_until_ran(1)
@@ -121,9 +121,9 @@ def test_a_broker_that_is_away_for_three_leases_repeats_nothing(
                 os.kill(elsewhere.pid, signal.SIGCONT)
             else:
                 elsewhere.stop(signal.SIGKILL)
-                pause(3 * LEASE_SECONDS)
+                elapse(3 * LEASE_SECONDS)
                 elsewhere.start()
-            pause(LEASE_SECONDS)
+            elapse(LEASE_SECONDS)
             at.traces.open(names[0].split("-")[0], times=len(names))
             at.wait_until_ran(len(names), timeout=40)
             at.wait_until_settled(timeout=20)
@@ -235,7 +235,7 @@ def test_a_message_that_has_become_too_old_is_ended_and_never_run(valkey: Server
         first = at.send("held", "first", "gate", queue="aging")
         at.traces.next_start()
         late = at.send("mark", "late", queue="aging")
-        pause(QUEUES["aging"]["max_age"])
+        elapse(QUEUES["aging"]["max_age"])
         at.traces.open("gate")
         assert first.get(timeout=10) == "first"
         with pytest.raises(Exception, match="expired"):

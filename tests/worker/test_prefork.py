@@ -14,7 +14,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from tests.support.results import value
 from tests.support.servers import Server
 from tests.support.station import Station, station
-from tests.support.wait import eventually, pause
+from tests.support.wait import elapse, eventually
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_pool_process_that_dies_with_the_connection_ends_no_worker(valkey: Ser
         for milliseconds in range(4):
             connected = at.worker.log.count("] Connected to")
             os.kill(at.worker.children[0], signal.SIGKILL)
-            pause(milliseconds / 1000)
+            elapse(milliseconds / 1000)
             valkey.kill_clients(int(url.rpartition("/")[2]))
             eventually(
                 lambda n=connected: (

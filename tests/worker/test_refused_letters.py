@@ -11,7 +11,7 @@ import pytest
 from tests.apps.basic import close
 from tests.apps.refusals import TABLE, create
 from tests.support.servers import Server, valkey_binary
-from tests.support.wait import eventually, pause
+from tests.support.wait import elapse, eventually
 from tests.support.worker import Worker
 
 #: The leases are renewed three times while nothing else happens, and bells are waited for.
@@ -42,7 +42,7 @@ def test_a_dead_letter_that_is_refused_holds_up_nothing(server: Server, pool: st
         attempt.delay("lost", "fail", 0.01)
         eventually(lambda: "refused to settle" in worker.log)
         before = scripts(client)
-        pause(LEASE_SECONDS)
+        elapse(LEASE_SECONDS)
         assert scripts(client) - before < 100
         assert attempt.delay("good", "succeed", 0.01).get(timeout=10) == "good"
         eventually(lambda: not client.hlen("unacked"))

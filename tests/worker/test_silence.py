@@ -13,7 +13,7 @@ from tests.apps.basic import TABLE, close, create
 from tests.support.links import Link
 from tests.support.servers import Server
 from tests.support.station import Station, station
-from tests.support.wait import eventually, pause
+from tests.support.wait import elapse, eventually
 from tests.worker.conftest import POOLS
 
 #: Seconds after which a link counts as silent, for quick tests.
@@ -116,7 +116,7 @@ def test_a_link_that_serves_nobody_for_a_while_is_found_again_in_every_pool(
     for at in places:
         at.traces.next_run()
     link.silence(new_ones=True)
-    pause(4)
+    elapse(4)
     link.heal()
     link.silence()
     for at in places:

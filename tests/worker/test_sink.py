@@ -17,7 +17,7 @@ from routing.message import letter as deadletter
 from tests.apps.sink import LEASE_SECONDS
 from tests.support.scene import Scene
 from tests.support.servers import Server
-from tests.support.wait import eventually, pause, throughout
+from tests.support.wait import elapse, eventually, throughout
 
 MEGABYTE = 1024 * 1024
 
@@ -35,7 +35,7 @@ def test_a_sink_that_fails_and_is_away_loses_nothing(valkey: Server, tmp_path: P
         sent |= at.send_many("load", *range(300, 400))
         eventually(at.sink.rows, 30)
         at.sink.away.touch()
-        pause(3)
+        elapse(3)
         assert at.ledger().difference == 0
         assert len(at.sink.rows()) < len(sent)
         at.sink.away.unlink()
@@ -64,7 +64,7 @@ def test_connections_that_are_cut_again_and_again_bury_nothing_twice(
             sent |= at.send_many("load", *range(start, start + 20))
             bad |= at.send_many("load", -start - 1, -start - 2)
             valkey.kill_clients(database)
-            pause(0.1)
+            elapse(0.1)
         book = at.wait_until_all_ended()
         assert at.sink.rows() == sent
         assert (book["done"], book["dead"]) == (len(sent), len(bad))

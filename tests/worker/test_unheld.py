@@ -14,7 +14,7 @@ from tests.apps.basic import Traces, close
 from tests.apps.unheld import LOOSE, NEWS, TABLED, create
 from tests.support.broker import Broker
 from tests.support.servers import Server
-from tests.support.wait import eventually, pause
+from tests.support.wait import eventually
 from tests.support.worker import Worker
 from tests.worker.conftest import POOLS
 
@@ -86,7 +86,8 @@ def test_a_key_that_is_no_queue_ends_no_worker(url: str, sender: Celery) -> None
     with Broker(url) as broker:
         broker.client.set(LOOSE, "somebody's own")
         send(sender, "mark", "meanwhile", "default").get(timeout=20)
-        pause(1.5)  # so long a worker waits before it looks anyway
+        looked = broker.calls()  # a fetch, or a wait for a bell
+        eventually(lambda: broker.calls() >= looked + 4)
         send(sender, "mark", "still", "default").get(timeout=20)
         broker.client.delete(LOOSE)
     assert send(sender, "mark", "again", LOOSE).get(timeout=20) == "again"
