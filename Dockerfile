@@ -3,7 +3,7 @@ FROM python:3.11-slim
 
 WORKDIR /srv/celeriac
 COPY . .
-RUN pip install --no-cache-dir ".[demo,flower,gevent,postgres]" \
+RUN pip install --no-cache-dir ".[gevent]" -r tasks/requirements.txt "psycopg[binary]>=3.2" \
     && useradd --system --home-dir /srv/celeriac celeriac
 USER celeriac
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 
 PY      := $(VENV)/bin/python
-INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --editable
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --editable . --requirement
 
 .DEFAULT_GOAL := help
 .PHONY: help run up test upstream check format bench clean
@@ -47,18 +47,18 @@ $(VENV)/bin/python:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-# A stamp says which extras lie in the environment; it is old when the metadata has changed.
-$(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
+# A stamp says what lies in the environment; it is old when what is asked for has changed.
+$(VENV)/run.stamp: pyproject.toml tasks/requirements.txt | $(VENV)/bin/python
 	@echo "Installing Celeriac, the demo, Valkey and Flower into $(VENV)"
-	@$(INSTALL) ".[broker,demo,flower,up]"
+	@$(INSTALL) tasks/requirements.txt
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+$(VENV)/dev.stamp: pyproject.toml tasks/requirements.txt tests/requirements.txt | $(VENV)/bin/python
 	@echo "Installing Celeriac and its development tools into $(VENV)"
-	@$(INSTALL) ".[dev]"
+	@$(INSTALL) tests/requirements.txt
 	@touch $@
 
-$(VENV)/upstream.stamp: pyproject.toml | $(VENV)/bin/python
+$(VENV)/upstream.stamp: pyproject.toml tests/upstream/requirements.txt | $(VENV)/bin/python
 	@echo "Installing Celeriac and what Celery's own suite imports into $(VENV)"
-	@$(INSTALL) ".[upstream]"
+	@$(INSTALL) tests/upstream/requirements.txt
 	@touch $@

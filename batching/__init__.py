@@ -11,20 +11,24 @@ A batch task is written for many items at once and called like any other task:
 
     load.delay(row)                     # one item, as always
 
-The tour, in the order in which a message passes:
+A message's trip, first in the worker's parent process:
 
-- `strategy` takes messages in, in the worker's parent process: revoked and expired items end here,
-  the others wait in a `buffer`. When they go is decided by `policy`, which is pure.
-- `unit` is a batch on its way through the pool; `slots` says when one is free; `request` is an
-  item in the parent; `wire` is what travels to the pool process.
-- `run` opens the parcels there, validates each item against the model (`validate`; an invalid item
-  fails alone, before the call), calls the function once (`call`) and has each item settled.
-- `settle` replays each outcome through Celery's own tracer, so that results, autoretry, links,
-  errbacks, chains, chords, signals and events work item by item; `results` writes a batch's
-  results in one pipeline.
-- Back in the parent each item is acknowledged by its own ending, after its outcome is stored.
+- `consumer/intake.py` takes messages in: revoked and expired items end here, the others wait in a
+  window (`consumer/window.py`), which decides, purely, when they get their turn for a slot.
+- `consumer/unit.py` is a batch that waits for its slot, then runs; `consumer/slots.py` says when one
+  is free; `consumer/request.py` is an item; `message.py` is what travels to the pool process.
 
-What the function may do with an item is in `batch`: `item.done(result)`, `item.fail(error)`,
+Then in the pool process:
+
+- `pool/run.py` opens the parcels, validates each item against the model (an invalid item fails
+  alone, before the call), calls the function once (`pool/call.py`) and has each item settled.
+- `pool/settle.py` replays each outcome through Celery's own tracer, so that results, autoretry,
+  links, errbacks, chains, chords, signals and events work item by item; `pool/results.py` writes a
+  batch's results in one step, and then sends what its items send.
+
+Back in the parent each item is acknowledged by its own ending, after its outcome is stored.
+
+What the function may do with an item is in `batch.py`: `item.done(result)`, `item.fail(error)`,
 `item.retry(countdown=...)`, `item.dead(reason)`; or it returns one result per item. An item that it
 says nothing about is done. If it raises, every item without an outcome fails or retries by the
 task's own policy. What fails for good is kept among the queue's dead letters.
@@ -41,6 +45,14 @@ Time limits apply to the call. Hooks and signals of an item (`before_start`, `ta
 """
 
 from __future__ import annotations
+
+import routing
+
+if not hasattr(routing, "enqueue_many"):
+    raise ImportError(
+        "batching needs the package 'routing' that comes with it, and found another one at "
+        f"{getattr(routing, '__file__', None)}: rename that, or start Python elsewhere"
+    )
 
 from batching.batch import Batch, Item
 from batching.errors import (

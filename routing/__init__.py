@@ -42,15 +42,33 @@ not at all.
 
 **Dead letters**: what will not be tried again is kept in the queue ``<queue>.dead`` with the
 reason. A task that no retry can help says so by ``raise DeadLetter("why")``. ``celery deadletter``
-lists, groups, replays and purges them; `routing.message.letter` has them as values.
+lists, groups, replays and purges them; `routing.deadletters` has them as values.
 
-**Workers** on Redis or Valkey run on the engine in `routing.redis`: prefetch is per queue and
+**Workers** on Redis or Valkey run on the engine in `routing.transport`: prefetch is per queue and
 exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
 queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
 ``celery queues`` shows where every message is, how messages ended, and what is missing
 (`routing.redis.ledger`). On other brokers, routes and levels work and the engine is off.
 
 **Errors** are one tree under `RoutingError`; see `routing.errors`.
+
+A message's trip through the rooms, each step with its file:
+
+- *publish*: the table says which queue (`publish/router.py`); Celery makes the message, and its
+  connection is the engine's (`publish/amqp.py`); the queue's bound lets it in, or not
+  (`transport/producing.py`, `transport/overflow.py`, `redis/lua/push.lua`).
+- *fetch*: what is sent next is decided (`inflight/fetch_policy.py`) and sent (`transport/fetcher.py`,
+  `redis/lua/exchange.lua`); what comes is held (`inflight/holdings.py`), decoded and handed to its
+  consumer (`transport/delivery.py`).
+- *hand-over*: it becomes a request (`worker/intake.py`, `worker/request.py`) and waits for a slot, by
+  weight, reserve and limit (`worker/dispatcher.py`, `worker/fairness.py`).
+- *ending*: whatever its run raises comes back as an ending (`worker/traced.py`); the request says
+  which (`worker/request.py`), and it leaves with the next exchange or within milliseconds
+  (`transport/settler.py`).
+
+The rooms: `topology` (the table), `message` (one message), `redis` (the server), `inflight` (what
+this process holds), `transport` (kombu's side), `publish`, `worker`, `maintenance` (what workers do
+for everybody), `deadletters`, `doctor`, `cli`. ``docs/architecture.md`` draws them.
 """
 
 from __future__ import annotations

