@@ -15,8 +15,8 @@ A message's trip, first in the worker's parent process:
 
 - `consumer/intake.py` takes messages in: revoked and expired items end here, the others wait in a
   window (`consumer/window.py`), which decides, purely, when they get their turn for a slot.
-- `consumer/unit.py` is a batch that waits for its slot, then runs; `consumer/slots.py` says when one
-  is free; `consumer/request.py` is an item; `message.py` is what travels to the pool process.
+- `consumer/unit.py` is a batch that waits for its slot, then runs; `consumer/slots.py` says when
+  one is free; `consumer/request.py` is an item; `message.py` is what travels to the pool process.
 
 Then in the pool process:
 

@@ -57,11 +57,11 @@ A message's trip through the rooms, each step with its file:
 - *publish*: the table says which queue (`publish/router.py`); Celery makes the message, and its
   connection is the engine's (`publish/amqp.py`); the queue's bound lets it in, or not
   (`transport/producing.py`, `transport/overflow.py`, `redis/lua/push.lua`).
-- *fetch*: what is sent next is decided (`inflight/fetch_policy.py`) and sent (`transport/fetcher.py`,
-  `redis/lua/exchange.lua`); what comes is held (`inflight/holdings.py`), decoded and handed to its
-  consumer (`transport/delivery.py`).
-- *hand-over*: it becomes a request (`worker/intake.py`, `worker/request.py`) and waits for a slot, by
-  weight, reserve and limit (`worker/dispatcher.py`, `worker/fairness.py`).
+- *fetch*: what is sent next is decided (`inflight/fetch_policy.py`) and sent
+  (`transport/fetcher.py`, `redis/lua/exchange.lua`); what comes is held (`inflight/holdings.py`),
+  decoded and handed to its consumer (`transport/delivery.py`).
+- *hand-over*: it becomes a request (`worker/intake.py`, `worker/request.py`) and waits for a slot,
+  by weight, reserve and limit (`worker/dispatcher.py`, `worker/fairness.py`).
 - *ending*: whatever its run raises comes back as an ending (`worker/traced.py`); the request says
   which (`worker/request.py`), and it leaves with the next exchange or within milliseconds
   (`transport/settler.py`).
