@@ -91,7 +91,7 @@ class BatchTask(BulkMethods, Task):
         outcome = self.request.__dict__.pop(OUTCOME, None)
         if outcome is None:
             outcome = run_one(self, args, kwargs).outcome
-        return replay(self, outcome, self._retry_item)
+        return replay_outcome(self, outcome, self._retry_item)
 
     def retry(self, *args: Any, throw: bool = True, **options: Any) -> Any:
         """Retry: in the batch function every item without an outcome, elsewhere this item.
@@ -192,7 +192,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
 }
 
 
-def replay(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
+def replay_outcome(task: Any, outcome: Outcome, retry: Callable[..., Any]) -> Any:
     """Return or raise an item's outcome, in the item's own request."""
     match outcome:
         case Done(result=result):

@@ -19,7 +19,7 @@ from celery import Celery
 from benchmarks.runner import Study
 from benchmarks.server import Server
 from routing import Topology, install
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 
 NO_BOUND = "no_bound"
@@ -44,11 +44,11 @@ def run(server: Server, size: int) -> dict[str, dict[str, Any]]:
     install(app, {"queues": QUEUES})
     noop = app.task(name="bench.noop", ignore_result=True, shared=False)(_nothing)
     with redis.Redis.from_url(server.broker_url) as client, app.producer_pool.acquire() as producer:
-        verbs = Verbs(keys=Keys(), topology=Topology.load({"queues": QUEUES}))
+        commands = Commands(keys=Keys(), topology=Topology.load({"queues": QUEUES}))
         ways: dict[str, tuple[Callable[[str], Any], int, int]] = {
-            "push_1": (lambda queue: verbs.push(client, queue, [TEXT]), size // TURNS, 1),
+            "push_1": (lambda queue: commands.push(client, queue, [TEXT]), size // TURNS, 1),
             "push_500": (
-                lambda queue: verbs.push(client, queue, [TEXT] * 500),
+                lambda queue: commands.push(client, queue, [TEXT] * 500),
                 size // TURNS // 500,
                 500,
             ),

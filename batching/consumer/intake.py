@@ -27,7 +27,7 @@ from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from kombu.asynchronous.timer import to_timestamp
 
 from batching.consumer.request import ItemRequest, wants_task_events
-from batching.consumer.slots import Slots, slots_for
+from batching.consumer.slots import BatchSlots, slots_for
 from batching.consumer.unit import BatchUnit
 from batching.consumer.window import Buffer, Window, limits_of
 from routing import upstream
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 0.01
 
 
-class Group(NamedTuple):
+class BatchGroup(NamedTuple):
     """What must be alike in one call."""
 
     queue: str
@@ -61,7 +61,7 @@ def start(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., None]:
     intake = Intake(task, app, consumer)
     dispatcher = getattr(consumer, "dispatcher", None)
     if dispatcher is not None:
-        dispatcher.add_buffer(intake)
+        dispatcher.add_source(intake)
     return intake.receive
 
 
@@ -73,8 +73,8 @@ class Intake:
         self.app = app
         self.consumer = consumer
         self._utc = app.uses_utc_timezone()
-        self._slots: Slots | None = None
-        self._buffer: Buffer[Group, ItemRequest] = Buffer(limits_of(task))
+        self._slots: BatchSlots | None = None
+        self._buffer: Buffer[BatchGroup, ItemRequest] = Buffer(limits_of(task))
         self._timer: Any = None
         # The timer of some pools is a thread.
         self._lock = threading.RLock()
@@ -229,14 +229,14 @@ class Intake:
         elif self._timer is None:
             self._set_timer()
 
-    def _slots_for(self, request: ItemRequest) -> Slots:
+    def _slots_for(self, request: ItemRequest) -> BatchSlots:
         """Return the slots; the first message tells whose broker this is."""
         if self._slots is None:
             self._slots = slots_for(request.message, self.consumer)
         return self._slots
 
-    def _group(self, request: ItemRequest) -> Group:
-        return Group(request.queue, self._key(request), tuple(request.time_limits))
+    def _group(self, request: ItemRequest) -> BatchGroup:
+        return BatchGroup(request.queue, self._key(request), tuple(request.time_limits))
 
     def _key(self, request: ItemRequest) -> Any:
         if self.task.key is None:
@@ -255,7 +255,7 @@ class Intake:
             self._submit(window)
         self._set_timer()
 
-    def _take_due(self) -> Window[Group, ItemRequest] | None:
+    def _take_due(self) -> Window[BatchGroup, ItemRequest] | None:
         slots = self._slots
         if slots is None:
             return None
@@ -266,7 +266,7 @@ class Intake:
                 backlog=lambda group: slots.backlog(group.queue),
             )
 
-    def _submit(self, window: Window[Group, ItemRequest]) -> None:
+    def _submit(self, window: Window[BatchGroup, ItemRequest]) -> None:
         """Give a batch its turn; it takes items until `_close` is called."""
         slots = self._slots_for(window.entries[0])
         slots.submit(
@@ -281,7 +281,7 @@ class Intake:
             )
         )
 
-    def _wait(self, window: Window[Group, ItemRequest]) -> bool:
+    def _wait(self, window: Window[BatchGroup, ItemRequest]) -> bool:
         """Hold back a batch that could be fuller in a moment: what ended just now made room."""
         slots = self._slots
         if slots is None or not slots.backlog(window.group.queue):
@@ -292,7 +292,7 @@ class Intake:
         self.consumer.timer.call_after(PATIENCE_SECONDS, self._flush_due)
         return True
 
-    def _close(self, window: Window[Group, ItemRequest]) -> list[ItemRequest]:
+    def _close(self, window: Window[BatchGroup, ItemRequest]) -> list[ItemRequest]:
         with self._lock:
             return self._buffer.close(window)
 

@@ -70,7 +70,7 @@ class ItemRequest(Request):
         """End it the way its run in the pool ended, also when that was cancelled too late."""
         self._already_cancelled = False
         if ended.unstored:
-            self.give_back()
+            self.requeue()
         elif ended.outcome[0]:
             self.on_success(ended.outcome)
         else:
@@ -104,7 +104,7 @@ class ItemRequest(Request):
         if wants_task_events(self.eventer):
             super().send_event(type, **fields)
 
-    def give_back(self) -> None:
+    def requeue(self) -> None:
         """Return its message to the broker: it has not ended."""
         state.task_ready(self)
         self.reject(requeue=True)

@@ -15,7 +15,7 @@ from routing.worker.units import Unit
 logger = logging.getLogger(__name__)
 
 
-class Slots(Protocol):
+class BatchSlots(Protocol):
     """What a batch task asks of the pool."""
 
     def idle(self, queue: str) -> bool:
@@ -34,7 +34,7 @@ class Slots(Protocol):
         """Give back the messages of a unit that the pool refused."""
 
 
-def slots_for(message: Any, consumer: Any) -> Slots:
+def slots_for(message: Any, consumer: Any) -> BatchSlots:
     """Return the slots that the work of this message takes."""
     dispatcher = getattr(consumer, "dispatcher", None)
     if dispatcher is None or not isinstance(message, EngineMessage):
@@ -43,7 +43,7 @@ def slots_for(message: Any, consumer: Any) -> Slots:
 
 
 class DispatcherSlots:
-    """Slots that the engine's dispatcher shares out."""
+    """BatchSlots that the engine's dispatcher shares out."""
 
     def __init__(self, dispatcher: Any) -> None:
         self.backlog = dispatcher.backlog
@@ -58,7 +58,7 @@ class DispatcherSlots:
 
 
 class StockSlots:
-    """Slots of a pool without a dispatcher."""
+    """BatchSlots of a pool without a dispatcher."""
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
@@ -89,4 +89,4 @@ class StockSlots:
         """Give the messages back to the broker."""
         self.unused()
         for request in unit.requests:
-            request.give_back()
+            request.requeue()

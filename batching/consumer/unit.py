@@ -19,11 +19,11 @@ from celery.exceptions import TimeLimitExceeded
 from celery.worker import state
 
 from batching.consumer.request import ItemRequest, collect_acks
-from batching.consumer.slots import Slots
+from batching.consumer.slots import BatchSlots
 from batching.errors import NotSettled
 from batching.message import pack
 from batching.pool import results
-from batching.pool.run import run_batch
+from batching.pool.run import run_parcels
 from routing.inflight.held import State
 from routing.worker.clerk import CLERK
 from routing.worker.exits import exits_in
@@ -55,7 +55,7 @@ class BatchUnit:
         requests: Sequence[ItemRequest],
         wait: Callable[[], bool],
         close: Callable[[], Sequence[ItemRequest]],
-        slots: Slots,
+        slots: BatchSlots,
     ) -> None:
         self.queue = queue
         self.requests: Sequence[ItemRequest] = requests
@@ -82,7 +82,7 @@ class BatchUnit:
         hard, soft = self._time_limits()
         parcels = [pack(request, request.invalid) for request in self.requests]
         result = pool.apply_async(
-            run_batch,
+            run_parcels,
             args=(
                 self._task.name,
                 parcels,
@@ -131,7 +131,7 @@ class BatchUnit:
         if self._is_cut and not isinstance(answer, list):
             return  # as a greenlet that was killed answers; its messages go back at the very end
         if not isinstance(answer, list) or len(answer) != len(self.requests):
-            self._give_back(answer)
+            self._requeue(answer)
             return
         with collect_acks(self.requests):
             for request, ended in zip(self.requests, answer, strict=True):
@@ -205,12 +205,12 @@ class BatchUnit:
             logger.warning("Results of a lost batch could not be read", exc_info=True)
             return {}
 
-    def _give_back(self, answer: Any) -> None:
+    def _requeue(self, answer: Any) -> None:
         reason = answer if isinstance(answer, NotSettled) else f"unexpected answer {answer!r}"
         logger.warning(
             "Batch of %d %s is given back: %s", len(self.requests), self._task.name, reason
         )
-        self._each(lambda request: request.give_back())
+        self._each(lambda request: request.requeue())
 
     def _each(self, end: Callable[[ItemRequest], None]) -> None:
         for request in self.requests:

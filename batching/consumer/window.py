@@ -32,7 +32,7 @@ class Window(Generic[G, E]):
 
     group: G
     due_at: float
-    reason: Reason | None = None
+    reason: FlushReason | None = None
     reopened: bool = False
     entries: list[E] = field(default_factory=list)
     count: int = 0
@@ -64,7 +64,7 @@ class Buffer(Generic[G, E]):
         turns: list[Window[G, E]] = []
         window = self._open.get(group)
         if window is not None and not fits(self.limits, window, size_bytes):
-            self._fill(window, Reason.BYTES, turns)
+            self._fill(window, FlushReason.BYTES, turns)
             window = None
         if window is None:
             window = Window(group, now + self.limits.max_wait_seconds)
@@ -87,7 +87,7 @@ class Buffer(Generic[G, E]):
         for group, window in chain(self._reopened.items(), self._gathering.items()):
             is_idle = idle(group)
             more = is_idle and backlog(group)
-            decision = decide(self.limits, window, now, idle=is_idle, backlog=more)
+            decision = decide_flush(self.limits, window, now, idle=is_idle, backlog=more)
             if isinstance(decision, Flush):
                 self._stop_gathering(group)
                 window.reason = decision.reason
@@ -126,7 +126,7 @@ class Buffer(Generic[G, E]):
         self._reopened.clear()
         return entries
 
-    def _fill(self, window: Window[G, E], reason: Reason, turns: list[Window[G, E]]) -> None:
+    def _fill(self, window: Window[G, E], reason: FlushReason, turns: list[Window[G, E]]) -> None:
         """Let nothing more join; a window that had no turn gets it."""
         self._forget(window)
         if window.reason is None:
@@ -142,7 +142,7 @@ class Buffer(Generic[G, E]):
         self._reopened.pop(group, None)
 
 
-class Reason(StrEnum):
+class FlushReason(StrEnum):
     """Why a batch was flushed."""
 
     COUNT = "count"  # it holds max_size items
@@ -160,7 +160,7 @@ class Limits:
     max_wait_seconds: float
 
 
-class Held(Protocol):
+class Gathered(Protocol):
     """What waits for one batch."""
 
     @property
@@ -180,7 +180,7 @@ class Held(Protocol):
 class Flush:
     """Flush what is held, now."""
 
-    reason: Reason
+    reason: FlushReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,38 +193,40 @@ class Wait:
 Decision: TypeAlias = Flush | Wait
 
 
-def fits(limits: Limits, held: Held, size_bytes: int) -> bool:
+def fits(limits: Limits, gathered: Gathered, size_bytes: int) -> bool:
     """Whether one more item of `size_bytes` may join; an item too big for any batch goes alone."""
-    if held.count >= limits.max_size:
+    if gathered.count >= limits.max_size:
         return False
-    if limits.max_bytes is None or held.count == 0:
+    if limits.max_bytes is None or gathered.count == 0:
         return True
-    return held.size_bytes + size_bytes <= limits.max_bytes
+    return gathered.size_bytes + size_bytes <= limits.max_bytes
 
 
-def is_full(limits: Limits, held: Held) -> Reason | None:
+def is_full(limits: Limits, gathered: Gathered) -> FlushReason | None:
     """The bound that was reached, when nothing more can join."""
-    if held.count >= limits.max_size:
-        return Reason.COUNT
-    if limits.max_bytes is not None and held.size_bytes >= limits.max_bytes:
-        return Reason.BYTES
+    if gathered.count >= limits.max_size:
+        return FlushReason.COUNT
+    if limits.max_bytes is not None and gathered.size_bytes >= limits.max_bytes:
+        return FlushReason.BYTES
     return None
 
 
-def decide(limits: Limits, held: Held, now: float, *, idle: bool, backlog: bool) -> Decision:
-    """Whether what is held goes now.
+def decide_flush(
+    limits: Limits, gathered: Gathered, now: float, *, idle: bool, backlog: bool
+) -> Decision:
+    """Whether what is gathered goes now.
 
     `idle`: a slot is free. `backlog`: the broker is known to hold more, or more is being delivered,
     so that a moment's patience makes a fuller batch.
     """
-    full = is_full(limits, held)
+    full = is_full(limits, gathered)
     if full is not None:
         return Flush(full)
-    if now >= held.due_at:
-        return Flush(Reason.WAIT)
+    if now >= gathered.due_at:
+        return Flush(FlushReason.WAIT)
     if idle and not backlog:
-        return Flush(Reason.IDLE)
-    return Wait(held.due_at)
+        return Flush(FlushReason.IDLE)
+    return Wait(gathered.due_at)
 
 
 def limits_of(task: Any) -> Limits:

@@ -56,7 +56,7 @@ class Called:
         return self.seconds / count if count else 0.0
 
 
-def call(
+def call_function(
     task: Any, items: Sequence[Item[Any]], *, soft_limit: bool = False, exits: Exits | None = None
 ) -> Called:
     """Call the task's batch function with `items`, and give each an outcome.

@@ -1,6 +1,6 @@
 """What runs in the pool for one batch: open, validate, call once, settle each item.
 
-`run_batch` is sent by the worker's parent with the parcels of one batch and answers with how each
+`run_parcels` is sent by the worker's parent with the parcels of one batch and answers with how each
 item ended, in order. It raises nothing but exits, because threads, gevent and solo pools would lose
 the answer: when outcomes could not be stored it answers `NotSettled`, and the parent gives every
 message back.
@@ -25,7 +25,7 @@ from batching.errors import InvalidItem, NotSettled
 from batching.message import Parcel, unpack, value_of
 from batching.outcomes import Failed, Repeated
 from batching.pool import results
-from batching.pool.call import call
+from batching.pool.call import call_function
 from batching.pool.settle import Ended, Settling, ignores_result, unstorable
 from routing import upstream
 from routing.message.evidence import text_of
@@ -46,7 +46,7 @@ class _Opened:
     request: dict[str, Any]
 
 
-def run_batch(
+def run_parcels(
     name: str,
     parcels: Sequence[Parcel],
     hostname: str,
@@ -94,7 +94,7 @@ def run_one(task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Item[Any]
         headers=request.headers,
     )
     if item.outcome is None:
-        call(task, [item])
+        call_function(task, [item])
     return item
 
 
@@ -181,7 +181,7 @@ def _call(
     upstream.TASK_STACK.of(_state).push(task)
     task.request_stack.push(context)
     try:
-        return call(task, items, soft_limit=soft_limit, exits=exits).seconds
+        return call_function(task, items, soft_limit=soft_limit, exits=exits).seconds
     finally:
         task.request_stack.pop()
         upstream.TASK_STACK.of(_state).pop()

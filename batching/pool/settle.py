@@ -1,7 +1,7 @@
 """Each item ends by Celery's own tracer, one after the other.
 
 The tracer runs the batch task's `run()`, which returns or raises the outcome that the item
-carries in its request (`replay`). So signals, autoretry with backoff, retry limits, links,
+carries in its request (`replay_outcome`). So signals, autoretry with backoff, retry limits, links,
 errbacks, chains, chords, groups, results, custom states and hooks are Celery's, item by item,
 without a line of them here.
 """

@@ -16,7 +16,7 @@ import redis
 
 from benchmarks.life.plan import QUEUES
 from benchmarks.life.records import Sent, read_sent
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.ledger import read
 from routing.topology.model import Topology
@@ -56,12 +56,12 @@ class Broker:
         table = Topology.load({"queues": {queue: {} for queue in QUEUES}})
         self._keys = Keys()
         self.charges: dict[tuple[str, str], float] = {}
-        self._verbs = Verbs(keys=self._keys, topology=table)
+        self._commands = Commands(keys=self._keys, topology=table)
 
     def places(self) -> dict[str, int] | None:
         """Return how many messages are where; None when the broker does not say."""
         with contextlib.suppress(redis.RedisError):
-            queues = read(self.client, self._verbs).queues
+            queues = read(self.client, self._commands).queues
             waiting = {f"{queue.queue}_waits": queue.waiting for queue in queues}
             return {
                 **waiting,
@@ -82,7 +82,7 @@ class Broker:
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return the ledger of each queue, with its records counted."""
-        ledger = read(self.client, self._verbs, recount=True)
+        ledger = read(self.client, self._commands, recount=True)
         return {queue.queue: queue.as_json() for queue in ledger.queues}
 
     def dead_numbers(self) -> Counter[int]:

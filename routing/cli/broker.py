@@ -88,7 +88,7 @@ def _denial(app: Any, connection: Any, error: Exception) -> str:
     def ask() -> list[str]:
         with app.connection_for_write() as another:
             channel = another.default_channel
-            return denied(channel.plain_client, channel.verbs.keys.workers())
+            return denied(channel.plain_client, channel.commands.keys.workers())
 
     names = unless_denied(ask)
     if names == []:

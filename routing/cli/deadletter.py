@@ -186,7 +186,7 @@ def replay(
             _tell(ctx, chosen, "replay", as_json=as_json, most=most)
             return
         run = Replay(
-            chosen.graves, plan, forget=_forgetting(ctx.obj.app), report=_progress(as_json)
+            chosen.stored_letters, plan, forget=_forgetting(ctx.obj.app), report=_progress(as_json)
         )
         try:
             done = run.run(chosen.queues, chosen.wanted)
@@ -214,9 +214,11 @@ def purge(
             return
         dropped = 0
         for queue in chosen.queues:
-            walk = chosen.graves.walk(queue, chosen.wanted)
+            walk = chosen.stored_letters.walk(queue, chosen.wanted)
             while letters := walk.next(AT_MOST):
-                gone = len(chosen.graves.move([Move(letter) for letter in letters], to=queue))
+                gone = len(
+                    chosen.stored_letters.move([Move(letter) for letter in letters], to=queue)
+                )
                 walk.taken(gone)
                 dropped += gone
     click.echo(json.dumps({"purged": dropped}) if as_json else f"purged {count_of(dropped)}")

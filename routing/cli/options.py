@@ -18,7 +18,7 @@ from routing.cli.broker import engine_channel, table_of
 from routing.deadletters.letter import Filter
 from routing.message.evidence import Reason
 from routing.message.letter import Letter
-from routing.redis.letters import AT_MOST, Graves
+from routing.redis.letters import AT_MOST, StoredLetters
 from routing.topology.problems import close_to
 
 #: Takes the server's clock and returns a moment, both in milliseconds.
@@ -77,19 +77,19 @@ _GROUP = "Dead Letter Options"
 class Chosen:
     """The letters that a command's filters mean."""
 
-    graves: Graves
+    stored_letters: StoredLetters
     queues: list[str]
     wanted: Filter
     now_ms: int
 
     def newest(self) -> Iterator[Letter]:
         """Yield them, the newest of all queues first."""
-        return filter(self.wanted, self.graves.newest_of(self.queues))
+        return filter(self.wanted, self.stored_letters.newest_of(self.queues))
 
     def oldest(self) -> Iterator[Letter]:
         """Yield them as a replay takes them: the oldest of each queue first."""
         for queue in self.queues:
-            walk = self.graves.walk(queue, self.wanted)
+            walk = self.stored_letters.walk(queue, self.wanted)
             while letters := walk.next(AT_MOST):
                 yield from letters
 
@@ -107,8 +107,8 @@ def choose(
     for name in queues:
         check_queue(ctx, name)
     with engine_channel(ctx.obj.app) as channel:
-        graves = Graves(channel.plain_client, channel.verbs)
-        now_ms = graves.now_ms()
+        stored_letters = StoredLetters(channel.plain_client, channel.commands)
+        now_ms = stored_letters.now_ms()
         known = {name: tuple(fields[name]) for name in fields if name in Filter.__slots__}
         wanted = Filter(
             since_ms=since(now_ms) if since else None,
@@ -116,7 +116,7 @@ def choose(
             **known,
         )
         every = list(table_of(ctx.obj.app).queues)
-        yield Chosen(graves, list(queues) or every, wanted, now_ms)
+        yield Chosen(stored_letters, list(queues) or every, wanted, now_ms)
 
 
 def check_queue(ctx: click.Context, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from routing.deadletters.letter import Group
+from routing.deadletters.letter import LetterGroup
 from routing.message.evidence import TRACEBACK_AT_MOST
 from routing.message.letter import Letter
 
@@ -102,7 +102,7 @@ def letter_lines(letter: Letter, *, now_ms: int, width: int) -> Iterator[str]:
     yield _cut(f"    {_why(letter)}", width)
 
 
-def group_lines(group: Group, *, now_ms: int, width: int) -> Iterator[str]:
+def group_lines(group: LetterGroup, *, now_ms: int, width: int) -> Iterator[str]:
     """Yield the lines of a group."""
     ends = (group.first_at_ms, group.last_at_ms)
     when = " to ".join(dict.fromkeys(_ago(at, now_ms) for at in ends))
@@ -152,7 +152,7 @@ def count_of(count: int, *, more: bool = False) -> str:
     return f"{count:,} {'more ' if more else ''}dead letter{'' if count == 1 else 's'}"
 
 
-def groups_text(groups: Sequence[Group], *, now_ms: int, width: int) -> str:
+def groups_text(groups: Sequence[LetterGroup], *, now_ms: int, width: int) -> str:
     """Return the lines of groups, a blank line between two."""
     return "\n\n".join(
         "\n".join(group_lines(group, now_ms=now_ms, width=width)) for group in groups

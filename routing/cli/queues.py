@@ -126,16 +126,16 @@ def _chosen(app: Any, names: Sequence[str] | None) -> list[str]:
 
 def _read(app: Any, names: Sequence[str], *, recount: bool) -> Ledger:
     with engine_channel(app) as channel:
-        return read(channel.plain_client, channel.verbs, names, recount=recount)
+        return read(channel.plain_client, channel.commands, names, recount=recount)
 
 
 def _rebase(app: Any, names: Sequence[str]) -> None:
     with engine_channel(app) as channel:
-        client, verbs = channel.plain_client, channel.verbs
-        for ledger in read(client, verbs, names, recount=True).queues:
+        client, commands = channel.plain_client, channel.commands
+        for ledger in read(client, commands, names, recount=True).queues:
             if not ledger.difference and not ledger.misheld:
                 continue
-            if rebase(client, verbs, ledger):
+            if rebase(client, commands, ledger):
                 click.echo(f"{ledger.queue}: booked {_booked(ledger)}", err=True)
             else:
                 click.echo(f"{ledger.queue}: booked by somebody else meanwhile", err=True)

@@ -57,7 +57,7 @@ class Filter:
 
 
 @dataclass(slots=True)
-class Group:
+class LetterGroup:
     """Letters that probably have one cause."""
 
     queue: str
@@ -84,12 +84,12 @@ class Group:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def grouped(letters: Iterable[Letter]) -> list[Group]:
+def grouped(letters: Iterable[Letter]) -> list[LetterGroup]:
     """Return the groups of letters, the biggest first."""
-    groups: dict[tuple[str, ...], Group] = {}
+    groups: dict[tuple[str, ...], LetterGroup] = {}
     for letter in letters:
         key = (letter.queue, letter.task, letter.reason, letter.exception, letter.fingerprint)
-        groups.setdefault(key, Group(*key)).add(letter)
+        groups.setdefault(key, LetterGroup(*key)).add(letter)
     return sorted(groups.values(), key=lambda group: -group.count)
 
 

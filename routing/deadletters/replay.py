@@ -15,7 +15,7 @@ from typing import Any
 
 from routing.deadletters.letter import contents_of, revived
 from routing.message.letter import Letter
-from routing.redis.letters import Graves, Move
+from routing.redis.letters import Move, StoredLetters
 
 #: Letters of the first wave: enough to tell one unlucky message from a broken world.
 FIRST_WAVE = 10
@@ -91,7 +91,7 @@ class Replay:
     """One replay.
 
     Arguments:
-        graves: the dead letters.
+        stored_letters: the dead letters.
         plan: how.
         forget: forgets the stored result of a task id, so that whoever asks waits again.
         report: called after each wave.
@@ -99,13 +99,13 @@ class Replay:
 
     def __init__(
         self,
-        graves: Graves,
+        stored_letters: StoredLetters,
         plan: Plan,
         *,
         forget: Callable[[str], None],
         report: Callable[[Replayed], None] = lambda _: None,
     ) -> None:
-        self._graves = graves
+        self._stored_letters = stored_letters
         self._plan = plan
         self._forget = forget
         self._report = report
@@ -116,9 +116,9 @@ class Replay:
     def run(self, queues: Iterable[str], wanted: Callable[[Letter], bool]) -> Replayed:
         """Replay the letters of these queues that are wanted; returns what came of it."""
         # What dies again meanwhile is not replayed a second time.
-        started_ms = self._graves.now_ms()
+        started_ms = self._stored_letters.now_ms()
         for queue in queues:
-            walk = self._graves.walk(
+            walk = self._stored_letters.walk(
                 queue, lambda letter: letter.at_ms <= started_ms and wanted(letter)
             )
             while size := self._plan.wave(self._waves, self._done.count):
@@ -149,7 +149,7 @@ class Replay:
             if letter.id:
                 # Before it can run: a result that it stores must not be forgotten.
                 self._forget(letter.id)
-            gone = self._graves.move([Move(letter, text)], to=to)
+            gone = self._stored_letters.move([Move(letter, text)], to=to)
             moved += len(gone)
             self._looked_at.update((letter.queue, to))
             if gone:
@@ -160,7 +160,7 @@ class Replay:
     def _look(self, started_ms: int, *, at_most: int) -> None:
         seen: Counter[str] = Counter()
         for queue in self._looked_at:
-            for position, letter in enumerate(self._graves.newest(queue)):
+            for position, letter in enumerate(self._stored_letters.newest(queue)):
                 if letter.at_ms < started_ms or position >= at_most:
                     break
                 mark = letter.id or contents_of(letter.text)

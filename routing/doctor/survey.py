@@ -38,7 +38,7 @@ SCAN_COUNT = 1000
 #: kombu's default, in seconds.
 VISIBILITY_SECONDS = 3600.0
 
-#: The tag of a message that an engine fetched: courier, call, queue number, number.
+#: The tag of a message that an engine fetched: fetcher, call, queue number, number.
 _OUR_TAG = re.compile(r"[^:]+:\d+:\d+:\d+$")
 
 
@@ -75,14 +75,14 @@ def look(app: Any, channel: EngineMixin, *, timeout_seconds: float) -> Snapshot:
         channel: a channel of the engine to its broker.
         timeout_seconds: how long to wait for the answers of workers.
     """
-    table, client = channel.verbs.topology, channel.plain_client
+    table, client = channel.commands.topology, channel.plain_client
     return Snapshot(
         table=table,
         digest=digest(table),
-        server=_server(client, channel.verbs.keys.workers()),
+        server=_server(client, channel.commands.keys.workers()),
         workers=_workers(app, timeout_seconds),
         unacked=_unacked(channel),
-        ledger=read(client, channel.verbs, recount=True),
+        ledger=read(client, channel.commands, recount=True),
         here_ahead_seconds=_ahead_seconds(channel),
         overdue=_overdue(channel),
         stranded=_stranded(app, channel),
@@ -176,7 +176,7 @@ def _stock_queues(app: Any, names: list[str], timeout_seconds: float) -> dict[st
 
 def _unacked(channel: EngineMixin) -> Unacked:
     client: Any = channel.plain_client
-    records, index, leases, *_ = channel.verbs.keys.records()
+    records, index, leases, *_ = channel.commands.keys.records()
     now = _server_seconds(channel)
     expiries = dict(client.zscan_iter(leases, count=SCAN_COUNT))
     late_ms = (now - LATE_SECONDS) * 1000
@@ -217,12 +217,12 @@ def _holders(
     channel: EngineMixin, expiries: Mapping[bytes, float], late_ms: float
 ) -> dict[str, int]:
     """Return how many messages each worker holds under leases, by the workers' host names."""
-    couriers = Counter(tag.split(b":")[0] for tag, expiry in expiries.items() if expiry >= late_ms)
-    if not couriers:
+    fetchers = Counter(tag.split(b":")[0] for tag, expiry in expiries.items() if expiry >= late_ms)
+    if not fetchers:
         return {}
-    names: Any = channel.plain_client.hmget(channel.verbs.keys.workers(), list(couriers))
+    names: Any = channel.plain_client.hmget(channel.commands.keys.workers(), list(fetchers))
     held: Counter[str] = Counter()
-    for name, count in zip(names, couriers.values(), strict=True):
+    for name, count in zip(names, fetchers.values(), strict=True):
         if name:
             held[name.decode()] += count
     return dict(held)
@@ -230,11 +230,11 @@ def _holders(
 
 def _overdue(channel: EngineMixin) -> dict[str, int]:
     late_ms = (_server_seconds(channel) - LATE_SECONDS) * 1000
-    verbs = channel.verbs
+    commands = channel.commands
     client: Any = channel.plain_client
     late = {
-        queue: int(client.zcount(verbs.keys.delayed(queue), "-inf", late_ms))
-        for queue in verbs.topology.queues
+        queue: int(client.zcount(commands.keys.delayed(queue), "-inf", late_ms))
+        for queue in commands.topology.queues
     }
     return {queue: count for queue, count in late.items() if count}
 

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 
-from routing.redis.values import LONGEST_RETURN_SECONDS, UNCHARGED, Charges
+from routing.redis.values import LONGEST_RETURN_SECONDS, NOT_COUNTED, DeliveryCount
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Held:
     size_bytes: int = 0
     state: State = State.WAITING
     message_id: str = ""
-    charges: Charges = UNCHARGED
+    delivery_count: DeliveryCount = NOT_COUNTED
     #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
     at_ms: int = 0
     #: How often it was given back because it could not be run then.

@@ -18,16 +18,16 @@ from dataclasses import replace
 from routing.inflight.credit import Credit
 from routing.inflight.forks import in_children
 from routing.inflight.held import Held, State, Watch
-from routing.inflight.leases import Fence, Keeper
+from routing.inflight.leases import Keeper, LeaseGuard
 from routing.inflight.locks import new_lock
 from routing.inflight.outbox import Outbox, Settles
 from routing.inflight.prefetch import Prefetch
 from routing.message.evidence import Evidence
 from routing.redis.clocks import ServerClock
 from routing.redis.values import (
-    UNCHARGED,
+    NOT_COUNTED,
     Burial,
-    Charges,
+    DeliveryCount,
     Ending,
     Fetch,
     Mark,
@@ -71,7 +71,7 @@ class Holdings:
         self._forsaken: deque[str] = deque()
         self.outbox = Outbox()
         self.clock = ServerClock()
-        self.fence = Fence()
+        self.lease_guard = LeaseGuard()
         #: Who renews the leases, while messages are held.
         self.keeper: Keeper | None = None
 
@@ -113,7 +113,7 @@ class Holdings:
         tag: str,
         message_id: str,
         *,
-        charges: Charges = UNCHARGED,
+        delivery_count: DeliveryCount = NOT_COUNTED,
         at_ms: int = 0,
         returned: int = 0,
     ) -> None:
@@ -122,13 +122,13 @@ class Holdings:
         Arguments:
             tag: the message.
             message_id: its id.
-            charges: how often it took a process down before.
+            delivery_count: how often it took a process down before.
             at_ms: when it was pushed, by the server's clock; 0 when nobody has noted it.
             returned: how often it was given back because it could not be run then.
         """
         if held := self._held.get(tag):
             held.message_id = message_id
-            held.charges = charges
+            held.delivery_count = delivery_count
             held.at_ms = at_ms
             held.returned = returned
 
@@ -174,7 +174,7 @@ class Holdings:
         with self._lock:
             for tag, name in endings:
                 if held := self._drop(tag):
-                    counted_id = held.message_id if held.charges.count else ""
+                    counted_id = held.message_id if held.delivery_count.count else ""
                     ended.append(Ending(held.queue, name, tag, counted_id))
         if ended:
             self.outbox.add_endings(ended)
@@ -203,7 +203,7 @@ class Holdings:
         self._tell(tag, held.queue)
         return True
 
-    def give_back(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
+    def requeue(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
         """Note that a message goes back to the front of its queue; False when it is not held.
 
         One that comes later is neither counted as a delivery nor becomes a dead letter, however
@@ -224,7 +224,7 @@ class Holdings:
         self._tell(tag, held.queue)
         return True
 
-    def give_back_all(self, *, up_to: State = State.STARTED, of: str = "") -> int:
+    def requeue_all(self, *, up_to: State = State.STARTED, of: str = "") -> int:
         """Give back all that has not ended; returns how many.
 
         Arguments:
@@ -241,7 +241,7 @@ class Holdings:
             self._return(one, Mark.REDELIVERED if one.has_begun else Mark.NONE)
         return len(held)
 
-    def give_back_forsaken(self) -> int:
+    def requeue_forsaken(self) -> int:
         """Give back messages that died before they ended, as their callbacks were lost.
 
         Uncharged: the process that they ran in lives.
@@ -250,7 +250,7 @@ class Holdings:
         while self._forsaken:
             if (held := self.get(self._forsaken.popleft())) is not None:
                 mark = Mark.REDELIVERED if held.has_begun else Mark.NONE
-                returned += self.give_back(held.tag, mark)
+                returned += self.requeue(held.tag, mark)
         return returned
 
     def _drop(self, tag: str) -> Held | None:

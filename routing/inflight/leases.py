@@ -32,7 +32,7 @@ class Keeper(Protocol):
         """End soon."""
 
 
-class Fence:
+class LeaseGuard:
     """Until when everything that is held is known to be held.
 
     Past it nothing may be started: another worker may have it. It moves on with each pass of

@@ -24,4 +24,4 @@ class AgeDeadLetters:
     def run(self, channel: EngineMixin) -> None:
         """Trim the dead letters of every queue of the table."""
         for queue in self._queues:
-            channel.verbs.bury(channel.plain_client, queue, [])
+            channel.commands.bury(channel.plain_client, queue, [])

@@ -76,7 +76,7 @@ class FinishDropped:
         if not self._queues or now < self._paused_until:
             return
         while time.monotonic() < now + RUN_SECONDS:
-            names = channel.verbs.with_dropped(channel.plain_client, self._queues)
+            names = channel.commands.with_dropped(channel.plain_client, self._queues)
             if not names or not self._finish_some(channel, names):
                 return
 
@@ -84,7 +84,7 @@ class FinishDropped:
         """Finish one slice; False when the result backend failed."""
         asked = tuple((dropped_queue(queue), AT_MOST) for queue in queues)
         prefix = f"{self._name}:{next(self._calls)}:"
-        arrivals = channel.verbs.exchange(
+        arrivals = channel.commands.exchange(
             channel.plain_client, NOTHING, Fetch(prefix, asked)
         ).arrivals
         done = 0
@@ -109,10 +109,10 @@ class FinishDropped:
     ) -> None:
         endings = [Ending(arrival.queue, "done", arrival.tag, "") for arrival in finished]
         nothing_asked = Fetch(f"{self._name}:{next(self._calls)}:", ())
-        channel.verbs.exchange(channel.plain_client, Settlement(endings), nothing_asked)
+        channel.commands.exchange(channel.plain_client, Settlement(endings), nothing_asked)
         for queue in {arrival.queue for arrival in left}:
             entries = [Return(arrival.tag) for arrival in left if arrival.queue == queue]
-            channel.verbs.give_back(channel.plain_client, queue, entries)
+            channel.commands.requeue(channel.plain_client, queue, entries)
 
     def _finish(self, channel: EngineMixin, arrival: Arrival) -> None:
         queue = arrival.queue.removesuffix(dropped_queue(""))

@@ -35,7 +35,7 @@ class Reclaim:
     def run(self, channel: EngineMixin) -> None:
         """Take what has run out, newest first, until there is no more."""
         taken = 0
-        while (count := channel.verbs.reclaim(channel.plain_client)) > 0:
+        while (count := channel.commands.reclaim(channel.plain_client)) > 0:
             taken += count
             if count < RECLAIM_AT_MOST:
                 break

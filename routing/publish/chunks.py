@@ -26,7 +26,7 @@ from routing.publish.capture import Line, Outgoing
 from routing.publish.receipts import Refusal
 from routing.publish.template import Envelope, Representation, new_ids
 from routing.redis.bounds import Terms
-from routing.transport.gathering import Lane
+from routing.transport.gathering import Destination
 from routing.transport.overflow import Overflow
 
 
@@ -105,7 +105,7 @@ class Filled:
         if not self._texts:
             return {}
         envelope = self._envelope
-        lane = Lane(
+        destination = Destination(
             queue=envelope.queue,
             priority=envelope.priority,
             exempt=is_exempt(envelope.headers),
@@ -116,7 +116,7 @@ class Filled:
             texts = [Delay(eta, i, text) for i, text in zip(self._ids, self._texts, strict=True)]
         self._line.tell_backend(self._ids)
 
-        shipment = Shipment(lane, self._positions, texts)
+        shipment = Shipment(destination, self._positions, texts)
 
         def publish() -> Refused:
             self._line.declare(envelope.declare, self._options)
@@ -131,7 +131,7 @@ class _Message:
     position: int
     task_id: str
     outgoing: Outgoing
-    lane: Lane
+    destination: Destination
     text: str | Delay
     declare: Sequence[Any]
 
@@ -170,7 +170,7 @@ class Made:
             text = dumps(message)
         except Exception as error:
             raise NotSerializable(error) from error
-        lane = Lane(
+        destination = Destination(
             queue=prepared.routing_key,
             priority=upstream.PRIORITY.of(channel)(message, reverse=False),
             exempt=is_exempt(outgoing.headers),
@@ -180,7 +180,7 @@ class Made:
             position=position,
             task_id=task_id,
             outgoing=outgoing,
-            lane=lane,
+            destination=destination,
             text=text if eta is None else Delay(eta, task_id, text),
             declare=prepared.declare,
         )
@@ -192,16 +192,16 @@ class Made:
         if not self._line.call.is_customised:
             self._line.tell_backend([message.task_id for message in self._messages])
         refused: Refused = {}
-        for lane, run in groupby(self._messages, key=lambda message: message.lane):
-            refused.update(self._send_run(lane, list(run)))
+        for destination, run in groupby(self._messages, key=lambda message: message.destination):
+            refused.update(self._send_run(destination, list(run)))
         for message in self._messages:
             if message.position not in refused:
                 self._line.send_event(message.outgoing)
         return refused
 
-    def _send_run(self, lane: Lane, run: list[_Message]) -> Refused:
+    def _send_run(self, destination: Destination, run: list[_Message]) -> Refused:
         options = run[0].outgoing.options
-        shipment = Shipment(lane, [m.position for m in run], [m.text for m in run])
+        shipment = Shipment(destination, [m.position for m in run], [m.text for m in run])
 
         def publish() -> Refused:
             self._line.declare(run[0].declare, options)
@@ -280,33 +280,35 @@ class Shipment:
     again, the shipment goes on where the queue stopped.
 
     Arguments:
-        lane: what the texts share.
+        destination: what the texts share.
         positions: the positions of the items in their chunk.
         texts: their messages.
     """
 
-    def __init__(self, lane: Lane, positions: Sequence[int], texts: Sequence[str | Delay]) -> None:
-        self._lane = lane
+    def __init__(
+        self, destination: Destination, positions: Sequence[int], texts: Sequence[str | Delay]
+    ) -> None:
+        self._destination = destination
         self._positions = list(positions)
         self._texts = list(texts)
         self._refused: Refused = {}
 
     def send(self, channel: Any) -> Refused:
         """Push what is left; refuse what is too large, or what the queue has no room for."""
-        lane = self._lane
-        overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
-        if not lane.exempt and overflow.largest is not None:
+        destination = self._destination
+        overflow: Overflow = channel.overflow(destination.queue, delayed=destination.delayed)
+        if not destination.exempt and overflow.largest is not None:
             self._refuse_too_large(overflow)
         if not self._texts:
             return self._refused
-        terms: Terms = "exempt" if lane.exempt else ""
+        terms: Terms = "exempt" if destination.exempt else ""
         count = len(self._texts)
         pushed = channel.push(
-            lane.queue,
+            destination.queue,
             tuple(self._texts),
-            priority=lane.priority,
+            priority=destination.priority,
             terms=terms,
-            delayed=lane.delayed,
+            delayed=destination.delayed,
             took=self._took,
         )
         if self._positions:

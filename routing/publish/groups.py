@@ -31,7 +31,7 @@ from routing.publish.bulk import producer_for
 from routing.redis.bounds import Terms
 from routing.redis.values import Pushed
 from routing.topology.model import Topology
-from routing.transport.gathering import Gathering, Lane, current, gathering
+from routing.transport.gathering import Destination, Gathering, current, gathering
 from routing.transport.outage import waiting_of
 from routing.transport.overflow import Overflow
 from routing.transport.runtime import topology_of
@@ -68,16 +68,16 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         # It connects and declares, so the broker may be away already.
         waiting = waiting_of(app)
         gathered, result = waiting.until_taken("the broker", gather) if must_arrive else gather()
-        if outer is None or not all(map(outer.takes, gathered.lanes)):
+        if outer is None or not all(map(outer.takes, gathered.destinations)):
             publication = Publication(app, gathered, options)
             if must_arrive:
                 waiting.until_taken("the broker", publication.publish)
             else:
                 publication.publish()
             return result
-        for lane, texts in gathered.lanes.items():
+        for destination, texts in gathered.destinations.items():
             for text in texts:
-                outer.add(lane, text)
+                outer.add(destination, text)
         return result
 
     setattr(apply_async, _MARK, True)
@@ -101,12 +101,12 @@ class Publication:
     def __init__(self, app: Any, gathered: Gathering, options: Mapping[str, Any]) -> None:
         self._app = app
         self._options = options
-        self._lanes = gathered.lanes
+        self._destinations = gathered.destinations
         self._senders = gathered.senders
         self._terms: dict[tuple[str, bool], Terms] = {}
         self._calls = [
-            (lane, texts[start : start + CHUNK])
-            for lane, texts in gathered.lanes.items()
+            (destination, texts[start : start + CHUNK])
+            for destination, texts in gathered.destinations.items()
             for start in range(0, len(texts), CHUNK)
         ]
 
@@ -143,12 +143,20 @@ class Publication:
             _push_whole(channel, *self._calls[0])
             return
         if not self._terms:
-            shares = {(lane.queue, lane.delayed) for lane in self._lanes if not lane.exempt}
+            shares = {
+                (destination.queue, destination.delayed)
+                for destination in self._destinations
+                if not destination.exempt
+            }
             self._terms = {share: self._find_terms(channel, *share) for share in shares}
         while self._calls:
-            lane, texts = self._calls[0]
-            terms = "exempt" if lane.exempt else self._terms[lane.queue, lane.delayed]
-            _push(channel, lane, texts, terms)
+            destination, texts = self._calls[0]
+            terms = (
+                "exempt"
+                if destination.exempt
+                else self._terms[destination.queue, destination.delayed]
+            )
+            _push(channel, destination, texts, terms)
             self._calls.pop(0)
 
     def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
@@ -174,20 +182,27 @@ class Publication:
         return "exempt"
 
     def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:
-        for lane, texts in self._lanes.items():
-            if (lane.queue, lane.delayed) == (queue, delayed) and not lane.exempt:
+        for destination, texts in self._destinations.items():
+            if (destination.queue, destination.delayed) == (
+                queue,
+                delayed,
+            ) and not destination.exempt:
                 yield from texts
 
 
-def _push_whole(channel: Any, lane: Lane, texts: list[str | Delay]) -> None:
-    pushed = _push(channel, lane, texts, "whole")
+def _push_whole(channel: Any, destination: Destination, texts: list[str | Delay]) -> None:
+    pushed = _push(channel, destination, texts, "whole")
     if pushed.accepted < len(texts):
-        overflow: Overflow = channel.overflow(lane.queue, delayed=lane.delayed)
+        overflow: Overflow = channel.overflow(destination.queue, delayed=destination.delayed)
         raise overflow.full(pushed, len(texts), together=len(texts))
 
 
-def _push(channel: Any, lane: Lane, texts: list[str | Delay], terms: Terms) -> Pushed:
+def _push(channel: Any, destination: Destination, texts: list[str | Delay], terms: Terms) -> Pushed:
     pushed: Pushed = channel.push(
-        lane.queue, texts, priority=lane.priority, terms=terms, delayed=lane.delayed
+        destination.queue,
+        texts,
+        priority=destination.priority,
+        terms=terms,
+        delayed=destination.delayed,
     )
     return pushed

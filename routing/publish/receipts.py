@@ -15,14 +15,14 @@ _QUOTED = 3
 
 #: Why an item was refused. "full": its queue had no room; send it again later. "too_large": its
 #: queue takes no message of this size. "invalid": it cannot be a message of this task.
-Reason = Literal["full", "too_large", "invalid"]
+RefusalReason = Literal["full", "too_large", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why an item was refused: in one word, and in a sentence."""
 
-    reason: Reason
+    reason: RefusalReason
     error: str
 
 
@@ -40,7 +40,7 @@ class Receipt:
     id: str
     accepted: bool
     error: str | None = None
-    reason: Reason | None = None
+    reason: RefusalReason | None = None
 
 
 class Receipts(Sequence[Receipt]):

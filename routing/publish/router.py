@@ -2,7 +2,8 @@
 
 ``delay``, ``apply_async``, ``send_task``, canvas, beat, retries and bulk calls all end in
 ``Celery.send_task``, which asks ``app.amqp.router``. So a level means the same everywhere, and two
-producers cannot route differently. `decide` is pure; `Router` asks it and lets Celery do the rest.
+producers cannot route differently. `decide_queue` is pure; `Router` asks it and lets Celery do the
+rest.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Decision:
     options: dict[str, Any]
 
 
-def decide(
+def decide_queue(
     task_name: str,
     options: Mapping[str, Any],
     *,
@@ -131,7 +132,7 @@ class Router(routes.Router):
             UnknownLevel: no queue serves the level that the call asks for.
             QueueNotFound: the call or ``task_routes`` names a queue that does not exist.
         """
-        decision = decide(
+        decision = decide_queue(
             name,
             options,
             route=self._route_of(name),
@@ -178,7 +179,7 @@ class Router(routes.Router):
         if "queue" not in options:
             options = {**self.expand_destination(self._default_queue()), **_given(options)}
         if isinstance(options.get("priority"), str):
-            return dict(decide(name, options, route=None).options)
+            return dict(decide_queue(name, options, route=None).options)
         return options
 
     def _default_queue(self) -> str:

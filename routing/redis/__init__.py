@@ -1,6 +1,5 @@
-"""The Redis engine: a kombu transport whose verbs are Lua scripts.
+"""The server: keys, scripts and their commands, without kombu and without Celery.
 
-Reading order: ``keys`` (what is stored), ``lua/`` and ``scripts`` (the verbs), ``verbs`` (calling
-them), ``holdings`` (what this process holds), ``inbox`` (what was fetched and not delivered),
-``channel`` and ``transport`` (how kombu drives it all), ``aliases`` (the URL schemes).
+Reading order: ``keys`` (what is stored), ``lua/`` and ``scripts`` (what runs there), ``values`` and
+``commands`` (calling them), ``ledger`` and ``letters`` (reading), ``faults`` (what errors mean).
 """

@@ -19,7 +19,7 @@ LONGEST_SECONDS = 2.0
 QUIET_SECONDS = 5.0
 
 
-class Patience:
+class Backoff:
     """Waits that double from refusal to refusal, for one kind of call.
 
     Arguments:

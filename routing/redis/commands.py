@@ -1,4 +1,4 @@
-"""The verbs of the engine as Python calls: arguments in, values out, one round trip each.
+"""The commands of the engine as Python calls: arguments in, values out, one round trip each.
 
 Everything is built for one broker database: the key names, the queue table's bounds and the lease.
 """
@@ -16,13 +16,13 @@ import redis
 from routing.message.eta import Delay
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.keys import Keys
-from routing.redis.scripts import call
+from routing.redis.scripts import run_script
 from routing.redis.values import (
     FETCH_BYTES,
     Arrival,
     Burial,
     Buried,
-    Charges,
+    DeliveryCount,
     Exchanged,
     Fetch,
     Pushed,
@@ -32,7 +32,7 @@ from routing.redis.values import (
 from routing.topology.model import Topology
 
 #: Most messages in one call that gives back.
-GIVE_BACK_AT_MOST = 800
+REQUEUE_AT_MOST = 800
 
 #: Most leases in one call that renews: 3,900 kept the server busy for 10 ms.
 RENEW_AT_MOST = 1000
@@ -45,7 +45,7 @@ BURY_AT_MOST = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verbs:
+class Commands:
     """Builds and runs the calls for one broker database."""
 
     keys: Keys
@@ -81,7 +81,9 @@ class Verbs:
         """
         bounds = bounds_of(self.topology, queue)
         keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
-        reply = call(client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *texts])
+        reply = run_script(
+            client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *texts]
+        )
         accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
         return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
 
@@ -105,7 +107,7 @@ class Verbs:
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
         keys += [self.keys.dropped(queue), self.keys.dead(queue)]
         texts = [value for d in delays for value in (d.wait_ms, d.message_id, d.text)]
-        reply = call(client, "delay", keys, [limit, policy, terms, *dead_letters, *texts])
+        reply = run_script(client, "delay", keys, [limit, policy, terms, *dead_letters, *texts])
         accepted, length, dropped = (int(number) for number in reply)
         return Pushed(accepted, length, limit, dropped=dropped)
 
@@ -115,7 +117,7 @@ class Verbs:
         """Put a fetched message among the delayed ones; False when it is no longer held."""
         keys = [*self.keys.records(), *self._delayed(queue), self.keys.delayed_count()]
         keys += [self._ledger(queue), self.keys.bell(queue)]
-        return bool(call(client, "postpone", keys, [tag, message_id, due_ms]))
+        return bool(run_script(client, "postpone", keys, [tag, message_id, due_ms]))
 
     def with_dropped(self, client: redis.Redis, queues: Sequence[str]) -> list[str]:
         """Return those of these queues whose dropped messages wait for a final state."""
@@ -164,19 +166,19 @@ class Verbs:
     def exchange(self, client: redis.Redis, settlement: Settlement, fetch: Fetch) -> Exchanged:
         """Settle and fetch in one round trip."""
         return self.exchange_reply(
-            fetch, call(client, "exchange", *self.exchange_call(settlement, fetch))
+            fetch, run_script(client, "exchange", *self.exchange_call(settlement, fetch))
         )
 
-    def give_back(self, client: redis.Redis, queue: str, returns: Sequence[Return]) -> int:
+    def requeue(self, client: redis.Redis, queue: str, returns: Sequence[Return]) -> int:
         """Return messages to the front of their queue, given in fetch order; returns how many."""
         keys = [*self.keys.records(), self.keys.bell(queue), self._ledger(queue)]
         keys += [*self._delayed(queue), self.keys.delayed_count()]
         returned = 0
         # The newest chunk goes first: each chunk passes the one before it.
-        for start in reversed(range(0, len(returns), GIVE_BACK_AT_MOST)):
-            chunk = returns[start : start + GIVE_BACK_AT_MOST]
+        for start in reversed(range(0, len(returns), REQUEUE_AT_MOST)):
+            chunk = returns[start : start + REQUEUE_AT_MOST]
             args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
-            returned += int(call(client, "give_back", keys, args))
+            returned += int(run_script(client, "requeue", keys, args))
         return returned
 
     def renew(
@@ -200,7 +202,7 @@ class Verbs:
         for start in range(0, len(held), RENEW_AT_MOST):
             chunk = held[start : start + RENEW_AT_MOST]
             args = [self._lease_ms, hostname, int(leaving), *(v for pair in chunk for v in pair)]
-            gone += [tag.decode() for tag in call(client, "renew", keys, args)]
+            gone += [tag.decode() for tag in run_script(client, "renew", keys, args)]
         return gone
 
     def reclaim(self, client: redis.Redis) -> int:
@@ -211,7 +213,7 @@ class Verbs:
         """
         keys = [*self.keys.records(), self.keys.workers(), self.keys.reclaiming()]
         names = [self.keys.prefix, self.keys.separator, self.keys.ledger(""), self.keys.bell("")]
-        return int(call(client, "reclaim", keys, [self._lease_ms, RECLAIM_AT_MOST, *names]))
+        return int(run_script(client, "reclaim", keys, [self._lease_ms, RECLAIM_AT_MOST, *names]))
 
     def bury(self, client: redis.Redis, queue: str, burials: Sequence[Burial]) -> Buried:
         """Move held messages of a queue to its dead letters, and trim these to their bounds.
@@ -225,7 +227,7 @@ class Verbs:
         for start in range(0, max(len(burials), 1), BURY_AT_MOST):
             chunk = burials[start : start + BURY_AT_MOST]
             entries = [v for b in chunk for v in (b.tag, b.message_id, b.evidence, b.text)]
-            reply = call(client, "bury", keys, [*bounds, *entries])
+            reply = run_script(client, "bury", keys, [*bounds, *entries])
             buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
         return Buried(buried, trimmed)
 
@@ -233,17 +235,21 @@ class Verbs:
         """Drop every waiting and delayed message of a queue; returns how many there were."""
         keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
         keys += self.keys.ready_lists(queue)
-        return int(call(client, "purge", keys, []))
+        return int(run_script(client, "purge", keys, []))
 
-    def deliveries(self, client: redis.Redis, message_ids: Sequence[str]) -> dict[str, Charges]:
+    def deliveries(
+        self, client: redis.Redis, message_ids: Sequence[str]
+    ) -> dict[str, DeliveryCount]:
         """Return how often each of these messages was charged a delivery, where it was."""
         texts: Any = client.hmget(self.keys.deliveries(), list(message_ids))
-        return {i: _charges(text) for i, text in zip(message_ids, texts, strict=True) if text}
+        return {
+            i: _delivery_counts(text) for i, text in zip(message_ids, texts, strict=True) if text
+        }
 
 
-def _charges(text: bytes) -> Charges:
+def _delivery_counts(text: bytes) -> DeliveryCount:
     count, _, evidence = text.decode(errors="replace").partition(" ")
-    return Charges(int(count), evidence)
+    return DeliveryCount(int(count), evidence)
 
 
 @lru_cache(maxsize=1024)

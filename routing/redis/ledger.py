@@ -18,8 +18,8 @@ from typing import Any
 
 import redis
 
-from routing.redis.commands import Verbs
-from routing.redis.scripts import call
+from routing.redis.commands import Commands
+from routing.redis.scripts import run_script
 
 #: How messages come to a queue. `unaccounted` is what a rebase has booked, and may be negative.
 ARRIVALS = ("accepted", "replayed", "unaccounted")
@@ -161,7 +161,11 @@ def _messages(count: int) -> str:
 
 
 def read(
-    client: redis.Redis, verbs: Verbs, queues: Sequence[str] | None = None, *, recount: bool = False
+    client: redis.Redis,
+    commands: Commands,
+    queues: Sequence[str] | None = None,
+    *,
+    recount: bool = False,
 ) -> Ledger:
     """Return the ledgers of queues at one moment; nothing is changed.
 
@@ -171,13 +175,13 @@ def read(
         recount: also count what is unacknowledged in the records, which takes the server some
             microseconds for each.
     """
-    names = list(verbs.topology.queues if queues is None else queues)
-    names_of, lists = verbs.keys, len(verbs.keys.steps)
+    names = list(commands.topology.queues if queues is None else queues)
+    names_of, lists = commands.keys, len(commands.keys.steps)
     keys = [names_of.records()[0], names_of.records()[3]]
     for name in names:
         keys += [names_of.ledger(name), names_of.delayed(name)]
         keys += [names_of.dead(name), names_of.dropped(name), *names_of.ready_lists(name)]
-    server_ms, *rows = call(client, "ledger", keys, [lists, int(recount)])
+    server_ms, *rows = run_script(client, "ledger", keys, [lists, int(recount)])
     return Ledger(
         server_ms=int(server_ms),
         queues=tuple(
@@ -204,7 +208,7 @@ def _queue(name: str, row: Sequence[Any], *, now_ms: int, recount: bool) -> Queu
     )
 
 
-def rebase(client: redis.Redis, verbs: Verbs, ledger: QueueLedger) -> bool:
+def rebase(client: redis.Redis, commands: Commands, ledger: QueueLedger) -> bool:
     """Book a queue's difference as unaccounted, and correct what it says is unacknowledged.
 
     Neither changes while messages move, so both may have been read some time ago.
@@ -215,5 +219,7 @@ def rebase(client: redis.Redis, verbs: Verbs, ledger: QueueLedger) -> bool:
     unaccounted = ledger.misheld - ledger.difference
     if not unaccounted and not ledger.misheld:
         return True
-    keys = [verbs.keys.ledger(ledger.queue)]
-    return bool(call(client, "rebase", keys, [unaccounted, ledger.misheld, ledger["unaccounted"]]))
+    keys = [commands.keys.ledger(ledger.queue)]
+    return bool(
+        run_script(client, "rebase", keys, [unaccounted, ledger.misheld, ledger["unaccounted"]])
+    )

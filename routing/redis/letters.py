@@ -11,8 +11,8 @@ from typing import Any
 import redis
 
 from routing.message.letter import Letter, parse
-from routing.redis.commands import Verbs
-from routing.redis.scripts import call
+from routing.redis.commands import Commands
+from routing.redis.scripts import run_script
 
 #: Letters read or moved in one call, and their bytes: as much as a fetch brings.
 AT_MOST = 200
@@ -64,23 +64,23 @@ class Walk:
         self._passed -= count
 
 
-class Graves:
+class StoredLetters:
     """The dead letters of one broker database.
 
     Arguments:
         client: a client that adds no key prefix.
-        verbs: the engine's calls for this database.
+        commands: the engine's calls for this database.
     """
 
-    def __init__(self, client: redis.Redis, verbs: Verbs) -> None:
+    def __init__(self, client: redis.Redis, commands: Commands) -> None:
         # redis-py's types allow for asynchronous and decoded replies, which this one never gives.
         self._client: Any = client
-        self._verbs = verbs
+        self._commands = commands
         self._lot: defaultdict[str, int] = defaultdict(lambda: FIRST_LOT)
 
     def count(self, queue: str) -> int:
         """Return how many dead letters a queue has."""
-        count: int = self._client.llen(self._verbs.keys.dead(queue))
+        count: int = self._client.llen(self._commands.keys.dead(queue))
         return count
 
     def now_ms(self) -> int:
@@ -119,7 +119,7 @@ class Graves:
         return Walk(read, wanted)
 
     def _read(self, queue: str, first: int, last: int) -> list[Letter]:
-        texts = self._client.lrange(self._verbs.keys.dead(queue), first, last)
+        texts = self._client.lrange(self._commands.keys.dead(queue), first, last)
         # No more next time than fits when all are as big as the biggest.
         biggest = max(map(len, texts), default=0) or 1
         self._lot[queue] = max(1, min(AT_MOST, 4 * self._lot[queue], BYTES_AT_MOST // biggest))
@@ -137,15 +137,15 @@ class Graves:
         return moved
 
     def _call(self, queue: str, priority: int, lot: Sequence[Move], to: str) -> Sequence[int]:
-        keys, limit = self._verbs.keys, self._verbs.topology.queue(to).max_length or 0
+        keys, limit = self._commands.keys, self._commands.topology.queue(to).max_length or 0
         names = [keys.dead(queue), self._ledger(queue), keys.ready(to, priority)]
         names += [keys.bell(to), self._ledger(to), *keys.ready_lists(to)]
         texts = [text for move in lot for text in (move.letter.text, move.text)]
-        flags: Sequence[int] = call(self._client, "revive", names, [limit, *texts])
+        flags: Sequence[int] = run_script(self._client, "revive", names, [limit, *texts])
         return flags
 
     def _ledger(self, queue: str) -> str:
-        return self._verbs.keys.ledger(queue) if queue in self._verbs.topology else ""
+        return self._commands.keys.ledger(queue) if queue in self._commands.topology else ""
 
 
 def _lots(moves: Sequence[Move]) -> Iterator[tuple[str, int, list[Move]]]:

@@ -1,7 +1,7 @@
-"""The Lua verbs, loaded from ``lua/``, and how they are called.
+"""The Lua commands, loaded from ``lua/``, and how they are called.
 
 A script's header names its keys, arguments and reply; :data:`SCRIPTS` holds them parsed, and a test
-compares them with the calls in ``verbs.py``. NOSCRIPT (a flushed or restarted server) loads the
+compares them with the calls in ``commands.py``. NOSCRIPT (a flushed or restarted server) loads the
 script and calls again: a refused call has not run. What the server will not do now is raised as
 `ServerRefused`.
 """
@@ -76,7 +76,7 @@ SCRIPTS = {
         "delay",
         "postpone",
         "exchange",
-        "give_back",
+        "requeue",
         "bury",
         "revive",
         "purge",
@@ -105,7 +105,7 @@ def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
     return ["EVALSHA", SCRIPTS[name].sha, len(keys), *present, *args]
 
 
-def call(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+def run_script(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
     """Run a verb and return its reply.
 
     Raises:

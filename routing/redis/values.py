@@ -16,7 +16,7 @@ class Mark(StrEnum):
 
     NONE = ""  #: nobody may have begun it
     REDELIVERED = "redelivered"  #: it may have run in part: it was handed over
-    CHARGED = "charged"  #: the same, and it counts as a delivery that took a process down
+    COUNTED = "counted"  #: the same, and it counts as a delivery that took a process down
     LATER = "later"  #: it cannot be run now: it comes again after a delay that doubles each time
 
 
@@ -36,14 +36,14 @@ class Return:
 
 
 @dataclass(frozen=True, slots=True)
-class Charges:
+class DeliveryCount:
     """How often a message took a process down, and how it did the last time."""
 
     count: int = 0
     evidence: str = ""
 
 
-UNCHARGED = Charges()
+NOT_COUNTED = DeliveryCount()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,13 +42,13 @@ class Carrier:
             fault = error  # a dead letter that is refused holds up none of the others
         while (settlement := self._outbox.take_settlement()).endings:
             self._settle(settlement)
-        self.give_back()
+        self.requeue()
         if fault is not None:
             raise fault
 
     def _settle(self, settlement: Settlement) -> None:
         try:
-            self._link.verbs.exchange(self._link.client, settlement, Fetch("", ()))
+            self._link.commands.exchange(self._link.client, settlement, Fetch("", ()))
         except Exception:
             self._outbox.restore_settlement(settlement)
             raise
@@ -57,16 +57,16 @@ class Carrier:
         """Carry what became dead letters."""
         if not (burials := self._outbox.take_burials()):
             return
-        kept, fault = _each(burials.items(), self._link.client, self._link.verbs.bury)
+        kept, fault = _each(burials.items(), self._link.client, self._link.commands.bury)
         if fault is not None:
             self._outbox.restore_burials(dict(kept))
             raise fault
 
-    def give_back(self) -> None:
+    def requeue(self) -> None:
         """Carry what goes back to its queue."""
         if not (returns := self._outbox.take_returns()):
             return
-        kept, fault = _each(returns, self._link.client, self._link.verbs.give_back)
+        kept, fault = _each(returns, self._link.client, self._link.commands.requeue)
         if fault is not None:
             self._outbox.restore_returns(kept)
             raise fault

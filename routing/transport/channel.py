@@ -19,7 +19,7 @@ from kombu.transport import redis as stock
 
 from routing import upstream
 from routing.message.evidence import Evidence
-from routing.redis.backoff import Patience
+from routing.redis.backoff import Backoff
 from routing.redis.faults import ANSWERED, Sorting, sorting
 from routing.redis.silence import set_timeouts, wary
 from routing.redis.values import Mark
@@ -55,7 +55,7 @@ class EngineMixin(Publishing):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._engine_consumers: dict[str, str] = {}
         #: For what is consumed without acknowledgement, which holds up nothing else.
-        self._taking = Patience("let this worker take what is not acknowledged")
+        self._taking = Backoff("let this worker take what is not acknowledged")
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -139,7 +139,7 @@ class EngineMixin(Publishing):
     # -- removing
 
     def _purge(self, queue: str) -> int:
-        return self.verbs.purge(self.plain_client, queue)
+        return self.commands.purge(self.plain_client, queue)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
         this: Any = self
@@ -155,14 +155,14 @@ class EngineMixin(Publishing):
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         this: Any = self
-        verbs, steps = self.verbs, this.priority_steps
+        commands, steps = self.commands, this.priority_steps
         # kombu unbinds the queue; its lists it would delete with what came meanwhile, uncounted.
         this.priority_steps = ()
         try:
             super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
         finally:
             this.priority_steps = steps
-        verbs.purge(self.plain_client, queue)
+        commands.purge(self.plain_client, queue)
 
     # -- consuming
 
@@ -283,13 +283,13 @@ class EngineMixin(Publishing):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """End a message as a dead letter, or return it to the front of its queue."""
         if requeue:
-            self.link.holdings.give_back(delivery_tag, Mark.REDELIVERED)
+            self.link.holdings.requeue(delivery_tag, Mark.REDELIVERED)
         else:
             self.link.holdings.bury(delivery_tag, Evidence(reason="rejected"))
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Return to their queues all messages that this channel holds and that have not ended."""
-        self.link.holdings.give_back_all(of=self.fetcher.name)
+        self.link.holdings.requeue_all(of=self.fetcher.name)
         self.settler.flush()
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
@@ -309,7 +309,7 @@ class EngineMixin(Publishing):
     def _leave(self) -> None:
         holdings = self.link.holdings
         if not holdings.durable:
-            holdings.give_back_all(of=self.fetcher.name)
+            holdings.requeue_all(of=self.fetcher.name)
         self.fetcher.stand_down()
         self.fetcher.close()
         self.settler.close()

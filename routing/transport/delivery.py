@@ -20,7 +20,7 @@ from routing.message.eta import eta_of, in_ms, was_kept
 from routing.message.evidence import Evidence, of_error
 from routing.message.validation import is_writable
 from routing.redis.faults import ANSWERED, ANY_FAULT, is_lost, is_passing
-from routing.redis.values import UNCHARGED, Arrival, Charges, Mark
+from routing.redis.values import NOT_COUNTED, Arrival, DeliveryCount, Mark
 from routing.topology.names import dead_queue
 from routing.transport.link import Link
 
@@ -62,7 +62,7 @@ class Delivery:
         self._link = link
         self._holdings = link.holdings
         self._consumer_of, self._put_off, self._refuse = consumer_of, put_off, refuse
-        self._charges: dict[str, Charges] = {}
+        self._delivery_counts: dict[str, DeliveryCount] = {}
 
     def deliver(self, arrival: Arrival) -> None:
         """Hand a message to its consumer; without one it goes back to its queue."""
@@ -70,7 +70,7 @@ class Delivery:
             return  # its lease ran out meanwhile: it is another worker's
         callback = self._consumer_of(arrival.queue)
         if callback is None:
-            self._holdings.give_back(arrival.tag)
+            self._holdings.requeue(arrival.tag)
             return
         try:
             payload = self.payload(arrival)
@@ -103,7 +103,7 @@ class Delivery:
             )
         elif isinstance(error, ANY_FAULT) or is_passing(error):
             # That is no fault of the message's: nothing is charged, and nothing buried.
-            self._holdings.give_back(arrival.tag)
+            self._holdings.requeue(arrival.tag)
             self._put_off(error)
         elif isinstance(error, NO_MESSAGE):
             self._set_aside(arrival, error)
@@ -114,7 +114,7 @@ class Delivery:
                 exc_info=error,
                 extra={"event": "intake_failed"},
             )
-            self._holdings.give_back(arrival.tag, Mark.LATER)
+            self._holdings.requeue(arrival.tag, Mark.LATER)
 
     def payload_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message that was fetched by itself; what is none is set aside.
@@ -138,7 +138,7 @@ class Delivery:
         self._holdings.identify(
             arrival.tag,
             message_id,
-            charges=self._charges.pop(arrival.tag, UNCHARGED),
+            delivery_count=self._delivery_counts.pop(arrival.tag, NOT_COUNTED),
             at_ms=at if isinstance(at := noted.get("at"), int) else 0,
             returned=count if isinstance(count := noted.get("returned"), int) else 0,
         )
@@ -152,7 +152,7 @@ class Delivery:
         headers = payload.get("headers") or {}
         if "task" not in headers or was_kept(payload) or (eta := eta_of(headers)) is None:
             return False
-        self._link.verbs.postpone(
+        self._link.commands.postpone(
             self._link.client,
             arrival.queue,
             arrival.tag,
@@ -183,7 +183,7 @@ class Delivery:
         if task_id := _message_id(arrival):
             self._refuse(task_id, error)
 
-    def look_up_charges(self, arrivals: Sequence[Arrival]) -> bool:
+    def look_up_delivery_counts(self, arrivals: Sequence[Arrival]) -> bool:
         """Look up which of these messages were charged a delivery before.
 
         False when the server does not say: then they go back, and nothing is fetched for a while.
@@ -192,13 +192,15 @@ class Delivery:
         if not ids:
             return True
         try:
-            charges = self._link.verbs.deliveries(self._link.client, list(ids.values()))
+            delivery_count = self._link.commands.deliveries(self._link.client, list(ids.values()))
         except ANSWERED as error:
             for arrival in arrivals:
-                self._holdings.give_back(arrival.tag)
+                self._holdings.requeue(arrival.tag)
             self._put_off(error)
             return False
-        self._charges.update((tag, charges[i]) for tag, i in ids.items() if i in charges)
+        self._delivery_counts.update(
+            (tag, delivery_count[i]) for tag, i in ids.items() if i in delivery_count
+        )
         return True
 
 

@@ -28,7 +28,7 @@ from routing.inflight.fetch_policy import (
 from routing.inflight.fetch_state import IDLE, Exchanging, Listening, State
 from routing.inflight.resting import Resting
 from routing.inflight.sightings import Sightings
-from routing.redis.backoff import Patience
+from routing.redis.backoff import Backoff
 from routing.redis.clocks import boot_seconds
 from routing.redis.faults import ANSWERED, LOST, NO_WRITES, ServerRefused, answer_of
 from routing.redis.scripts import command, load_all
@@ -73,18 +73,18 @@ class Fetcher:
         self.name = secrets.token_hex(8)
         self.inbox = Inbox()
         self._link, self._wire, self._consumed = link, wire, consumed
-        self._holdings, self._verbs = link.holdings, link.verbs
+        self._holdings, self._commands = link.holdings, link.commands
         self._settler, self._delivery, self._loop = settler, delivery, loop
         self._rooms = Rooms(consumed, link.holdings, self.inbox)
         self.bell = OwnBell(link, self.name, self._rooms, loop)
-        self._bell_of = link.verbs.keys.bell
+        self._bell_of = link.commands.keys.bell
         self._calls = itertools.count(1)
         self._state: State = IDLE
         self.sightings = Sightings()
         self._last_reply = 0.0
         self._resting = Resting()
         self._stopped = self._is_lost = False
-        self._refusals = Patience("let this worker fetch")
+        self._refusals = Backoff("let this worker fetch")
         self._again = Wakeup(self._look_again, loop)
 
     @property
@@ -99,8 +99,8 @@ class Fetcher:
         self._forget_unanswered()
         if self._rests() or self._stopped or not self._may_fetch():
             return False
-        self._holdings.give_back_forsaken()
-        self._settler.give_back()
+        self._holdings.requeue_forsaken()
+        self._settler.requeue()
         self.sightings.hear_what_is_due()
         freed = self._holdings.credit.freed  # before the rooms, which other threads make larger
         step = next_step(self._situation())
@@ -160,7 +160,7 @@ class Fetcher:
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)
         self._settler.rides = True
-        self._send(command("exchange", *self._verbs.exchange_call(settlement, fetch)))
+        self._send(command("exchange", *self._commands.exchange_call(settlement, fetch)))
 
     def _send_listen(self, step: Listen) -> None:
         self._state = Listening(frozenset(step.queues))
@@ -206,7 +206,7 @@ class Fetcher:
         self._refusals.passed()
         state, self._state = self._state, IDLE
         if isinstance(state, Exchanging):
-            return self._take(state, self._verbs.exchange_reply(state.fetch, reply))
+            return self._take(state, self._commands.exchange_reply(state.fetch, reply))
         self.bell.is_over()
         if reply is not None:
             bell = reply[0].decode()
@@ -224,7 +224,7 @@ class Fetcher:
             self._drop_connection()
             raise
         if isinstance(state := self._state, Exchanging):
-            keys_and_args = self._verbs.exchange_call(state.settlement, state.fetch)
+            keys_and_args = self._commands.exchange_call(state.settlement, state.fetch)
             self._send(command("exchange", *keys_and_args))
 
     def _put_off(self, error: Exception) -> None:
@@ -253,11 +253,11 @@ class Fetcher:
         self._holdings.answered(sent.fetch, reply.sizes())
         self._holdings.clock.learn(reply.server_ms)
         age = boot_seconds() - self._wire.sent_at
-        if age > self._verbs.topology.lease_seconds / 3:
+        if age > self._commands.topology.lease_seconds / 3:
             self._holdings.doubt()
         self.sightings.take(reply, age_seconds=age, looked_at_all=sent.looks_at_all)
         self._last_reply = time.monotonic()
-        if reply.counted and not self._delivery.look_up_charges(reply.arrivals):
+        if reply.counted and not self._delivery.look_up_delivery_counts(reply.arrivals):
             return False
         self.inbox.add(reply.arrivals)
         return bool(reply.arrivals)
@@ -339,7 +339,7 @@ class Fetcher:
     def return_inbox(self, queue: str | None = None) -> None:
         """Give back what was fetched and not delivered, of one queue or of all."""
         for arrival in self.inbox.take_all(queue):
-            self._holdings.give_back(arrival.tag)
+            self._holdings.requeue(arrival.tag)
 
     def close(self) -> None:
         """Wake nobody any more; closing twice is safe."""

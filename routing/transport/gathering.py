@@ -18,7 +18,7 @@ from routing.message.eta import Delay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
+class Destination:
     """What messages share that travel in one call."""
 
     queue: str
@@ -30,23 +30,23 @@ class Lane:
 
 @dataclass(slots=True)
 class Gathering:
-    """Messages of one publication, by lane, in the order in which they were made."""
+    """Messages of one publication, by destination, in the order in which they were made."""
 
-    lanes: dict[Lane, list[str | Delay]] = field(default_factory=dict)
-    #: The id of the task that has sent each message of a lane, "" outside of any.
-    senders: dict[Lane, list[str]] = field(default_factory=dict)
+    destinations: dict[Destination, list[str | Delay]] = field(default_factory=dict)
+    #: The id of the task that has sent each message of a destination, "" outside of any.
+    senders: dict[Destination, list[str]] = field(default_factory=dict)
     #: Keep only what no bound can refuse.
     exempt_only: bool = False
 
-    def takes(self, lane: Lane) -> bool:
-        """Return whether messages of a lane are kept here."""
-        return lane.exempt or not self.exempt_only
+    def takes(self, destination: Destination) -> bool:
+        """Return whether messages of a destination are kept here."""
+        return destination.exempt or not self.exempt_only
 
-    def add(self, lane: Lane, text: str | Delay) -> None:
+    def add(self, destination: Destination, text: str | Delay) -> None:
         """Keep a message."""
-        self.lanes.setdefault(lane, []).append(text)
+        self.destinations.setdefault(destination, []).append(text)
         sender = (current_task.request.id or "") if current_task else ""
-        self.senders.setdefault(lane, []).append(sender)
+        self.senders.setdefault(destination, []).append(sender)
 
 
 _CURRENT: ContextVar[Gathering | None] = ContextVar("celeriac_gathering", default=None)

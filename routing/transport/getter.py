@@ -32,13 +32,13 @@ class Getter:
         holdings, fetch = self._link.holdings, Fetch(self._next_prefix(), ((queue, 1),))
         holdings.asking(fetch)
         try:
-            reply = self._link.verbs.exchange(self._link.client, NOTHING, fetch)
+            reply = self._link.commands.exchange(self._link.client, NOTHING, fetch)
         except Exception:
             holdings.unanswered(fetch)
             raise
         holdings.answered(fetch, reply.sizes())
         if not reply.arrivals:
             raise Empty()
-        if reply.counted and not self._delivery.look_up_charges(reply.arrivals):
+        if reply.counted and not self._delivery.look_up_delivery_counts(reply.arrivals):
             raise Empty()
         return self._delivery.payload_or_refuse(reply.arrivals[0])

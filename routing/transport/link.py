@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import redis
 
 from routing.inflight.holdings import Holdings
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.faults import ANY_FAULT
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,12 @@ class Link:
     """The commands of a database, a client that runs them, and what is held from its queues.
 
     Attributes:
-        verbs: the engine's commands for this database.
+        commands: the engine's commands for this database.
         holdings: what this process holds from it.
         make_client: returns a client that adds no key prefix.
     """
 
-    verbs: Verbs
+    commands: Commands
     holdings: Holdings
     make_client: Callable[[], redis.Redis]
 
@@ -40,6 +40,6 @@ class Link:
         if keeper is None or keeper.leaving:
             return
         try:
-            self.verbs.renew(self.client, keeper.hostname, self.holdings.started(tags))
+            self.commands.renew(self.client, keeper.hostname, self.holdings.started(tags))
         except ANY_FAULT as error:
             logger.debug("starts are reported with the next renewal: %s", error)

@@ -78,8 +78,8 @@ class EngineMessage(virtual.Message):
         if requeue:
             waits = holdings.durable and not holdings.is_stopping()
             mark = Mark.LATER if waits else Mark.REDELIVERED
-            mark = Mark.CHARGED if self.loss else mark
-            holdings.give_back(self.delivery_tag, mark, self.loss)
+            mark = Mark.COUNTED if self.loss else mark
+            holdings.requeue(self.delivery_tag, mark, self.loss)
         else:
             holdings.bury(self.delivery_tag, self.evidence or Evidence(reason="rejected"))
         self._state = "REQUEUED" if requeue else "REJECTED"

@@ -115,9 +115,9 @@ class Overflow:
             return ""
         return why_not(self.queue, is_worker=self.is_worker)
 
-    def patience(self) -> Patience:
+    def patience(self) -> RoomWait:
         """Return the patience of a producer that begins to wait."""
-        return Patience(self.block_seconds)
+        return RoomWait(self.block_seconds)
 
     def fits(self, found: Pushed, texts: Sequence[str | bytes | Delay]) -> bool:
         """Return whether there is room for all of these beside what was found to wait."""
@@ -183,13 +183,13 @@ class _Blocked:
         length = pushed.length + pushed.accepted - accepted
         return replace(pushed, accepted=accepted, length=length)
 
-    def _patience(self, texts: Sequence[str | bytes | Delay]) -> Patience:
+    def _patience(self, texts: Sequence[str | bytes | Delay]) -> RoomWait:
         empty = Pushed(0, 0, self.overflow.bounds.max_length)
         # What never fits whole would wait for ever.
         never_fits = self.terms == "whole" and not self.overflow.fits(empty, texts)
-        return Patience(0) if never_fits else self.overflow.patience()
+        return RoomWait(0) if never_fits else self.overflow.patience()
 
-    def _await_room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
+    def _await_room(self, texts: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
         """Return how many of these the queue has room for; 0 when patience ends, or none is left.
 
         Many are sent in pieces of a tenth of the queue, so that it never runs dry, and the broker
@@ -202,7 +202,7 @@ class _Blocked:
                 break
         return room
 
-    def _room(self, texts: Sequence[str | bytes | Delay], patience: Patience) -> int:
+    def _room(self, texts: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
         found, limit = self.push((), ""), self.overflow.bounds.max_length
         patience.tell(self.overflow, found)
         if not self.overflow.fits(found, texts if self.terms == "whole" else texts[:1]):
@@ -210,7 +210,7 @@ class _Blocked:
         return min(len(texts), limit - found.length) if limit else len(texts)
 
 
-class Patience:
+class RoomWait:
     """How long a blocked producer waits, and how often it looks.
 
     Arguments:

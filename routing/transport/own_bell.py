@@ -36,7 +36,7 @@ class OwnBell:
     def __init__(
         self, link: Link, name: str, rooms: Rooms, loop: Callable[[], Loop | None]
     ) -> None:
-        self.key = link.verbs.keys.own_bell(name)
+        self.key = link.commands.keys.own_bell(name)
         self._link, self._rooms, self._loop = link, rooms, loop
         #: The queues that are listened to; None while nobody waits, or when it has been rung.
         self._listened: Collection[str] | None = None

@@ -14,11 +14,11 @@ from kombu.utils.json import dumps
 from routing.message.eta import Delay, take_eta
 from routing.message.exemption import is_exempt
 from routing.redis.bounds import Terms
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.values import Pushed
 from routing.transport import gathering
-from routing.transport.gathering import Lane
+from routing.transport.gathering import Destination
 from routing.transport.link import Link
 from routing.transport.overflow import Overflow, Took, forget
 from routing.transport.refusals import patiently
@@ -45,7 +45,7 @@ class Publishing:
         return lookup(self.celeriac)
 
     @cached_property
-    def verbs(self) -> Verbs:
+    def commands(self) -> Commands:
         """The engine's calls, for this channel's database."""
         this: Any = self
         keys = Keys(
@@ -55,13 +55,13 @@ class Publishing:
             steps=tuple(this.priority_steps),
             separator=this.sep,
         )
-        return Verbs(keys=keys, topology=self.runtime.topology)
+        return Commands(keys=keys, topology=self.runtime.topology)
 
     @cached_property
     def link(self) -> Link:
         """This channel's database, as others use it."""
         return Link(
-            verbs=self.verbs,
+            commands=self.commands,
             holdings=self.runtime.holdings_of(self._database()),
             make_client=partial(_client_of, weakref.ref(self)),
         )
@@ -97,11 +97,11 @@ class Publishing:
         delayed: bool = False,
         took: Took = forget,
     ) -> Pushed:
-        """Append complete messages to a queue; see `Overflow.push` and `Verbs.push`.
+        """Append complete messages to a queue; see `Overflow.push` and `Commands.push`.
 
-        Delayed ones are all given as `Delay`; see `Verbs.delay`.
+        Delayed ones are all given as `Delay`; see `Commands.delay`.
         """
-        verb: Any = self.verbs.delay if delayed else self.verbs.push
+        verb: Any = self.commands.delay if delayed else self.commands.push
 
         def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
             pushed: Pushed = self._patiently(
@@ -147,22 +147,26 @@ class Publishing:
         eta = self.take_eta(queue, message) if "task" in headers else None
         delayed, text = eta is not None, dumps(message)
         self._put_text(
-            Lane(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
+            Destination(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
             Delay(eta, str(headers.get("id") or ""), text) if eta else text,
         )
         if queue in this._expires:
             this._maybe_update_queues_expire(self.plain_client, queue)
 
-    def _put_text(self, lane: Lane, text: str | Delay) -> None:
-        overflow = self.overflow(lane.queue, delayed=lane.delayed)
-        if not lane.exempt:
+    def _put_text(self, destination: Destination, text: str | Delay) -> None:
+        overflow = self.overflow(destination.queue, delayed=destination.delayed)
+        if not destination.exempt:
             overflow.check_size(text)
-        if (gathered := gathering.current()) is not None and gathered.takes(lane):
-            gathered.add(lane, text)
+        if (gathered := gathering.current()) is not None and gathered.takes(destination):
+            gathered.add(destination, text)
             return
-        terms: Terms = "exempt" if lane.exempt else ""
+        terms: Terms = "exempt" if destination.exempt else ""
         pushed = self.push(
-            lane.queue, [text], priority=lane.priority, terms=terms, delayed=lane.delayed
+            destination.queue,
+            [text],
+            priority=destination.priority,
+            terms=terms,
+            delayed=destination.delayed,
         )
         if not pushed.accepted:
             raise overflow.full(pushed, 1)

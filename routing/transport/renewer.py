@@ -72,7 +72,7 @@ class Renewer:
         self._has_failed = False
         self._next_pass = self._next_carry = 0.0
         self._doubts = self._doubts_settled = 0
-        self._holdings.fence.confirm(boot_seconds() + self._lease_seconds)
+        self._holdings.lease_guard.confirm(boot_seconds() + self._lease_seconds)
         start_thread(self._run)
 
     def _use(self, link: Link, hostname: str) -> None:
@@ -111,7 +111,7 @@ class Renewer:
     def check_now(self) -> None:
         """Renew at once: what is held may have been given to others."""
         self._doubts += 1
-        self._holdings.fence.drop()
+        self._holdings.lease_guard.drop()
         self._signal.set()
 
     def _run(self) -> None:
@@ -148,7 +148,7 @@ class Renewer:
         is_unheard = self._holdings.is_unheard(self._lease_seconds)
         held = self._holdings.leases(without_waiting=is_unheard)
         try:
-            gone = self._link.verbs.renew(
+            gone = self._link.commands.renew(
                 self._link.client, self.hostname, held, leaving=self.leaving
             )
         except (*LOST, exceptions.RedisError) as error:
@@ -157,14 +157,14 @@ class Renewer:
             return
         self._next_pass = sent + self._lease_seconds / 3
         self._has_failed = False
-        # What is gone goes before the fence opens again.
+        # What is gone goes before the lease_guard opens again.
         if forgotten := self._holdings.forget(gone):
             self._log_gone(forgotten)
         self._doubts_settled = doubts
         if is_unheard:
-            self._holdings.fence.drop()
+            self._holdings.lease_guard.drop()
         elif doubts == self._doubts:
-            self._holdings.fence.confirm(sent + self._lease_seconds)
+            self._holdings.lease_guard.confirm(sent + self._lease_seconds)
 
     def _log_failure(self, error: Exception) -> None:
         if not self._has_failed:
@@ -172,7 +172,7 @@ class Renewer:
             logger.warning(
                 "leases could not be renewed, trying again; in %.0f s this worker starts nothing "
                 "until they can: %s",
-                max(0.0, self._holdings.fence.seconds_left),
+                max(0.0, self._holdings.lease_guard.seconds_left),
                 error,
                 extra={"event": "renewal_failed"},
             )
@@ -195,7 +195,7 @@ class Renewer:
             tags.append(self._starts.popleft()[1])
         if not self.leaving and (running := self._holdings.started(tags)):
             try:
-                self._link.verbs.renew(self._link.client, self.hostname, running)
+                self._link.commands.renew(self._link.client, self.hostname, running)
             except (*LOST, exceptions.RedisError) as error:
                 logger.debug("starts are reported with the next renewal: %s", error)
 

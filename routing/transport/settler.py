@@ -14,7 +14,7 @@ from collections.abc import Callable
 from redis import exceptions
 
 from routing.inflight.fetch_policy import SETTLE_SECONDS
-from routing.redis.backoff import Patience
+from routing.redis.backoff import Backoff
 from routing.redis.faults import ANSWERED, LOST, is_lost
 from routing.transport.carrier import Carrier
 from routing.transport.link import Link
@@ -40,7 +40,7 @@ class Settler:
         self._loop = loop
         self._later = Wakeup(self._on_time, loop)
         self._settling = threading.RLock()
-        self._refusals = Patience("settle")
+        self._refusals = Backoff("settle")
         #: Nobody fetches here, so whoever ends a message waits for it to be settled.
         self.is_prompt = True
         #: An exchange that is about to be sent takes what waits along.
@@ -113,10 +113,10 @@ class Settler:
             time.sleep(seconds)
             self.flush()
 
-    def give_back(self) -> None:
+    def requeue(self) -> None:
         """Return what goes back to its queue; what is refused is kept, and holds up nothing."""
         if self._outbox.has_returns:
-            self._carry(self._carrier.give_back)
+            self._carry(self._carrier.requeue)
 
     def bury(self) -> None:
         """Bury what became dead letters, before a fetch uses the credit that they have freed."""

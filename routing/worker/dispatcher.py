@@ -36,7 +36,7 @@ from routing.worker.prefork import Pipes
 from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.worker.startup import refuse_stock_redis
 from routing.worker.stopping import STOP, Cut
-from routing.worker.units import Buffer, RequestUnit, Unit, WaitingUnits, can_travel
+from routing.worker.units import RequestUnit, Unit, UnitSource, WaitingUnits, can_travel
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self._stock_submit = consumer.on_task_request
         self._channel: EngineMixin | None = None
         self._units = WaitingUnits()
-        self._buffers: list[Buffer] = []
+        self._sources: list[UnitSource] = []
         self._slots: Slots | None = None
         self._running = False
         self._pumping = False
@@ -159,12 +159,12 @@ class Dispatcher(bootsteps.StartStopStep):
         if consumer.blueprint.state != bootsteps.RUN:  # as by remote control, without a signal
             STOP.note()
         self._units.clear()
-        for buffer in self._buffers:
-            buffer.clear()
-        self._buffers.clear()
+        for source in self._sources:
+            source.clear()
+        self._sources.clear()
         if self._channel is None:
             return
-        self._channel.link.holdings.give_back_all(up_to=State.WAITING)
+        self._channel.link.holdings.requeue_all(up_to=State.WAITING)
         if not self._channel.closed:
             self._channel.fetcher.stand_down()
 
@@ -179,7 +179,7 @@ class Dispatcher(bootsteps.StartStopStep):
             return
         holdings = self._channel.link.holdings
         CLERK.finish()
-        returned = holdings.give_back_all()
+        returned = holdings.requeue_all()
         if returned:
             logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})
         self._channel.runtime.is_worker = holdings.durable = False
@@ -223,15 +223,15 @@ class Dispatcher(bootsteps.StartStopStep):
         self._units.add(unit)
         self.pump()
 
-    def add_buffer(self, buffer: Buffer) -> None:
+    def add_source(self, source: UnitSource) -> None:
         """Ask a buffer for work whenever a slot has nothing to do, until the next stop."""
-        self._buffers.append(buffer)
+        self._sources.append(source)
 
     def buffered(self) -> Counter[str]:
         """Return how many messages of each queue wait in a buffer for the rest of their batch."""
         total: Counter[str] = Counter()
-        for buffer in tuple(self._buffers):
-            total.update(buffer.waiting())
+        for source in tuple(self._sources):
+            total.update(source.waiting())
         return total
 
     def idle_slots(self, queue: str | None = None) -> int:
@@ -251,14 +251,14 @@ class Dispatcher(bootsteps.StartStopStep):
     def failed(self, unit: Unit) -> None:
         """Give back a unit that the pool did not take; it comes again later."""
         self.unused_slot()
-        self._give_back(unit.requests)
+        self._requeue(unit.requests)
 
     @staticmethod
-    def _give_back(requests: Sequence[Any]) -> None:
+    def _requeue(requests: Sequence[Any]) -> None:
         mark = Mark.NONE if STOP.told else Mark.LATER
         for request in requests:
             if (holdings := holdings_of(request.message)) is not None:
-                holdings.give_back(request.message.delivery_tag, mark)
+                holdings.requeue(request.message.delivery_tag, mark)
 
     def unused_slot(self) -> None:
         """Release the slot of a unit that turned out to have nothing to run."""
@@ -286,17 +286,17 @@ class Dispatcher(bootsteps.StartStopStep):
         self._pumping = True
         try:
             self._hand_over_while_free(self._slots)
-            for buffer in tuple(self._buffers):
+            for source in tuple(self._sources):
                 if not self.idle_slots():
                     break
-                buffer.slot_idle()
+                source.slot_idle()
                 self._hand_over_while_free(self._slots)
         finally:
             self._pumping = False
 
     def _may_start(self) -> bool:
         """Return whether what waits here is known to be ours still; if not, look again soon."""
-        if self.holdings is None or self.holdings.fence.holds:
+        if self.holdings is None or self.holdings.lease_guard.holds:
             return True
         if not self._looks_again:
             self._looks_again = True
@@ -334,7 +334,7 @@ class Dispatcher(bootsteps.StartStopStep):
             )
             self.unused_slot()
             stuck = [request for request in unit.requests if not can_travel(request)]
-            self._give_back([request for request in unit.requests if request not in stuck])
+            self._requeue([request for request in unit.requests if request not in stuck])
             for request in stuck:  # trying again would not help
                 request.fail_early(error)
         finally:

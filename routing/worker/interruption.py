@@ -73,7 +73,7 @@ class InterruptibleRequest(stock.Request):
         """Return the message of an interrupted run; it is nobody's fault."""
         task_ready(self)
         if self._already_cancelled:
-            self._give_back_cancelled()
+            self._requeue_cancelled()
             return
         logger.warning(
             "%s was interrupted and goes back to its queue: %s",
@@ -84,7 +84,7 @@ class InterruptibleRequest(stock.Request):
         # Who asks only the process may do so again, at once.
         self._return(Mark.REDELIVERED if STOP.told else Mark.LATER)
 
-    def _give_back_cancelled(self) -> None:
+    def _requeue_cancelled(self) -> None:
         """Return the message of a cancelled run, which Celery leaves unacknowledged.
 
         A worker that stops gives back all that it still holds, in order, so it need not.
@@ -96,7 +96,7 @@ class InterruptibleRequest(stock.Request):
 
     def _return(self, mark: Mark) -> None:
         """Return the message, which may have run in part, to the front of its queue uncharged."""
-        self.message.link.holdings.give_back(self.message.delivery_tag, mark)
+        self.message.link.holdings.requeue(self.message.delivery_tag, mark)
         self.acknowledged = True
         self.send_event("task-rejected", requeue=True)
 

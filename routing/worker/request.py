@@ -71,8 +71,8 @@ class Request(InterruptibleRequest):
             task_ready(self)
             return True
         limits = holdings.topology.queue(held.queue)
-        if held.charges.count >= limits.max_deliveries:
-            error = TooManyDeliveries(held.charges.count, held.charges.evidence)
+        if held.delivery_count.count >= limits.max_deliveries:
+            error = TooManyDeliveries(held.delivery_count.count, held.delivery_count.evidence)
             logger.error("%s is not run again: %s", self, error, extra={"event": "poison"})
             self.fail_early(error)
             return True
@@ -137,7 +137,7 @@ class Request(InterruptibleRequest):
         Not when the task was cancelled: gevent's pool reports that as a success.
         """
         if self._already_cancelled:
-            self._give_back_cancelled()
+            self._requeue_cancelled()
             return
         if self._then is not None:
             self._then.append(self.acknowledge)
@@ -233,7 +233,7 @@ class Request(InterruptibleRequest):
     def _end_failed(self, end: Callable[[], None]) -> None:
         end()
         if self._already_cancelled:
-            self._give_back_cancelled()
+            self._requeue_cancelled()
 
     @contextmanager
     def _ending_surely(self) -> Iterator[None]:

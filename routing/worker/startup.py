@@ -124,7 +124,7 @@ def _warn_of_silence(uri: str) -> None:
 
 def warn_of_denied(channel: Any, *, uri: str) -> None:
     """Name the commands that the engine needs and that its user may not run."""
-    if names := denied(channel.plain_client, channel.verbs.keys.workers()):
+    if names := denied(channel.plain_client, channel.commands.keys.workers()):
         logger.error(
             "the user of %s may not do what the engine needs: %s; allow it: ACL SETUSER <user> %s",
             uri,

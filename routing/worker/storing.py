@@ -16,7 +16,7 @@ from celery.exceptions import BackendStoreError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from routing import upstream
-from routing.redis.scripts import call
+from routing.redis.scripts import run_script
 
 try:
     from celery.backends.redis import RedisBackend
@@ -112,7 +112,7 @@ def _store_lot(
     for result, text in zip(lot, known, strict=True):
         final = "1" if result.state in states.READY_STATES else ""
         args += [result.text, _seconds(backend, result.state), final, text]
-    unread, refused = call(backend.client, "store", [result.key for result in lot], args)
+    unread, refused = run_script(backend.client, "store", [result.key for result in lot], args)
     for position, error in refused:
         task_id, _, _, state = lot[position - 1]
         failed[task_id] = BackendStoreError(bytes_to_str(error), state=state, task_id=task_id)

@@ -25,7 +25,7 @@ class Unit(Protocol):
         """Give the work to the pool; a slot has been taken for it."""
 
 
-class Buffer(Protocol):
+class UnitSource(Protocol):
     """Something that gathers work and can make a unit of it when asked."""
 
     def slot_idle(self) -> None:

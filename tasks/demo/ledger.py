@@ -19,7 +19,7 @@ def settled_ledger(app: celery.Celery) -> Ledger:
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         while True:
-            ledger = read(channel.plain_client, channel.verbs)
+            ledger = read(channel.plain_client, channel.commands)
             if not any(queue.unacked for queue in ledger.queues) or time.monotonic() > deadline:
                 return ledger
             time.sleep(POLL_SECONDS)

@@ -13,11 +13,11 @@ import pytest
 from routing.message.eta import Delay
 from routing.message.letter import Letter
 from routing.redis import ledger as books
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.ledger import QueueLedger
-from routing.redis.letters import Graves, Move
-from routing.redis.scripts import SCRIPTS, Script, call
+from routing.redis.letters import Move, StoredLetters
+from routing.redis.scripts import SCRIPTS, Script, run_script
 from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
 from routing.topology.model import Topology
 
@@ -63,29 +63,29 @@ class Recorder:
         return self.reply
 
 
-def verbs() -> Verbs:
+def commands() -> Commands:
     table = Topology.load({"queues": {"q": {"max_length": 10, "overflow": "drop_oldest"}}})
-    return Verbs(keys=Keys(), topology=table)
+    return Commands(keys=Keys(), topology=table)
 
 
 #: verb -> (a call of it, the number of keys and of arguments after the numbered ones)
 CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
-    "push": (lambda client: verbs().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
+    "push": (lambda client: commands().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
     "delay": (
-        lambda client: verbs().delay(client, "q", [Delay(datetime.now(UTC), "an-id", "{}")] * 2),
+        lambda client: commands().delay(client, "q", [Delay(datetime.now(UTC), "an-id", "{}")] * 2),
         [2, 0, 0],
         0,
         # wait, id and text of two messages
         2 * 3,
     ),
     "postpone": (
-        lambda client: verbs().postpone(client, "q", "t", message_id="an-id", due_ms=5),
+        lambda client: commands().postpone(client, "q", "t", message_id="an-id", due_ms=5),
         1,
         0,
         0,
     ),
     "exchange": (
-        lambda client: verbs().exchange(
+        lambda client: commands().exchange(
             client,
             Settlement([Ending("q", "done", "t", "an-id")]),
             Fetch("prefix:", (("q", 5),)),
@@ -97,38 +97,50 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         1 + 3 + 4,
     ),
     "bury": (
-        lambda client: verbs().bury(client, "q", [Burial("t", "an-id", '"reason":"failed"}')]),
+        lambda client: commands().bury(client, "q", [Burial("t", "an-id", '"reason":"failed"}')]),
         [1, 0],
         0,
         4,
     ),
     # the four lists; two texts
     "revive": (
-        lambda client: Graves(client, verbs()).move([Move(Letter(queue="q", text=b"{}"))], to="q"),
+        lambda client: StoredLetters(client, commands()).move(
+            [Move(Letter(queue="q", text=b"{}"))], to="q"
+        ),
         [1],
         4,
         2,
     ),
     # ledger, delayed set, dead letters, dropped messages and four lists
-    "ledger": (lambda client: books.read(client, verbs()), [0, [0, 0, 0, 0, b"", 0]], 8, 0),
+    "ledger": (lambda client: books.read(client, commands()), [0, [0, 0, 0, 0, b"", 0]], 8, 0),
     "rebase": (
-        lambda client: books.rebase(client, verbs(), QueueLedger(queue="q", waiting=1)),
+        lambda client: books.rebase(client, commands(), QueueLedger(queue="q", waiting=1)),
         1,
         0,
         0,
     ),
-    "give_back": (
-        lambda client: verbs().give_back(client, "q", [Return("t"), Return("u")]),
+    "requeue": (
+        lambda client: commands().requeue(client, "q", [Return("t"), Return("u")]),
         2,
         0,
         8,
     ),
-    "renew": (lambda client: verbs().renew(client, "host", [("t", ""), ("u", "an-id")]), [], 0, 4),
+    "renew": (
+        lambda client: commands().renew(client, "host", [("t", ""), ("u", "an-id")]),
+        [],
+        0,
+        4,
+    ),
     # ledger and bell of the table's one queue; its name
-    "reclaim": (lambda client: verbs().reclaim(client), 0, 0, 0),
+    "reclaim": (lambda client: commands().reclaim(client), 0, 0, 0),
     # a key; text, seconds, whether final, and what it may replace
-    "store": (lambda client: call(client, "store", ["key"], ["{}", 0, "1", ""]), [[], []], 1, 4),
-    "purge": (lambda client: verbs().purge(client, "q"), 0, 4, 0),
+    "store": (
+        lambda client: run_script(client, "store", ["key"], ["{}", 0, "1", ""]),
+        [[], []],
+        1,
+        4,
+    ),
+    "purge": (lambda client: commands().purge(client, "q"), 0, 4, 0),
 }
 
 

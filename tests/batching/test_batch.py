@@ -20,7 +20,7 @@ from batching import (
     ResultTypeError,
 )
 from batching.outcomes import Dead, Done, Failed, Outcome, Retried
-from batching.pool.call import call
+from batching.pool.call import call_function
 
 Function = Callable[[Batch[int]], Any]
 
@@ -31,7 +31,7 @@ def outcomes(function: Function, count: int = 3) -> list[Outcome | None]:
     app = Celery(set_as_current=False)
     task = app.task(function, base=BatchTask, name="t", lazy=False, shared=False)
     items = [Item(str(number), number) for number in range(count)]
-    call(task, items)
+    call_function(task, items)
     return [item.outcome for item in items]
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, field_validator
 
 from batching import Batch, BatchTask, InvalidItem, NotSettled
 from batching.message import Parcel
-from batching.pool.run import run_batch
+from batching.pool.run import run_parcels
 from tests.support.servers import Server
 
 # What Celery's own backend calls when a test stores a result by itself.
@@ -55,7 +55,7 @@ def parcel(task_id: str, *args: Any, **headers: Any) -> Parcel:
 
 
 def run(*parcels: Parcel) -> Any:
-    return run_batch("t.t", parcels, "host", False)
+    return run_parcels("t.t", parcels, "host", False)
 
 
 def failures(answer: Any) -> list[int]:

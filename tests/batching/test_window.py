@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batching.consumer.window import Buffer, Limits, Reason, Window
+from batching.consumer.window import Buffer, FlushReason, Limits, Window
 
 MAX_SIZE, MAX_BYTES, MAX_WAIT = 4, 100, 1.0
 
@@ -18,21 +18,21 @@ def buffer(max_size: int = MAX_SIZE, max_bytes: int | None = MAX_BYTES) -> Buffe
     return Buffer(Limits(max_size=max_size, max_bytes=max_bytes, max_wait_seconds=MAX_WAIT))
 
 
-def turns(windows: list[Window[str, int]]) -> list[tuple[list[int], Reason | None]]:
+def turns(windows: list[Window[str, int]]) -> list[tuple[list[int], FlushReason | None]]:
     return [(list(window.entries), window.reason) for window in windows]
 
 
 def test_a_batch_gets_its_turn_as_soon_as_it_is_full() -> None:
     waiting = buffer(max_size=2)
     assert waiting.add(1, "a", size_bytes=1, now=0.0) == []
-    assert turns(waiting.add(2, "a", size_bytes=1, now=0.0)) == [([1, 2], Reason.COUNT)]
+    assert turns(waiting.add(2, "a", size_bytes=1, now=0.0)) == [([1, 2], FlushReason.COUNT)]
     assert not waiting
 
 
 def test_an_item_that_does_not_fit_any_more_sends_the_others_on_their_way() -> None:
     waiting = buffer()
     waiting.add(1, "a", size_bytes=60, now=0.0)
-    assert turns(waiting.add(2, "a", size_bytes=60, now=0.0)) == [([1], Reason.BYTES)]
+    assert turns(waiting.add(2, "a", size_bytes=60, now=0.0)) == [([1], FlushReason.BYTES)]
     assert len(waiting) == 1
 
 
@@ -47,7 +47,7 @@ def test_groups_do_not_mix() -> None:
     waiting = buffer(max_size=2)
     waiting.add(1, "a", size_bytes=1, now=0.0)
     assert waiting.add(2, "b", size_bytes=1, now=0.0) == []
-    assert turns(waiting.add(3, "a", size_bytes=1, now=0.0)) == [([1, 3], Reason.COUNT)]
+    assert turns(waiting.add(3, "a", size_bytes=1, now=0.0)) == [([1, 3], FlushReason.COUNT)]
 
 
 def test_an_idle_slot_takes_the_oldest_group_that_expects_no_more() -> None:
@@ -56,7 +56,7 @@ def test_an_idle_slot_takes_the_oldest_group_that_expects_no_more() -> None:
     waiting.add(2, "quiet", size_bytes=1, now=0.1)
     window = waiting.next_due(0.2, idle=lambda _: True, backlog=lambda group: group == "busy")
     assert window is not None
-    assert turns([window]) == [([2], Reason.IDLE)]
+    assert turns([window]) == [([2], FlushReason.IDLE)]
 
 
 def due(waiting: Buffer[str, int], now: float) -> Window[str, int] | None:
@@ -114,7 +114,7 @@ def test_a_batch_that_waits_once_more_goes_as_soon_as_it_is_full() -> None:
     window = due(waiting, MAX_WAIT)
     assert window is not None
     assert waiting.reopen(window, until=9.0)
-    assert turns(waiting.add(2, "a", size_bytes=1, now=1.1)) == [([1, 2], Reason.COUNT)]
+    assert turns(waiting.add(2, "a", size_bytes=1, now=1.1)) == [([1, 2], FlushReason.COUNT)]
     assert not waiting.reopen(window, until=9.0), "it is full"
     assert waiting.deadline() is None
 

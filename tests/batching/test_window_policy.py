@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.consumer.window import Flush, Limits, Reason, Wait, decide, fits, is_full
+from batching.consumer.window import Flush, FlushReason, Limits, Wait, decide_flush, fits, is_full
 
 
 @dataclass(frozen=True)
-class Held:
+class Gathered:
     count: int
     size_bytes: int
     due_at: float
@@ -21,33 +21,35 @@ class Held:
 LIMITS = Limits(max_size=10, max_bytes=1_000, max_wait_seconds=2.0)
 
 
-def held(count: int = 1, size_bytes: int = 100, due_at: float = 2.0) -> Held:
-    return Held(count, size_bytes, due_at)
+def held(count: int = 1, size_bytes: int = 100, due_at: float = 2.0) -> Gathered:
+    return Gathered(count, size_bytes, due_at)
 
 
 def test_a_full_batch_goes_at_once() -> None:
-    assert decide(LIMITS, held(10), 0.0, idle=False, backlog=True) == Flush(Reason.COUNT)
+    assert decide_flush(LIMITS, held(10), 0.0, idle=False, backlog=True) == Flush(FlushReason.COUNT)
 
 
 def test_a_batch_full_by_bytes_goes_at_once() -> None:
-    assert decide(LIMITS, held(2, 1_000), 0.0, idle=False, backlog=True) == Flush(Reason.BYTES)
+    assert decide_flush(LIMITS, held(2, 1_000), 0.0, idle=False, backlog=True) == Flush(
+        FlushReason.BYTES
+    )
 
 
 def test_the_oldest_item_never_waits_longer_than_max_wait() -> None:
-    assert decide(LIMITS, held(), 2.0, idle=False, backlog=True) == Flush(Reason.WAIT)
+    assert decide_flush(LIMITS, held(), 2.0, idle=False, backlog=True) == Flush(FlushReason.WAIT)
 
 
 def test_an_idle_slot_takes_what_there_is_when_nothing_more_is_on_its_way() -> None:
-    assert decide(LIMITS, held(), 0.0, idle=True, backlog=False) == Flush(Reason.IDLE)
+    assert decide_flush(LIMITS, held(), 0.0, idle=True, backlog=False) == Flush(FlushReason.IDLE)
 
 
 @pytest.mark.parametrize(("idle", "backlog"), [(True, True), (False, False), (False, True)])
 def test_it_waits_while_slots_are_busy_or_more_is_on_its_way(idle: bool, backlog: bool) -> None:
-    assert decide(LIMITS, held(due_at=7.0), 6.0, idle=idle, backlog=backlog) == Wait(7.0)
+    assert decide_flush(LIMITS, held(due_at=7.0), 6.0, idle=idle, backlog=backlog) == Wait(7.0)
 
 
 def test_an_item_bigger_than_max_bytes_fits_only_into_an_empty_batch() -> None:
-    assert fits(LIMITS, Held(0, 0, 2.0), 5_000)
+    assert fits(LIMITS, Gathered(0, 0, 2.0), 5_000)
     assert not fits(LIMITS, held(1, 1), 5_000)
 
 
@@ -62,8 +64,8 @@ def test_an_item_bigger_than_max_bytes_fits_only_into_an_empty_batch() -> None:
 def test_it_waits_only_with_room_left_and_time_left(
     count: int, size: int, due_at: float, now: float, idle: bool, backlog: bool
 ) -> None:
-    decision = decide(LIMITS, Held(count, size, due_at), now, idle=idle, backlog=backlog)
+    decision = decide_flush(LIMITS, Gathered(count, size, due_at), now, idle=idle, backlog=backlog)
     if isinstance(decision, Wait):
-        assert is_full(LIMITS, Held(count, size, due_at)) is None
+        assert is_full(LIMITS, Gathered(count, size, due_at)) is None
         assert now < decision.until == due_at
         assert backlog or not idle

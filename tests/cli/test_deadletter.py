@@ -14,7 +14,7 @@ from routing.cli.deadletter import deadletter
 from routing.deadletters import replay
 from routing.message.codec import wrap
 from routing.message.evidence import of_error
-from routing.redis.letters import Graves
+from routing.redis.letters import StoredLetters
 from routing.transport.channel import EngineMixin
 from tests.cli.conftest import Run
 from tests.support.broker import Broker
@@ -96,7 +96,7 @@ def test_letters_are_listed_newest_first(run: Run, channel: EngineMixin) -> None
 
 def now(channel: EngineMixin) -> int:
     """Return the server's clock in milliseconds."""
-    return Graves(channel.plain_client, channel.verbs).now_ms()
+    return StoredLetters(channel.plain_client, channel.commands).now_ms()
 
 
 def test_the_newest_of_all_queues_are_listed(run: Run, channel: EngineMixin) -> None:

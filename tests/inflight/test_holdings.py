@@ -71,9 +71,9 @@ class HoldingsModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
+    def requeue(self, data: st.DataObject) -> None:
         tag = data.draw(st.sampled_from(sorted(self.held)))
-        assert self.holdings.give_back(tag)
+        assert self.holdings.requeue(tag)
         self._drop(tag)
         self.returned.append(tag)
 
@@ -87,7 +87,7 @@ class HoldingsModel(RuleBasedStateMachine):
 
     @rule()
     def lose_the_connection(self) -> None:
-        self.holdings.give_back_all(up_to=State.WAITING)
+        self.holdings.requeue_all(up_to=State.WAITING)
         self.returned += self.held
         self.held.clear()
 
@@ -118,7 +118,7 @@ def test_what_was_handed_over_is_kept_when_the_connection_is_lost() -> None:
     fetched(holdings, "1", "2", "3")
     holdings.mark("1", State.STARTED)
     holdings.mark("2", State.HANDED)
-    assert holdings.give_back_all(up_to=State.WAITING) == 1
+    assert holdings.requeue_all(up_to=State.WAITING) == 1
     assert holdings.credit.held("a") == 2
 
 
@@ -134,7 +134,7 @@ def test_what_had_begun_is_marked_and_not_charged_when_all_is_given_back() -> No
     holdings.identify("1", "id-1")
     holdings.identify("2", "id-2")
     holdings.mark("2", State.STARTED)
-    holdings.give_back_all()
+    holdings.requeue_all()
     assert marks_of_returns(holdings) == [("1", Mark.NONE), ("2", Mark.REDELIVERED)]
 
 
@@ -142,7 +142,7 @@ def test_returns_keep_the_order_of_their_fetch() -> None:
     holdings = Holdings(TABLE)
     fetched(holdings, "1", "2", "3")
     for tag in ("3", "1", "2"):
-        holdings.give_back(tag)
+        holdings.requeue(tag)
     assert [tag for tag, _ in marks_of_returns(holdings)] == ["1", "2", "3"]
 
 

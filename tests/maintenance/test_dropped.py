@@ -78,14 +78,14 @@ def test_a_hostile_message_does_not_hold_up_the_others(
 def test_another_worker_finishes_what_a_dead_one_took(app: Celery, broker: Broker) -> None:
     results = [app.tasks["noop"].delay() for _ in range(2)]
     with app.connection_for_write() as connection:
-        verbs = connection.default_channel.verbs
-        taken = verbs.exchange(
+        commands = connection.default_channel.commands
+        taken = commands.exchange(
             broker.client, NOTHING, Fetch("dead:1:", (("first.dropped", 5),))
         ).arrivals
         assert len(taken) == 1
-        broker.client.hset(verbs.keys.reclaiming(), "beat", _later(broker))
-        broker.client.zadd(verbs.keys.records()[2], {taken[0].tag: 1})
-        assert verbs.reclaim(broker.client) == 1
+        broker.client.hset(commands.keys.reclaiming(), "beat", _later(broker))
+        broker.client.zadd(commands.keys.records()[2], {taken[0].tag: 1})
+        assert commands.reclaim(broker.client) == 1
     run(app, FinishDropped(SimpleNamespace(app=app)))
     assert results[1].state == states.FAILURE
     assert broker.holds_nothing()

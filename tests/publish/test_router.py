@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing import Topology, UnknownLevel, install
-from routing.publish.router import decide
+from routing.publish.router import decide_queue
 from tests.support.apps import AppFactory
 
 TABLE: dict[str, Any] = {
@@ -22,7 +22,7 @@ ROUTE = TOPOLOGY.routes["load"]
 
 
 def queue_of(options: dict[str, Any], **defaults: Any) -> str | None:
-    return decide("load", options, route=ROUTE, defaults=defaults).queue
+    return decide_queue("load", options, route=ROUTE, defaults=defaults).queue
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_level_without_a_queue_is_refused_with_those_that_exist() -> None:
 
 def test_a_level_of_a_task_without_a_route_is_refused_with_the_line_to_add() -> None:
     with pytest.raises(UnknownLevel, match=r'"other" = \{ queue = "...", low = "..." \}'):
-        decide("other", {"low_priority": True}, route=None)
+        decide_queue("other", {"low_priority": True}, route=None)
 
 
 @given(
@@ -79,7 +79,7 @@ def test_options_are_never_changed_and_levels_never_reach_the_message(
 ) -> None:
     before = dict(options)
     try:
-        decision = decide("load", options, route=ROUTE)
+        decision = decide_queue("load", options, route=ROUTE)
     except UnknownLevel:
         return
     finally:

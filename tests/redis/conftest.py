@@ -1,4 +1,4 @@
-"""The verbs on real servers: on Valkey, on Valkey with a key prefix, on the machine's Redis."""
+"""The commands on real servers: on Valkey, on Valkey with a key prefix, on the machine's Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVERS = ["valkey", "valkey with a key prefix", "redis"]
 
 @pytest.fixture(params=SERVERS)
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """The verbs on each kind of server."""
+    """The commands on each kind of server."""
     name, _, prefixed = request.param.partition(" with ")
     server: Server = request.getfixturevalue({"valkey": "valkey", "redis": "redis_server"}[name])
     rig = Rig(server.fresh_url(), prefix="shop:" if prefixed else "")

@@ -10,7 +10,7 @@ from tests.support.wait import eventually
 
 
 def read(rig: Rig, **options: Any) -> Ledger:
-    return books.read(rig.client, rig.verbs, **options)
+    return books.read(rig.client, rig.commands, **options)
 
 
 def queue(rig: Rig, name: str = "q", **options: Any) -> QueueLedger:
@@ -18,12 +18,12 @@ def queue(rig: Rig, name: str = "q", **options: Any) -> QueueLedger:
 
 
 def rebase(rig: Rig, ledger: QueueLedger) -> bool:
-    return books.rebase(rig.client, rig.verbs, ledger)
+    return books.rebase(rig.client, rig.commands, ledger)
 
 
 def test_an_untouched_platform_has_every_queue_of_the_table_and_balances(rig: Rig) -> None:
     ledger = read(rig)
-    assert [one.queue for one in ledger.queues] == list(rig.verbs.topology.queues)
+    assert [one.queue for one in ledger.queues] == list(rig.commands.topology.queues)
     assert not ledger.is_incomplete
     assert ledger["q"].oldest_seconds is None
 

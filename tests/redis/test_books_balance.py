@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from routing.message.eta import Delay
 from routing.redis import ledger as books
-from routing.redis.letters import Graves, Move
+from routing.redis.letters import Move, StoredLetters
 from routing.redis.values import Arrival, Burial, Ending, Mark, Settlement
 from tests.support.messages import id_of, task_message
 from tests.support.rig import Rig
@@ -133,7 +133,7 @@ class Balance(RuleBasedStateMachine):
 
     @something_is_held
     @rule(picks=picks, mark=st.sampled_from(list(Mark)), again=st.booleans())
-    def give_back(self, picks: list[int], mark: Mark, again: bool) -> None:
+    def requeue(self, picks: list[int], mark: Mark, again: bool) -> None:
         for arrivals in by_queue(self.take(picks)):
             assert self.rig.mark(arrivals, mark, "told so") == len(arrivals)
             if again:
@@ -153,7 +153,7 @@ class Balance(RuleBasedStateMachine):
         for arrivals in by_queue(self.take(picks)):
             burials = [Burial(a.tag, id_of(a.text), '"reason":"failed"}', "") for a in arrivals]
             for _ in range(1 + again):
-                self.rig.verbs.bury(self.rig.client, arrivals[0].queue, burials)
+                self.rig.commands.bury(self.rig.client, arrivals[0].queue, burials)
 
     @something_is_held
     @rule(picks=picks, again=st.booleans())
@@ -187,12 +187,14 @@ class Balance(RuleBasedStateMachine):
 
     def move(self, queue: str, to: str, count: int, *, again: bool, drops: bool) -> None:
         """Take letters out; those that are replayed get new ids, to be told from their past."""
-        letters = list(islice(Graves(self.rig.client, self.rig.verbs).newest(queue), count))
+        letters = list(
+            islice(StoredLetters(self.rig.client, self.rig.commands).newest(queue), count)
+        )
         ids = self.new_ids(len(letters))
         texts = [task_message(queue=to, message_id=i) for i in ids]
         moves = [Move(a, b"" if drops else b.encode()) for a, b in zip(letters, texts, strict=True)]
         for n in range(1 + again):
-            moved = Graves(self.rig.client, self.rig.verbs).move(moves, to=to or queue)
+            moved = StoredLetters(self.rig.client, self.rig.commands).move(moves, to=to or queue)
             assert len(moved) == (0 if n else len(letters))
         if not drops:
             self.entered[to].update(ids)
@@ -201,8 +203,8 @@ class Balance(RuleBasedStateMachine):
 
     @rule(queue=queues)
     def rebase(self, queue: str) -> None:
-        client, verbs = self.rig.client, self.rig.verbs
-        assert books.rebase(client, verbs, books.read(client, verbs, recount=True)[queue])
+        client, commands = self.rig.client, self.rig.commands
+        assert books.rebase(client, commands, books.read(client, commands, recount=True)[queue])
         self.uncounted[queue] = 0
 
     def leave(self, arrivals: Sequence[Arrival], name: str) -> None:
@@ -225,7 +227,7 @@ class Balance(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_adds_up(self) -> None:
-        ledger = books.read(self.rig.client, self.rig.verbs, recount=True)
+        ledger = books.read(self.rig.client, self.rig.commands, recount=True)
         for at in ledger.queues:
             assert at.difference == -self.uncounted[at.queue], at
             assert at.misheld == 0
@@ -255,7 +257,7 @@ class Balance(RuleBasedStateMachine):
                 assert at.waiting_bytes == sum(len(text) for text in self.texts(at.queue))
 
     def ledger(self) -> Any:
-        return books.read(self.rig.client, self.rig.verbs).queues
+        return books.read(self.rig.client, self.rig.commands).queues
 
 
 def by_queue(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:

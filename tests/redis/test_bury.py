@@ -8,7 +8,7 @@ import pytest
 
 from routing.message.codec import raw_of, wrap
 from routing.message.evidence import Evidence, of_error
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.values import Arrival, Burial, Buried
 from routing.topology.model import Topology
 from tests.support.messages import id_of, ids_of, numbered, task_message
@@ -23,7 +23,7 @@ def bury(
 ) -> Buried:
     table = Topology.load({"queues": {"q": bounds}})
     burials = [Burial(a.tag, id_of(a.text), why.rest(), text) for a in arrivals]
-    return Verbs(keys=rig.keys, topology=table).bury(rig.client, "q", burials)
+    return Commands(keys=rig.keys, topology=table).bury(rig.client, "q", burials)
 
 
 def evidence(rig: Rig) -> list[Any]:
@@ -81,7 +81,7 @@ def test_what_is_no_message_is_kept_in_the_form_of_one(rig: Rig) -> None:
     raw = b'\xff\x00 {"no": message'
     rig.client.lpush(rig.keys.ready("q"), raw)
     (arrival,) = rig.fetch()
-    rig.verbs.bury(
+    rig.commands.bury(
         rig.client, "q", [Burial(arrival.tag, "", WHY.rest(), wrap(arrival.text, queue="q"))]
     )
     (letter,) = rig.broker.dead("q")
@@ -90,8 +90,8 @@ def test_what_is_no_message_is_kept_in_the_form_of_one(rig: Rig) -> None:
 
 def test_deliveries_that_were_charged_are_counted_and_forgotten(rig: Rig) -> None:
     rig.push(numbered(1))
-    rig.give_back(rig.fetch(), charge=True)
-    rig.give_back(rig.fetch(), charge=True)
+    rig.requeue(rig.fetch(), charge=True)
+    rig.requeue(rig.fetch(), charge=True)
     bury(rig, rig.fetch())
     assert evidence(rig)[0]["deliveries"] == 3
     assert not rig.client.exists(rig.keys.deliveries())

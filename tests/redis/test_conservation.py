@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from routing.message.eta import Delay
 from routing.message.evidence import Evidence
 from routing.message.letter import parse
-from routing.redis.letters import Graves, Move
+from routing.redis.letters import Move, StoredLetters
 from routing.redis.values import Burial, Buried, Ending, Fetch, Mark, Return, Settlement
 from routing.topology.names import dropped_queue
 from tests.support.messages import id_of
@@ -79,7 +79,7 @@ class Conservation(Play):
         terms = self.applicable(terms, config.max_length or config.max_bytes)
         ids = self.new(name, count, step)
         texts = [self.texts[message] for message in ids]
-        pushed = self.verbs.push(self.client, name, texts, priority=step, terms=terms)
+        pushed = self.commands.push(self.client, name, texts, priority=step, terms=terms)
         expected = self.should.push(name, ids, step, terms)
         assert (pushed.accepted, pushed.dropped) == expected
 
@@ -99,7 +99,7 @@ class Conservation(Play):
             Delay(self.epoch + timedelta(seconds=due), message, self.texts[message])
             for due, message in zip(dues, ids, strict=True)
         ]
-        pushed = self.verbs.delay(self.client, name, delays, priority=step, terms=terms)
+        pushed = self.commands.delay(self.client, name, delays, priority=step, terms=terms)
         delayed = [Delayed(due, message, step) for due, message in zip(dues, ids, strict=True)]
         assert (pushed.accepted, pushed.dropped) == self.should.delay(name, delayed, terms)
 
@@ -107,8 +107,8 @@ class Conservation(Play):
     @rule(queue=queues)
     def purge(self, queue: int) -> None:
         name = self.names[queue]
-        assert self.verbs.purge(self.client, name) == self.should.purge(name)
-        assert self.verbs.purge(self.client, name) == 0
+        assert self.commands.purge(self.client, name) == self.should.purge(name)
+        assert self.commands.purge(self.client, name) == 0
 
     @if_delayed
     @rule(queue=queues, count=st.integers(1, 3))
@@ -135,10 +135,10 @@ class Conservation(Play):
         letters = [parse(name, text) for text in self.client.lrange(self.keys.dead(name), 0, -1)]
         chosen = [letters[pick] for pick in picks if pick < len(letters)]
         moves = [Move(one, b"" if drop else self.texts[one.id].encode()) for one in chosen]
-        graves = Graves(self.client, self.verbs)
-        moved = [letter.id for letter in graves.move(moves, to=target)]
+        stored_letters = StoredLetters(self.client, self.commands)
+        moved = [letter.id for letter in stored_letters.move(moves, to=target)]
         assert sorted(moved) == sorted(letter.id for letter in chosen)
-        assert not twice or graves.move(moves, to=target) == []
+        assert not twice or stored_letters.move(moves, to=target) == []
         if drop:
             self.should.forget(name, moved)
         else:
@@ -173,7 +173,7 @@ class Conservation(Play):
         fetch = Fetch(f"{worker}:{self.calls}:", asked_for)
         tags = self.some(settled)
         settlement = self.settlement(tags, ending)
-        reply = self.verbs.exchange(self.client, settlement, fetch)
+        reply = self.commands.exchange(self.client, settlement, fetch)
         self.should.settle(tags, ending)
         expected = []
         for position, (queue, credit) in enumerate(fetch.asked, start=1):
@@ -184,13 +184,13 @@ class Conservation(Play):
             assert reply.left[queue] == len(self.should.queues[queue].waiting)
         assert [id_of(arrival.text) for arrival in reply.arrivals] == expected
         if lost:
-            again = self.verbs.exchange(self.client, settlement, Fetch(fetch.prefix, ()))
+            again = self.commands.exchange(self.client, settlement, Fetch(fetch.prefix, ()))
             assert not again.arrivals
         if lost == "given back":
             for position, (queue, _) in enumerate(fetch.asked):
                 returns = [Return(tag) for tag in fetch.tags(position)]
-                back = self.should.give_back([r.tag for r in returns], "")
-                assert self.verbs.give_back(self.client, queue, returns) == back
+                back = self.should.requeue([r.tag for r in returns], "")
+                assert self.commands.requeue(self.client, queue, returns) == back
 
     @rule(queue=queues, credit=st.integers(1, 4))
     def fetch(self, queue: int, credit: int) -> None:
@@ -205,12 +205,12 @@ class Conservation(Play):
 
     @if_held
     @rule(picks=picks, mark=st.sampled_from(sorted({*Mark} - {Mark.LATER})), twice=st.booleans())
-    def give_back(self, picks: list[int], mark: Mark, twice: bool) -> None:
+    def requeue(self, picks: list[int], mark: Mark, twice: bool) -> None:
         for queue, tags in self.by_queue(self.some(picks)).items():
             returns = [Return(tag, self.tags[tag][1], mark, "it was lost") for tag in tags]
-            back = self.should.give_back(tags, mark)
-            assert self.verbs.give_back(self.client, queue, returns) == back
-            assert not twice or self.verbs.give_back(self.client, queue, returns) == 0
+            back = self.should.requeue(tags, mark)
+            assert self.commands.requeue(self.client, queue, returns) == back
+            assert not twice or self.commands.requeue(self.client, queue, returns) == 0
 
     @if_held
     @rule(picks=picks, twice=st.booleans())
@@ -224,7 +224,7 @@ class Conservation(Play):
                 for tag, message in zip(tags, messages, strict=True)
             ]
             known = set(self.client.zrange(self.keys.delayed(queue), 0, -1))
-            back = self.verbs.give_back(self.client, queue, returns)
+            back = self.commands.requeue(self.client, queue, returns)
             # No two are due together, and each at a time that is known here.
             dues = [48 * 3600.0 + int(message) for message in messages]
             for member in set(self.client.zrange(self.keys.delayed(queue), 0, -1)) - known:
@@ -232,7 +232,7 @@ class Conservation(Play):
                 due_ms = int((self.epoch.timestamp() + due) * 1000)
                 self.client.zadd(self.keys.delayed(queue), {member: due_ms}, xx=True)
             assert back == self.should.give_back_later(tags, dues)
-            assert not twice or self.verbs.give_back(self.client, queue, returns) == 0
+            assert not twice or self.commands.requeue(self.client, queue, returns) == 0
 
     @if_held
     @rule(picks=picks, twice=st.booleans())
@@ -241,10 +241,10 @@ class Conservation(Play):
             if queue not in QUEUES:
                 continue
             burials = [Burial(tag, self.tags[tag][1], WHY.rest()) for tag in tags]
-            assert self.verbs.bury(self.client, queue, burials) == Buried(
+            assert self.commands.bury(self.client, queue, burials) == Buried(
                 *self.should.bury(queue, tags)
             )
-            assert not twice or self.verbs.bury(self.client, queue, burials) == Buried(0, 0)
+            assert not twice or self.commands.bury(self.client, queue, burials) == Buried(0, 0)
 
     @if_held
     @rule(picks=picks)
@@ -256,7 +256,7 @@ class Conservation(Play):
             due = 24 * 3600 + int(message)
             due_ms = int((self.epoch.timestamp() + due) * 1000)
             for _ in range(2):
-                assert self.verbs.postpone(
+                assert self.commands.postpone(
                     self.client, queue, tag, message_id=message, due_ms=due_ms
                 ) == self.should.postpone(tag, due)
 
@@ -267,7 +267,7 @@ class Conservation(Play):
     def renew(self, picks: list[int], started: bool) -> None:
         tags = self.some(picks)
         held = [(tag, self.tags[tag][1] if started else "") for tag in tags]
-        gone = self.verbs.renew(self.client, "w@test", held)
+        gone = self.commands.renew(self.client, "w@test", held)
         assert gone == [tag for tag in tags if tag not in self.should.held]
         for record in (self.should.held[tag] for tag in tags if tag not in gone):
             record.started |= started
@@ -292,14 +292,14 @@ class Conservation(Play):
         taken = -1
         if not self.grace:
             taken = self.should.reclaim(sorted(expired, key=fetch_order))
-        assert self.verbs.reclaim(self.client) == taken
-        assert self.verbs.reclaim(self.client) == min(taken, 0)
+        assert self.commands.reclaim(self.client) == taken
+        assert self.commands.reclaim(self.client) == min(taken, 0)
 
     @if_expired
     @rule()
     def the_broker_is_away_for_a_while(self) -> None:
         self.client.hset(self.keys.reclaiming(), "beat", self.now_ms() - 3_600_000)
-        assert self.verbs.reclaim(self.client) == -1
+        assert self.commands.reclaim(self.client) == -1
         self.grace = True
 
     @precondition(lambda self: self.grace)

@@ -197,7 +197,7 @@ def test_settling_twice_changes_nothing(rig: Rig) -> None:
 def test_settling_what_went_back_changes_nothing(rig: Rig) -> None:
     rig.push(numbered(1))
     arrivals = rig.fetch()
-    rig.give_back(arrivals)
+    rig.requeue(arrivals)
     rig.settle(arrivals)
     assert rig.ready_ids() == ["1"]
     assert rig.broker.ledger("q")["unacked"] == 0
@@ -220,7 +220,7 @@ def test_thousands_are_fetched_in_one_call(rig: Rig) -> None:
 
 def test_the_delivery_count_of_a_settled_message_is_forgotten(rig: Rig) -> None:
     rig.push(numbered(2))
-    rig.give_back(rig.fetch(), charge=True)
+    rig.requeue(rig.fetch(), charge=True)
     reply = rig.exchange(q=1)
     assert reply.counted == 2
     (arrival,) = reply.arrivals
@@ -295,7 +295,7 @@ def test_a_command_that_the_server_refuses_costs_no_message(
     found = []
     with suppress(redis.ResponseError):
         fetch = Fetch("w:0:", (("other", 9), ("q", 9)))
-        found = rig.verbs.exchange(guest, ending, fetch).arrivals
+        found = rig.commands.exchange(guest, ending, fetch).arrivals
     rig.settle([*found, *settled])
     lost = [Arrival(tag, "", b"") for tag in rig.broker.records()]
     if lost:
@@ -327,12 +327,12 @@ def test_delayed_messages_that_are_refused_stay_and_hold_up_no_other(
     rig.push(numbered(1, queue="other"), "other")
     rig.client.execute_command("ACL", "SETUSER", "guest", "-lpush")
     fetch = Fetch("w:0:", (("q", 9), ("other", 9)))
-    reply = rig.verbs.exchange(guest, Settlement([]), fetch)
+    reply = rig.commands.exchange(guest, Settlement([]), fetch)
     assert ids_of(texts(reply.arrivals)) == ["1"]
     assert reply.due_ms["q"] > reply.server_ms
     assert rig.delayed() == 1
     with pytest.raises(redis.ResponseError):
-        rig.verbs.exchange(guest, Settlement([]), Fetch("w:1:", (("q", 9),)))
+        rig.commands.exchange(guest, Settlement([]), Fetch("w:1:", (("q", 9),)))
     assert ids_of(texts(rig.fetch())) == ["due"]
 
 
@@ -351,18 +351,18 @@ def test_steps_of_priority_that_repeat_bring_no_message_twice(rig: Rig) -> None:
 def test_a_quiet_queue_is_not_looked_into_until_its_bell_is_heard(rig: Rig) -> None:
     rig.push(numbered(2), queue="other")
     fetch = Fetch("w:90:", (("q", 5),), quiet=("other", "third"))
-    reply = rig.verbs.exchange(rig.client, Settlement([]), fetch)
+    reply = rig.commands.exchange(rig.client, Settlement([]), fetch)
     assert reply.arrivals == []
     assert list(reply.heard) == ["other"]
     assert len(rig.fetch(5, queue="other")) == 2
-    assert not rig.verbs.exchange(rig.client, Settlement([]), fetch).heard
+    assert not rig.commands.exchange(rig.client, Settlement([]), fetch).heard
 
 
 def test_what_quiet_queues_cost_does_not_grow_with_the_table(rig: Rig) -> None:
     def commands(count: int) -> int:
         quiet = tuple(f"quiet-{n}" for n in range(count))
         before = _commands(rig)
-        rig.verbs.exchange(rig.client, Settlement([]), Fetch("w:91:", (("q", 5),), quiet=quiet))
+        rig.commands.exchange(rig.client, Settlement([]), Fetch("w:91:", (("q", 5),), quiet=quiet))
         return _commands(rig) - before
 
     commands(1)  # loads the script

@@ -8,7 +8,7 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
-from routing.redis.backoff import FIRST_SECONDS, LONGEST_SECONDS, Patience
+from routing.redis.backoff import FIRST_SECONDS, LONGEST_SECONDS, Backoff
 from routing.redis.faults import Fault, Sorting, answer_of, fault_of, is_passing, sorted_error
 from routing.transport.refusals import patiently
 
@@ -79,7 +79,7 @@ def test_a_connection_raises_refusals_only_for_refusals() -> None:
 def test_waits_double_up_to_a_longest_one_and_the_outage_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    patience, error = Patience("settle"), exceptions.ResponseError(REFUSALS[0])
+    patience, error = Backoff("settle"), exceptions.ResponseError(REFUSALS[0])
     waits = []
     for _ in range(7):
         patience.refused(error)

@@ -11,17 +11,19 @@ def test_what_a_worker_ran_when_it_said_goodbye_is_charged_nothing(rig: Rig) -> 
     arrivals = rig.fetch()
     rig.renew(arrivals, started=True)
     held = [(arrival.tag, "an id") for arrival in arrivals]
-    assert rig.verbs.renew(rig.client, "w@test", held, leaving=True) == []
+    assert rig.commands.renew(rig.client, "w@test", held, leaving=True) == []
     assert not rig.broker.client.exists(rig.keys.records()[5])
     rig.let_leases_run_out(arrivals)
     assert rig.reclaim() == 2
-    assert rig.verbs.deliveries(rig.client, ["1", "2"]) == {}
+    assert rig.commands.deliveries(rig.client, ["1", "2"]) == {}
 
 
 def test_a_goodbye_keeps_the_lease(rig: Rig) -> None:
     rig.push(numbered(2))
     kept, lost = rig.fetch(1), rig.fetch(1)
     rig.let_leases_run_out([*kept, *lost])
-    rig.verbs.renew(rig.client, "w@test", [(kept[0].tag, "1")], leaving=True)
+    rig.commands.renew(rig.client, "w@test", [(kept[0].tag, "1")], leaving=True)
     assert rig.reclaim() == 1
-    assert rig.verbs.renew(rig.client, "w@test", [(lost[0].tag, "")], leaving=True) == [lost[0].tag]
+    assert rig.commands.renew(rig.client, "w@test", [(lost[0].tag, "")], leaving=True) == [
+        lost[0].tag
+    ]

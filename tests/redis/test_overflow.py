@@ -20,7 +20,7 @@ SIZE = len(task_message(message_id="1", queue="q")) + STAMP_BYTES
 
 def bounded(rig: Rig, overflow: str, **bounds: int) -> None:
     table: Mapping[str, Any] = {"queues": {"q": {"overflow": overflow, **bounds}}}
-    rig.verbs = type(rig.verbs)(keys=rig.keys, topology=Topology.load(table))
+    rig.commands = type(rig.commands)(keys=rig.keys, topology=Topology.load(table))
 
 
 def dropped(rig: Rig) -> list[tuple[str, str]]:
@@ -231,10 +231,10 @@ def test_what_a_message_says_itself_is_no_trailing_object(rig: Rig) -> None:
 def test_dropped_messages_are_taken_and_settled_like_others(rig: Rig) -> None:
     bounded(rig, "drop_oldest", max_length=1)
     rig.push(numbered(3))
-    assert rig.verbs.with_dropped(rig.client, ["q", "other"]) == ["q"]
+    assert rig.commands.with_dropped(rig.client, ["q", "other"]) == ["q"]
     arrivals = rig.fetch(10, "q.dropped")
     assert {arrival.tag for arrival in arrivals} == set(rig.broker.records())
     rig.exchange(Settlement([Ending("q.dropped", "done", a.tag, "") for a in arrivals]))
     assert rig.broker.records() == {}
-    assert rig.verbs.with_dropped(rig.client, ["q"]) == []
+    assert rig.commands.with_dropped(rig.client, ["q"]) == []
     balances(rig)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
-from routing.redis.commands import RECLAIM_AT_MOST, Verbs
-from routing.redis.values import Charges
+from routing.redis.commands import RECLAIM_AT_MOST, Commands
+from routing.redis.values import DeliveryCount
 from routing.topology.model import Topology
 from tests.support.messages import id_of, ids_of, numbered
 from tests.support.rig import LEASE_SECONDS, Rig
@@ -31,7 +31,7 @@ def test_a_worker_that_does_not_know_the_queue_returns_its_messages_and_counts_t
     rig.push(numbered(3))
     rig.let_leases_run_out(rig.fetch(2))
     rig.take_bell()
-    stranger = Verbs(keys=rig.keys, topology=Topology.load({"queues": {"elsewhere": {}}}))
+    stranger = Commands(keys=rig.keys, topology=Topology.load({"queues": {"elsewhere": {}}}))
     assert rig.reclaim(stranger) == 2
     assert rig.ready_ids() == ["1", "2", "3"]
     assert rig.bells() == 1
@@ -73,8 +73,8 @@ def test_only_what_was_started_is_charged(rig: Rig) -> None:
     rig.renew(arrivals[:1], started=True)
     rig.let_leases_run_out(arrivals)
     rig.reclaim()
-    charges = rig.verbs.deliveries(rig.client, ["1", "2", "3"])
-    assert charges == {"1": Charges(1, "the lease of w@test ran out")}
+    delivery_count = rig.commands.deliveries(rig.client, ["1", "2", "3"])
+    assert delivery_count == {"1": DeliveryCount(1, "the lease of w@test ran out")}
 
 
 def test_what_was_taken_over_says_so(rig: Rig) -> None:
@@ -94,7 +94,7 @@ def test_a_settled_start_leaves_no_mark(rig: Rig) -> None:
     arrivals = rig.fetch()
     rig.renew(arrivals, started=True)
     rig.settle(arrivals[:1])
-    rig.give_back(arrivals[1:])
+    rig.requeue(arrivals[1:])
     assert rig.renew(arrivals, started=True) == [arrival.tag for arrival in arrivals]
     assert not rig.broker.client.exists(rig.keys.records()[5])
 
@@ -102,13 +102,13 @@ def test_a_settled_start_leaves_no_mark(rig: Rig) -> None:
 def test_after_an_outage_everybody_has_a_lease_of_time_to_renew(rig: Rig) -> None:
     rig.push(numbered(1))
     rig.let_leases_run_out(rig.fetch())
-    assert rig.verbs.reclaim(rig.client) == -1, "nobody had looked before"
-    assert rig.verbs.reclaim(rig.client) == -1, "that was not a lease ago"
+    assert rig.commands.reclaim(rig.client) == -1, "nobody had looked before"
+    assert rig.commands.reclaim(rig.client) == -1, "that was not a lease ago"
     now = rig.broker.client.time()[0] * 1000
     state = rig.broker.client.hgetall(rig.keys.reclaiming())
     assert now < int(state[b"not_before"]) <= now + LEASE_SECONDS * 1000 + 5000
     rig.broker.client.hset(rig.keys.reclaiming(), "not_before", now - 1)
-    assert rig.verbs.reclaim(rig.client) == 1
+    assert rig.commands.reclaim(rig.client) == 1
 
 
 def test_messages_return_to_their_own_queue_and_priority(rig: Rig) -> None:
@@ -144,7 +144,7 @@ def test_names_of_workers_that_have_gone_do_not_gather(rig: Rig) -> None:
     rig.reclaim()
     assert rig.broker.client.hgetall(rig.keys.workers()) == {b"w": b"w@test"}
     rig.broker.client.hset(rig.keys.reclaiming(), "swept", 1)
-    rig.verbs.reclaim(rig.client)
+    rig.commands.reclaim(rig.client)
     assert not rig.broker.client.exists(rig.keys.workers())
 
 

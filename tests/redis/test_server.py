@@ -1,4 +1,4 @@
-"""What the verbs do when the server forgets, is full, or is not the master any more."""
+"""What the commands do when the server forgets, is full, or is not the master any more."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_flushed_script_is_loaded_again_and_runs_once(own: Rig) -> None:
     own.client.script_flush()
     arrivals = own.fetch(1)
     own.client.script_flush()
-    own.give_back(arrivals, charge=True)
+    own.requeue(arrivals, charge=True)
     own.client.script_flush()
     assert own.purge() == 2
     assert own.deliveries() == {"1": 1}
@@ -97,7 +97,7 @@ def test_a_full_server_takes_messages_back(own: Rig) -> None:
     own.push(numbered(3))
     arrivals = own.fetch()
     with full(own):
-        assert own.give_back(arrivals, charge=True) == 3
+        assert own.requeue(arrivals, charge=True) == 3
     assert own.ready_ids() == ["1", "2", "3"]
     assert own.broker.holds_nothing()
 
@@ -170,5 +170,5 @@ def test_the_verbs_work_over_a_unix_socket(server: Server, own: Rig) -> None:
     path: Path = server.socket_path
     number = int(own.broker.url.rpartition("/")[2])
     with redis.Redis(unix_socket_path=str(path), password=server.password, db=number) as client:
-        own.verbs.push(client, "q", numbered(1))
+        own.commands.push(client, "q", numbered(1))
     assert own.ready_ids() == ["1"]

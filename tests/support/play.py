@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from routing.redis import ledger as books
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.topology.model import Topology
 from routing.topology.names import dead_queue, dropped_queue
@@ -53,8 +53,8 @@ class Play(RuleBasedStateMachine):
         self.broker = Broker(self.server.fresh_url(), prefix=self.prefix)
         self.client = self.broker.client
         self.keys = Keys(prefix=self.prefix)
-        self.verbs = Verbs(keys=self.keys, topology=Topology.load(TABLE))
-        self.should = Reference(self.verbs.topology)
+        self.commands = Commands(keys=self.keys, topology=Topology.load(TABLE))
+        self.should = Reference(self.commands.topology)
         self.texts: dict[str, str] = {}
         #: Every tag that was ever given, with its queue and message.
         self.tags: dict[str, tuple[str, str]] = {}
@@ -135,7 +135,7 @@ class Play(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_balances(self) -> None:
-        ledger = books.read(self.client, self.verbs, self.names, recount=True)
+        ledger = books.read(self.client, self.commands, self.names, recount=True)
         texts = self.waiting_texts()
         for name in self.names:
             book, queue = ledger[name], self.should.queues[name]

@@ -217,11 +217,11 @@ class Reference:
             self.deliveries.pop(message, None)
         return len(messages), self.queues[name].bury(messages)
 
-    def give_back(self, tags: Sequence[str], mark: str) -> int:
+    def requeue(self, tags: Sequence[str], mark: str) -> int:
         """Return messages to the front, given in fetch order; returns how many."""
         back = [held for held in map(self._leave, tags) if held]
         for held in back:
-            self.deliveries[held.message] += mark == "charged"
+            self.deliveries[held.message] += mark == "counted"
         self._to_front(back, "given_back", redelivered=bool(mark))
         return len(back)
 

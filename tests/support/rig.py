@@ -1,4 +1,4 @@
-"""The verbs over one broker database, and a view of what they left there."""
+"""The commands over one broker database, and a view of what they left there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from routing.message.eta import Delay
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.values import Arrival, Ending, Exchanged, Fetch, Mark, Pushed, Return, Settlement
 from routing.topology.model import Topology
@@ -37,20 +37,20 @@ NOTHING = Settlement([])
 
 
 class Rig:
-    """The verbs over one broker database, and a view of what they left there."""
+    """The commands over one broker database, and a view of what they left there."""
 
     def __init__(self, url: str, *, prefix: str = "", table: Mapping[str, Any] = TABLE) -> None:
         self.broker = Broker(url, prefix=prefix)
         self.keys = Keys(prefix=prefix)
-        self.verbs = Verbs(keys=self.keys, topology=Topology.load(table))
+        self.commands = Commands(keys=self.keys, topology=Topology.load(table))
         self.client: redis.Redis = self.broker.client
         self._calls = count(1)
 
     def push(self, texts: Sequence[str | bytes], queue: str = "q", **options: Any) -> Pushed:
-        return self.verbs.push(self.client, queue, texts, **options)
+        return self.commands.push(self.client, queue, texts, **options)
 
     def delay(self, delays: Sequence[Delay], queue: str = "q", **options: Any) -> Pushed:
-        return self.verbs.delay(self.client, queue, delays, **options)
+        return self.commands.delay(self.client, queue, delays, **options)
 
     def delayed(self, queue: str = "q") -> int:
         """Return how many messages are delayed."""
@@ -59,8 +59,12 @@ class Rig:
         return count
 
     def postpone(self, arrival: Arrival, due_ms: int) -> bool:
-        return self.verbs.postpone(
-            self.client, arrival.queue, arrival.tag, message_id=id_of(arrival.text), due_ms=due_ms
+        return self.commands.postpone(
+            self.client,
+            arrival.queue,
+            arrival.tag,
+            message_id=id_of(arrival.text),
+            due_ms=due_ms,
         )
 
     def server_ms(self) -> int:
@@ -76,7 +80,7 @@ class Rig:
     def exchange(self, settlement: Settlement = NOTHING, **asked: int) -> Exchanged:
         """Settle, and fetch as many as asked of each queue in this order."""
         fetch = Fetch(f"w:{next(self._calls)}:", tuple(asked.items()))
-        return self.verbs.exchange(self.client, settlement, fetch)
+        return self.commands.exchange(self.client, settlement, fetch)
 
     def fetch(self, credit: int = 1000, queue: str = "q") -> list[Arrival]:
         return self.exchange(NOTHING, **{queue: credit}).arrivals
@@ -85,19 +89,19 @@ class Rig:
         endings = [Ending(arrival.queue, ending, arrival.tag, "") for arrival in arrivals]
         self.exchange(Settlement(endings))
 
-    def give_back(self, arrivals: Sequence[Arrival], *, charge: bool = False) -> int:
-        mark = Mark.CHARGED if charge else Mark.NONE
+    def requeue(self, arrivals: Sequence[Arrival], *, charge: bool = False) -> int:
+        mark = Mark.COUNTED if charge else Mark.NONE
         return self.mark(arrivals, mark)
 
     def mark(self, arrivals: Sequence[Arrival], mark: Mark, evidence: str = "") -> int:
         """Give back with a mark."""
         returns = [Return(a.tag, id_of(a.text), mark, evidence) for a in arrivals]
-        return self.verbs.give_back(self.client, arrivals[0].queue, returns)
+        return self.commands.requeue(self.client, arrivals[0].queue, returns)
 
     def renew(self, arrivals: Sequence[Arrival], *, started: bool = False) -> list[str]:
         """Renew leases; returns the tags that are gone."""
         held = [(a.tag, id_of(a.text) if started else "") for a in arrivals]
-        return self.verbs.renew(self.client, "w@test", held)
+        return self.commands.renew(self.client, "w@test", held)
 
     def let_leases_run_out(self, arrivals: Sequence[Arrival]) -> None:
         """Set leases to a moment ago."""
@@ -105,15 +109,15 @@ class Rig:
         leases = self.keys.records()[2]
         self.broker.client.zadd(leases, {arrival.tag: expiry for arrival in arrivals})
 
-    def reclaim(self, verbs: Verbs | None = None) -> int:
+    def reclaim(self, commands: Commands | None = None) -> int:
         """Take what has run out, as a worker does that has looked at leases all the time."""
         now = int(self.broker.client.time()[0] * 1000)
         beat = {"beat": now, "not_before": 0, "swept": now}
         self.broker.client.hset(self.keys.reclaiming(), mapping=beat)
-        return (verbs or self.verbs).reclaim(self.client)
+        return (commands or self.commands).reclaim(self.client)
 
     def purge(self, queue: str = "q") -> int:
-        return self.verbs.purge(self.client, queue)
+        return self.commands.purge(self.client, queue)
 
     def ready_ids(self, queue: str = "q") -> list[str]:
         return ids_of(self.broker.texts(queue))

@@ -51,7 +51,7 @@ class Scene:
         """Return the ledger of a queue, counted again."""
         with self.app.connection_for_write() as connection:
             channel = connection.default_channel
-            return books.read(channel.plain_client, channel.verbs, [queue], recount=True)[queue]
+            return books.read(channel.plain_client, channel.commands, [queue], recount=True)[queue]
 
     def wait_until_all_ended(self, queue: str = "default", *, timeout: float = 60) -> Any:
         """Wait until nothing waits or runs; returns the ledger, which balances."""

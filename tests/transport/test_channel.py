@@ -17,7 +17,7 @@ from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.asynchronous import Hub
 
 from routing import BrokerUnreachable, QueueFull
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.faults import Fault, fault_of
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
@@ -123,10 +123,10 @@ def test_an_early_ack_that_another_thread_carries_is_waited_for(
 ) -> None:
     carries, order = threading.Event(), []
 
-    def slow(verbs: Verbs, *args: Any) -> Any:
+    def slow(commands: Commands, *args: Any) -> Any:
         carries.set()
         elapse(0.2)
-        reply = exchange(verbs, *args)
+        reply = exchange(commands, *args)
         order.append("carried")
         return reply
 
@@ -135,8 +135,8 @@ def test_an_early_ack_that_another_thread_carries_is_waited_for(
     with app.connection_for_read() as connection:
         channel = connection.channel()
         tags = [channel.basic_get("default").delivery_tag for _ in range(2)]
-        exchange = Verbs.exchange
-        monkeypatch.setattr(Verbs, "exchange", slow)
+        exchange = Commands.exchange
+        monkeypatch.setattr(Commands, "exchange", slow)
         channel.settler.is_prompt = False  # as where somebody consumes
         channel.link.holdings.end(tags[0], "started")
         carrying = threading.Thread(target=channel.settler.flush)
@@ -349,7 +349,7 @@ def test_a_consumer_outside_of_a_worker_keeps_its_leases_too(broker: Broker) -> 
         queue = Queue("default", routing_key="default")
         with Consumer(channel, [queue], on_message=taken.append, accept=["json"]):
             connection.drain_events(timeout=5)
-        leases = channel.verbs.keys.records()[2]
+        leases = channel.commands.keys.records()[2]
         tag = taken[0].delivery_tag
         expiry = broker.client.zscore(leases, tag)
         eventually(lambda: broker.client.zscore(leases, tag) > expiry)

@@ -9,7 +9,7 @@ import pytest
 from routing.inflight.fetch_policy import SETTLE_SECONDS
 from routing.inflight.fetch_state import Exchanging
 from routing.inflight.holdings import Holdings
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.values import Exchanged, Fetch
 from routing.topology.model import Topology
@@ -88,7 +88,7 @@ class Consumed:
 def test_a_loop_that_rests_is_always_woken_again(clock: Clock) -> None:
     """The timer of an ending may be due before what was found at the last look is out of date."""
     link = Link(
-        verbs=Verbs(keys=Keys(), topology=TABLE),
+        commands=Commands(keys=Keys(), topology=TABLE),
         holdings=Holdings(TABLE),
         make_client=lambda: pytest.fail("nothing needs a client"),
     )

@@ -11,7 +11,7 @@ from celery import Celery, chord, group
 from routing import Dropped, MessageTooLarge, QueueFull, install
 from routing.redis.values import Pushed
 from routing.transport import runtime
-from routing.transport.overflow import Patience, retry_after_seconds
+from routing.transport.overflow import RoomWait, retry_after_seconds
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
 from tests.support.messages import ids_of
@@ -179,11 +179,11 @@ def test_a_workers_own_process_never_waits(app: Celery, broker: Broker) -> None:
 
 
 def test_patience_ends() -> None:
-    patience = Patience(0.01)
+    patience = RoomWait(0.01)
     assert patience.wait()
     while patience.wait():
         pass
-    assert not Patience(0).wait()
+    assert not RoomWait(0).wait()
 
 
 # -- groups whole or not at all --------------------------------------------------------------------

@@ -7,7 +7,7 @@ import threading
 
 from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
-from routing.inflight.leases import Fence
+from routing.inflight.leases import LeaseGuard
 from routing.inflight.locks import Signal
 from routing.redis.clocks import ServerClock, boot_seconds
 from routing.redis.values import Fetch, Mark
@@ -73,7 +73,7 @@ def test_a_message_that_dies_before_it_ends_is_not_renewed_and_goes_back() -> No
     message = messages["3"]
     del messages
     assert holdings.leases() == [("3", "")]
-    assert holdings.give_back_forsaken() == 2
+    assert holdings.requeue_forsaken() == 2
     ((_, returns),) = holdings.outbox.take_returns()
     assert [(r.tag, r.mark) for r in returns] == [("1", Mark.NONE), ("2", Mark.REDELIVERED)]
     assert holdings.credit.held("a") == 1
@@ -86,7 +86,7 @@ def test_a_message_that_has_ended_may_die() -> None:
     holdings.watch("1", message)
     holdings.end("1", "done")
     del message
-    assert holdings.give_back_forsaken() == 0
+    assert holdings.requeue_forsaken() == 0
 
 
 def test_a_message_in_a_cycle_goes_back_once_it_is_collected() -> None:
@@ -96,7 +96,7 @@ def test_a_message_in_a_cycle_goes_back_once_it_is_collected() -> None:
     holdings.watch("1", message)
     del message
     gc.collect()
-    assert holdings.give_back_forsaken() == 1
+    assert holdings.requeue_forsaken() == 1
 
 
 def test_what_is_gone_is_forgotten_and_its_ending_ignored() -> None:
@@ -112,7 +112,7 @@ def test_bytes_are_counted_until_their_message_ends() -> None:
     assert holdings.credit.byte_rooms(["a"]) == {"a": 0}
     holdings.end("1", "done")
     assert holdings.credit.byte_rooms(["a"]) == {"a": 40}
-    holdings.give_back("2")
+    holdings.requeue("2")
     assert holdings.credit.byte_rooms(["a"]) == {"a": 100}
 
 
@@ -128,14 +128,14 @@ def test_the_keeper_hears_of_starts_and_doubts() -> None:
 
 
 def test_nothing_may_start_before_a_confirmation_and_past_its_end() -> None:
-    fence = Fence()
-    assert not fence.holds
-    fence.confirm(boot_seconds() + 60)
-    assert fence.holds
-    fence.drop()
-    assert not fence.holds
-    fence.confirm(boot_seconds() - 0.001)
-    assert not fence.holds
+    lease_guard = LeaseGuard()
+    assert not lease_guard.holds
+    lease_guard.confirm(boot_seconds() + 60)
+    assert lease_guard.holds
+    lease_guard.drop()
+    assert not lease_guard.holds
+    lease_guard.confirm(boot_seconds() - 0.001)
+    assert not lease_guard.holds
 
 
 def test_the_servers_time_is_unknown_until_it_was_told() -> None:

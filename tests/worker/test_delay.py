@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from routing.message.eta import Delay
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from tests.support.messages import task_message
 from tests.support.servers import Server
@@ -64,7 +64,7 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(at: Station, name: str) -> 
     ahead = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     text = task_message("basic.mark", (name,), queue="default", headers={"eta": ahead})
     delay = Delay(datetime.now(UTC) + timedelta(seconds=0.2), name, text)
-    verbs(at).delay(at.broker.client, "default", [delay])
+    commands(at).delay(at.broker.client, "default", [delay])
     eventually(lambda: at.traces.counts().get(name) == 1)
 
 
@@ -114,5 +114,5 @@ def test_an_eta_from_stock_celery_is_kept_by_the_broker_too(at: Station, name: s
     assert datetime.now(UTC) >= eta
 
 
-def verbs(at: Station) -> Verbs:
-    return Verbs(keys=Keys(), topology=at.app.amqp_cls.topology)
+def commands(at: Station) -> Commands:
+    return Commands(keys=Keys(), topology=at.app.amqp_cls.topology)

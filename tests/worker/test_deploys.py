@@ -1,4 +1,4 @@
-"""Who stops a worker charges nothing to what it ran, which goes back, or ends."""
+"""Who stops a worker delivery_count nothing to what it ran, which goes back, or ends."""
 
 from __future__ import annotations
 

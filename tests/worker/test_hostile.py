@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from routing.redis import ledger as books
-from routing.redis.commands import Verbs
+from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.ledger import QueueLedger
 from routing.topology.model import Topology
@@ -22,7 +22,7 @@ from tests.support.station import Station, station
 from tests.support.wait import eventually
 from tests.support.worker import Worker
 
-VERBS = Verbs(keys=Keys(), topology=Topology.load(TABLE))
+COMMANDS_OF_TABLE = Commands(keys=Keys(), topology=Topology.load(TABLE))
 
 
 @pytest.fixture(scope="module", params=["prefork", "gevent", "solo"])
@@ -33,12 +33,12 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 
 def push(at: Station, text: str | bytes) -> None:
     """Send a text as it is, counted as any accepted message."""
-    assert VERBS.push(at.broker.client, QUEUE, [text]).accepted == 1
+    assert COMMANDS_OF_TABLE.push(at.broker.client, QUEUE, [text]).accepted == 1
 
 
 def ledger(at: Station) -> QueueLedger:
     """Return where the messages are."""
-    return books.read(at.broker.client, VERBS, [QUEUE], recount=True)[QUEUE]
+    return books.read(at.broker.client, COMMANDS_OF_TABLE, [QUEUE], recount=True)[QUEUE]
 
 
 def is_empty(at: Station) -> bool:
@@ -97,7 +97,7 @@ def test_a_hostile_message_leaves_its_batch_alone(valkey: Server) -> None:
         good = []
         for text in texts:
             sent = text.replace("basic.add", "batches.double") if isinstance(text, str) else text
-            VERBS.push(broker.client, QUEUE, [sent])
+            COMMANDS_OF_TABLE.push(broker.client, QUEUE, [sent])
             good.append(double.delay(4))
         for result in good:
             assert value(result, timeout=30) == 8

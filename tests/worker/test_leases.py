@@ -91,8 +91,8 @@ def test_a_sibling_takes_over_from_a_killed_worker_in_order(valkey: Server) -> N
             killed = time.monotonic()
             assert starts(at, 1) == names[:1]
             assert time.monotonic() - killed < TAKE_OVER_SECONDS
-            charges = at.broker.client.hgetall("celeriac:deliveries")
-            assert {i.decode(): text.decode() for i, text in charges.items()} == {
+            delivery_count = at.broker.client.hgetall("celeriac:deliveries")
+            assert {i.decode(): text.decode() for i, text in delivery_count.items()} == {
                 names[0]: f"1 the lease of {at.worker.name} ran out"
             }
             at.traces.open(names[0].split("-")[0], times=len(names))

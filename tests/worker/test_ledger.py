@@ -45,7 +45,7 @@ class Shop:
 
     def ledger(self) -> Ledger:
         """Return the ledger of all queues, counted again."""
-        return books.read(self.channel.plain_client, self.channel.verbs, recount=True)
+        return books.read(self.channel.plain_client, self.channel.commands, recount=True)
 
     def settled(self, queue: str) -> QueueLedger:
         """Return a queue's ledger once nothing of it waits or is held."""

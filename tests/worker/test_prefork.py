@@ -50,9 +50,9 @@ def test_a_task_whose_process_is_killed_runs_again_and_is_charged(at: Station) -
     name, result = start(at)
     os.kill(child_of(at, name), signal.SIGKILL)
     eventually(lambda: at.traces.counts("started").get(name) == 2, 20)
-    charges = at.broker.client.hget("celeriac:deliveries", name).decode()
-    assert charges.startswith(f"1 its process was lost on {at.worker.name}")
-    assert "SIGKILL" in charges
+    delivery_count = at.broker.client.hget("celeriac:deliveries", name).decode()
+    assert delivery_count.startswith(f"1 its process was lost on {at.worker.name}")
+    assert "SIGKILL" in delivery_count
     at.traces.open(name)
     assert result.get(timeout=10) == name
     at.wait_until_settled()

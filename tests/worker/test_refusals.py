@@ -55,7 +55,7 @@ class Place:
     def ledger(self) -> Ledger:
         with self.app.connection_for_read() as connection:
             channel: Any = connection.default_channel
-            return books.read(channel.plain_client, channel.verbs, recount=True)
+            return books.read(channel.plain_client, channel.commands, recount=True)
 
 
 @pytest.fixture(scope="module")

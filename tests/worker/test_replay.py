@@ -9,7 +9,7 @@ import pytest
 
 from routing.deadletters.letter import Filter
 from routing.deadletters.replay import Plan, Replay, Replayed
-from routing.redis.letters import Graves
+from routing.redis.letters import StoredLetters
 from routing.transport.channel import EngineMixin
 from tests.support.messages import task_message
 from tests.support.servers import Server
@@ -34,8 +34,8 @@ def send_dying(at: Station, count: int, key: str) -> list[str]:
 def replay(at: Station, ids: list[str], **options: float) -> Replayed:
     with at.app.connection_for_write() as connection:
         channel: EngineMixin = connection.default_channel
-        graves = Graves(channel.plain_client, channel.verbs)
-        run = Replay(graves, Plan(**options), forget=at.app.backend.forget)  # type: ignore[arg-type]
+        stored_letters = StoredLetters(channel.plain_client, channel.commands)
+        run = Replay(stored_letters, Plan(**options), forget=at.app.backend.forget)  # type: ignore[arg-type]
         return run.run(["default"], Filter(ids=ids))
 
 

@@ -77,7 +77,7 @@ def test_the_ledger_of_a_queue_of_the_table_balances(url: str, sender: Celery) -
     with Broker(url) as broker, sender.connection_for_write() as connection:
         eventually(broker.holds_nothing)
         channel = connection.default_channel
-        book = books.read(channel.plain_client, channel.verbs, [TABLED], recount=True)[TABLED]
+        book = books.read(channel.plain_client, channel.commands, [TABLED], recount=True)[TABLED]
         assert (book.difference, book.misheld, book.waiting) == (0, 0, 0)
         assert broker.ledger(TABLED)["started"] == broker.ledger(TABLED)["accepted"]
 

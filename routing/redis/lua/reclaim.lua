@@ -15,7 +15,7 @@
 -- include: time
 -- include: bell
 -- include: trailing
--- include: charge
+-- include: count_delivery
 
 local WORKERS, RECLAIM = KEYS[7], KEYS[8]
 local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -36,24 +36,24 @@ end
 if now < not_before then return -1 end
 
 -- Only what was started is charged: its neighbours did not take the worker down.
-local function charge_started(tag)
+local function count_started(tag)
   local id = redis.call('HGET', STARTED, tag)
   if not id then return end
   local worker = redis.call('HGET', WORKERS, string.match(tag, '^[^:]*')) or 'a worker'
-  charge(id, 'the lease of ' .. worker .. ' ran out')
+  count_delivery(id, 'the lease of ' .. worker .. ' ran out')
 end
 
 local expired = {}
 local until_now = string.format('(%.0f', now)
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', until_now, 'LIMIT', 0, 10 * most)) do
-  local courier, call, queue, n = string.match(tag, '^(.*):(%d+):(%d+):(%d+)$')
+  local fetcher, call, queue, n = string.match(tag, '^(.*):(%d+):(%d+):(%d+)$')
   expired[#expired + 1] = {
-    tag = tag, courier = courier or tag,
+    tag = tag, fetcher = fetcher or tag,
     tonumber(call or 0), tonumber(queue or 0), tonumber(n or 0),
   }
 end
 table.sort(expired, function(a, b)
-  if a.courier ~= b.courier then return a.courier < b.courier end
+  if a.fetcher ~= b.fetcher then return a.fetcher < b.fetcher end
   for i = 1, 3 do
     if a[i] ~= b[i] then return a[i] < b[i] end
   end
@@ -74,7 +74,7 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
     is_back = type(redis.pcall('RPUSH', origin, message)) == 'number'
   end
   if is_back then
-    charge_started(tag)
+    count_started(tag)
     release(tag)
     returned = returned + 1
     local name = string.sub(origin, #ARGV[3] + 1)

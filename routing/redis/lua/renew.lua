@@ -16,18 +16,18 @@ local WORKERS = KEYS[7]
 local expiry = whole(now + tonumber(ARGV[1]))
 
 local is_leaving = ARGV[3] == '1'
-local couriers, tags, ids = {}, {}, {}
+local fetchers, tags, ids = {}, {}, {}
 for i = 4, #ARGV - 1, 2 do
   tags[#tags + 1], ids[#ids + 1] = ARGV[i], is_leaving and '' or ARGV[i + 1]
-  couriers[string.match(ARGV[i], '^[^:]*')] = true
+  fetchers[string.match(ARGV[i], '^[^:]*')] = true
 end
 if #tags == 0 then return {} end
 
 -- Removing comes first: a server at its memory limit must not let leases run out.
 if is_leaving then redis.call('HDEL', STARTED, unpack(tags)) end
-for courier in pairs(couriers) do
-  redis.call('HDEL', WORKERS, courier)
-  redis.call('HSET', WORKERS, courier, ARGV[2])
+for fetcher in pairs(fetchers) do
+  redis.call('HDEL', WORKERS, fetcher)
+  redis.call('HSET', WORKERS, fetcher, ARGV[2])
 end
 local gone, leases, scores, started = {}, {}, {}, {}
 for i, lease in ipairs(redis.call('ZMSCORE', LEASES, unpack(tags))) do

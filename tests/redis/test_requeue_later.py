@@ -54,7 +54,7 @@ def test_it_comes_back_to_the_front_in_its_order_with_its_age(rig: Rig) -> None:
     assert [noted(arrival)["at"] for arrival in again] == [noted(one)["at"] for one in taken]
     assert [noted(arrival)["redelivered"] for arrival in again] == [True] * 3
     assert rig.ready_ids() == ["4", "5"]
-    rig.give_back(again)
+    rig.requeue(again)
     assert rig.ready_ids() == ["1", "2", "3", "4", "5"]
 
 
@@ -93,7 +93,7 @@ def test_a_full_server_takes_it_back(valkey: Server) -> None:
 def test_what_is_no_message_waits_too(rig: Rig, text: str) -> None:
     rig.push([text])
     (arrival,) = rig.fetch()
-    rig.verbs.give_back(rig.client, "q", [Return(arrival.tag, "", Mark.LATER)])
+    rig.commands.requeue(rig.client, "q", [Return(arrival.tag, "", Mark.LATER)])
     assert rig.delayed() == 1
     let_delays_end(rig)
     assert rig.fetch()[0].text == arrival.text

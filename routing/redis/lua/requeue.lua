@@ -1,4 +1,4 @@
--- give_back: return held messages to the front of their queue, in the order they were fetched; at
+-- requeue: return held messages to the front of their queue, in the order they were fetched; at
 -- once, or after a delay that doubles each time.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
@@ -7,7 +7,7 @@
 --        9 delayed set of the queue         10 delayed messages of the queue
 --        11 delayed count, which keeps equal messages apart
 -- ARGV:  tag, message id, mark and evidence in turn, in fetch order; the mark is "" for a message
---        that nobody may have begun, "redelivered" for one that may have run in part, "charged"
+--        that nobody may have begun, "redelivered" for one that may have run in part, "counted"
 --        when that counts as a delivery too; the evidence says why it was charged; "later" for one
 --        that cannot be run now, which waits among the delayed ones, and notes how often it did
 -- Reply: number of messages that went back (tags that are gone are passed over)
@@ -17,7 +17,7 @@
 -- include: bell
 -- include: trailing
 -- include: delayed
--- include: charge
+-- include: count_delivery
 
 local returned, bytes = 0, 0
 
@@ -46,7 +46,7 @@ for i = #ARGV - 3, 1, -4 do
       redis.call('RPUSH', origin, message)
       bytes = bytes + #message
     end
-    if mark == 'charged' and id ~= '' then charge(id, ARGV[i + 3]) end
+    if mark == 'counted' and id ~= '' then count_delivery(id, ARGV[i + 3]) end
     returned = returned + 1
   end
 end

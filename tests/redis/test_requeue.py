@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from routing.redis.values import Charges, Mark, Return
+from routing.redis.values import DeliveryCount, Mark, Return
 from tests.support.messages import ids_of, numbered, task_message
 from tests.support.rig import Rig
 
@@ -10,7 +10,7 @@ from tests.support.rig import Rig
 def test_messages_go_back_to_the_front_in_their_order(rig: Rig) -> None:
     rig.push(numbered(5))
     arrivals = rig.fetch(3)
-    assert rig.give_back(arrivals) == 3
+    assert rig.requeue(arrivals) == 3
     assert rig.ready_ids() == ["1", "2", "3", "4", "5"]
     assert rig.broker.holds_nothing()
 
@@ -19,42 +19,45 @@ def test_a_message_goes_back_as_it_was(rig: Rig) -> None:
     awkward = ("", "grüße 🥕", '"],"","q"]', '","" , ')
     rig.push([task_message(body=body) for body in awkward])
     before = rig.broker.texts("q")
-    rig.give_back(rig.fetch())
+    rig.requeue(rig.fetch())
     assert rig.broker.texts("q") == before
 
 
 def test_a_message_goes_back_to_the_list_of_its_priority(rig: Rig) -> None:
     rig.push(numbered(2), priority=3)
-    rig.give_back(rig.fetch())
+    rig.requeue(rig.fetch())
     assert ids_of(rig.broker.texts("q", step=3)) == ["1", "2"]
 
 
 def test_a_queue_name_with_quotes_is_no_obstacle(rig: Rig) -> None:
     queue = 'a "b" ],'
     rig.push(numbered(2, queue=queue), queue)
-    assert rig.give_back(rig.fetch(queue=queue)) == 2
+    assert rig.requeue(rig.fetch(queue=queue)) == 2
     assert rig.ready_ids(queue) == ["1", "2"]
 
 
 def test_going_back_charges_no_delivery_unless_asked(rig: Rig) -> None:
     rig.push(numbered(2))
-    rig.give_back(rig.fetch())
+    rig.requeue(rig.fetch())
     assert rig.deliveries() == {}
 
 
 def test_a_charge_counts_each_delivery(rig: Rig) -> None:
     rig.push(numbered(2))
-    rig.give_back(rig.fetch(1), charge=True)
-    rig.give_back(rig.fetch(2), charge=True)
+    rig.requeue(rig.fetch(1), charge=True)
+    rig.requeue(rig.fetch(2), charge=True)
     assert rig.deliveries() == {"1": 2, "2": 1}
-    assert rig.verbs.deliveries(rig.client, ["1", "2", "3"]) == {"1": Charges(2), "2": Charges(1)}
+    assert rig.commands.deliveries(rig.client, ["1", "2", "3"]) == {
+        "1": DeliveryCount(2),
+        "2": DeliveryCount(1),
+    }
 
 
 def test_going_back_rings_the_bell(rig: Rig) -> None:
     rig.push(numbered(2))
     arrivals = rig.fetch()
     assert rig.bells() == 0
-    rig.give_back(arrivals)
+    rig.requeue(arrivals)
     assert rig.bells() == 1
 
 
@@ -62,8 +65,8 @@ def test_tags_that_are_gone_are_passed_over(rig: Rig) -> None:
     rig.push(numbered(3))
     arrivals = rig.fetch()
     rig.settle(arrivals[1:2])
-    assert rig.give_back(arrivals) == 2
-    assert rig.give_back(arrivals) == 0
+    assert rig.requeue(arrivals) == 2
+    assert rig.requeue(arrivals) == 0
     assert rig.ready_ids() == ["1", "3"]
 
 
@@ -71,14 +74,14 @@ def test_a_reply_that_nobody_read_goes_back_by_enumeration(rig: Rig) -> None:
     rig.push(numbered(3))
     rig.exchange(q=10)
     entries = [Return(f"w:1:1:{n}") for n in range(1, 11)]
-    assert rig.verbs.give_back(rig.client, "q", entries) == 3
+    assert rig.commands.requeue(rig.client, "q", entries) == 3
     assert rig.ready_ids() == ["1", "2", "3"]
 
 
 def test_thousands_go_back_in_order(rig: Rig) -> None:
     rig.push(numbered(4000))
     arrivals = rig.fetch(3500)
-    assert rig.give_back(arrivals) == 3500
+    assert rig.requeue(arrivals) == 3500
     assert rig.ready_ids() == [str(n) for n in range(1, 4001)]
     assert rig.broker.holds_nothing()
 
@@ -87,36 +90,36 @@ def test_the_bound_does_not_refuse_what_goes_back(rig: Rig) -> None:
     rig.push(numbered(3, queue="small"), "small")
     arrivals = rig.fetch(queue="small")
     rig.push(numbered(3, queue="small", first=4), "small")
-    rig.give_back(arrivals)
+    rig.requeue(arrivals)
     assert rig.ready_ids("small") == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_the_ledger_counts_what_went_back(rig: Rig) -> None:
     rig.push(numbered(3))
-    rig.give_back(rig.fetch(2))
+    rig.requeue(rig.fetch(2))
     assert rig.broker.ledger("q") == {"accepted": 3, "unacked": 0, "given_back": 2}
 
 
 def test_a_message_that_went_back_keeps_the_time_of_its_push(rig: Rig) -> None:
     rig.push(numbered(1))
     (before,) = rig.broker.texts("q")
-    rig.give_back(rig.fetch())
+    rig.requeue(rig.fetch())
     (after,) = rig.broker.texts("q")
     assert json.loads(after)["celeriac"] == json.loads(before)["celeriac"]
 
 
 def test_the_evidence_of_the_last_charge_is_kept(rig: Rig) -> None:
     rig.push(numbered(1))
-    rig.mark(rig.fetch(), Mark.CHARGED, "signal 9")
-    rig.mark(rig.fetch(), Mark.CHARGED, "out of memory")
-    charges = rig.verbs.deliveries(rig.client, ["1"])
-    assert charges == {"1": Charges(2, "out of memory")}
+    rig.mark(rig.fetch(), Mark.COUNTED, "signal 9")
+    rig.mark(rig.fetch(), Mark.COUNTED, "out of memory")
+    delivery_count = rig.commands.deliveries(rig.client, ["1"])
+    assert delivery_count == {"1": DeliveryCount(2, "out of memory")}
 
 
 def test_a_message_that_may_have_run_says_so_once(rig: Rig) -> None:
     rig.push(numbered(1))
     (before,) = rig.broker.texts("q")
-    for mark in (Mark.REDELIVERED, Mark.CHARGED, Mark.NONE):
+    for mark in (Mark.REDELIVERED, Mark.COUNTED, Mark.NONE):
         rig.mark(rig.fetch(), mark)
     (after,) = rig.broker.texts("q")
     expected = json.loads(before)
