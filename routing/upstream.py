@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Any
 
 from routing.errors import IncompatibleVersion
@@ -30,16 +31,18 @@ class Private:
         name: the name.
         why: what it is needed for.
         is_set_later: it is no attribute of the class, but of each instance.
+        of: returns what an object has under this name.
     """
 
     owner: str
     name: str
     why: str
     is_set_later: bool = False
+    of: Callable[[Any], Any] = field(init=False, repr=False)
 
-    def of(self, holder: Any) -> Any:
-        """Return what an object has under this name."""
-        return getattr(holder, self.name)
+    def __post_init__(self) -> None:
+        # Asked for on every message: the quickest way there is.
+        object.__setattr__(self, "of", attrgetter(self.name))
 
     def put(self, holder: Any, value: Any) -> None:
         """Put something else there."""

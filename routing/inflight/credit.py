@@ -31,7 +31,11 @@ class Credit:
 
     def of(self, queue: str) -> int:
         """Return how many more messages may be fetched from a queue now."""
-        return self.prefetch.now(queue) - self.held(queue) - self._asked.get(queue, 0)
+        return self.left(queue, self.prefetch.now(queue))
+
+    def left(self, queue: str, most: int) -> int:
+        """Return the same for a queue that may have so many."""
+        return most - self._held.get(queue, 0) - self._asked.get(queue, 0)
 
     def held(self, queue: str) -> int:
         """Return how many messages of a queue are held."""

@@ -47,11 +47,14 @@ class Rooms:
 
     def _room(self, queue: str, size_bytes: int) -> Room:
         waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
+        count = prefetch.of(queue)
+        most = count
         if prefetch.ceiling is not None:
             waiting = INBOX_HIGH * len(self._inbox)  # they take the slots that seem to be free
+            most = min(count, prefetch.ceiling(queue))
         if waiting >= INBOX_HIGH or not size_bytes:
-            return Room(queue, 0, prefetch.of(queue))
-        return Room(queue, self._holdings.credit.of(queue), prefetch.of(queue), size_bytes)
+            return Room(queue, 0, count)
+        return Room(queue, self._holdings.credit.left(queue, most), count, size_bytes)
 
     def fetch(self, rooms: Iterable[Room], *, prefix: str, quiet: tuple[str, ...]) -> Fetch:
         """Return the fetch that asks for what these rooms have place for.

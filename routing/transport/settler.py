@@ -61,7 +61,7 @@ class Settler:
         """Note that something waits; with `at_once` it is settled before this returns."""
         if at_once or self.is_prompt:
             self.flush()
-        else:
+        elif not self._later.is_set:
             self.look_later()
 
     def look_later(self) -> None:
