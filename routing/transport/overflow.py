@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from routing.errors import MessageTooLarge, QueueFull
 from routing.message.eta import Delay
@@ -20,6 +21,8 @@ from routing.redis.values import Pushed
 from routing.topology.model import QueueConfig, Topology
 from routing.transport.blocking import why_not
 from routing.transport.drops import DROPS
+from routing.transport.link import Link
+from routing.transport.refusals import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +43,6 @@ RETRY_AFTER_SECONDS = (0.1, 60.0)
 #: Bytes that a push adds to a message: the server's time.
 STAMP_BYTES = len(',"celeriac":{"at":1700000000000}')
 
-#: Pushes these messages on these terms.
-Push = Callable[[Sequence[str | bytes | Delay], Terms], Pushed]
-
-
 #: Told how many more of the messages were accepted.
 Took = Callable[[int], None]
 
@@ -57,16 +56,23 @@ class Overflow:
     """Pushes to one queue as its policy says.
 
     Attributes:
-        topology: the queue table.
+        link: the database.
         queue: the queue.
+        priority: kombu's priority step of the messages.
         is_worker: whether this is a worker's own process.
         delayed: whether it is about delayed messages, which have a bound of their own.
     """
 
-    topology: Topology
+    link: Link
     queue: str
+    priority: int = 0
     is_worker: bool
     delayed: bool = False
+
+    @property
+    def topology(self) -> Topology:
+        """The queue table."""
+        return self.link.commands.topology
 
     @property
     def bounds(self) -> Bounds:
@@ -80,7 +86,6 @@ class Overflow:
 
     def push(
         self,
-        push: Push,
         texts: Sequence[str | bytes | Delay],
         terms: Terms = "",
         *,
@@ -91,14 +96,26 @@ class Overflow:
         For ``block`` it returns when all are accepted or ``block_timeout`` has passed without room
         for the next one. `took` is told whenever more of them are accepted.
         """
-        pushed = push(texts, terms)
+        pushed = self.push_once(texts, terms)
         took(pushed.accepted)
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
         if pushed.accepted < len(texts) and self.config.overflow == "block" and terms != "none":
-            blocked = _Blocked(overflow=self, push=push, terms=terms, took=took)
-            return blocked.push_the_rest(texts, pushed)
+            return _Blocked(overflow=self, terms=terms, took=took).push_the_rest(texts, pushed)
         return pushed
+
+    def push_once(self, texts: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
+        """Push what there is room for now; without messages, only look how much waits."""
+        commands: Any = self.link.commands
+        run = commands.delay if self.delayed else commands.push
+
+        def attempt() -> Pushed:
+            pushed: Pushed = run(
+                self.link.client, self.queue, texts, priority=self.priority, terms=terms
+            )
+            return pushed
+
+        return patiently(attempt, is_worker=self.is_worker, is_push=True)
 
     @property
     def block_seconds(self) -> float:
@@ -163,7 +180,6 @@ class _Blocked:
     """Pushes what was refused as soon as there is room, until patience ends."""
 
     overflow: Overflow
-    push: Push
     terms: Terms
     took: Took
 
@@ -171,14 +187,14 @@ class _Blocked:
         """Return what became of all of these; the first of them the queue had room for."""
         accepted, patience = pushed.accepted, self._patience(texts)
         while room := self._await_room(texts[accepted:], patience):
-            pushed = self.push(texts[accepted : accepted + room], self.terms)
+            pushed = self.overflow.push_once(texts[accepted : accepted + room], self.terms)
             if pushed.accepted:
                 accepted += pushed.accepted
                 self.took(pushed.accepted)
                 patience = self._patience(texts)
         if accepted < len(texts):
             # Counted as refused, once.
-            pushed = self.push(texts[accepted:], "none")
+            pushed = self.overflow.push_once(texts[accepted:], "none")
         # What waited before all of this, so to say: the sum is what waits now.
         length = pushed.length + pushed.accepted - accepted
         return replace(pushed, accepted=accepted, length=length)
@@ -203,7 +219,7 @@ class _Blocked:
         return room
 
     def _room(self, texts: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
-        found, limit = self.push((), ""), self.overflow.bounds.max_length
+        found, limit = self.overflow.push_once(()), self.overflow.bounds.max_length
         patience.tell(self.overflow, found)
         if not self.overflow.fits(found, texts if self.terms == "whole" else texts[:1]):
             return 0

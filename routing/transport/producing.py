@@ -77,13 +77,13 @@ class Publishing:
             self._plain_client = redis.Redis(connection_pool=self.pool)
         return self._plain_client
 
-    def overflow(self, queue: str, *, delayed: bool = False) -> Overflow:
-        """Return what becomes of messages for which a queue has no room."""
-        runtime = self.runtime
+    def overflow(self, queue: str, *, priority: int = 0, delayed: bool = False) -> Overflow:
+        """Return what pushes to a queue, and what becomes of messages for which it has no room."""
         return Overflow(
-            topology=runtime.topology,
+            link=self.link,
             queue=queue,
-            is_worker=runtime.is_worker,
+            priority=priority,
+            is_worker=self.runtime.is_worker,
             delayed=delayed,
         )
 
@@ -101,19 +101,12 @@ class Publishing:
 
         Delayed ones are all given as `Delay`; see `Commands.delay`.
         """
-        verb: Any = self.commands.delay if delayed else self.commands.push
+        return self.overflow(queue, priority=priority, delayed=delayed).push(
+            texts, terms, took=took
+        )
 
-        def push(some: Sequence[str | bytes | Delay], on_terms: Terms) -> Pushed:
-            pushed: Pushed = self._patiently(
-                lambda: verb(self.plain_client, queue, some, priority=priority, terms=on_terms),
-                is_push=True,
-            )
-            return pushed
-
-        return self.overflow(queue, delayed=delayed).push(push, texts, terms, took=took)
-
-    def _patiently(self, call: Callable[[], T], *, is_push: bool = False) -> T:
-        return patiently(call, is_worker=self.runtime.is_worker, is_push=is_push)
+    def _patiently(self, call: Callable[[], T]) -> T:
+        return patiently(call, is_worker=self.runtime.is_worker)
 
     # What kombu asks before it publishes.
 
@@ -154,20 +147,15 @@ class Publishing:
             this._maybe_update_queues_expire(self.plain_client, queue)
 
     def _put_text(self, destination: Destination, text: str | Delay) -> None:
-        overflow = self.overflow(destination.queue, delayed=destination.delayed)
+        overflow = self.overflow(
+            destination.queue, priority=destination.priority, delayed=destination.delayed
+        )
         if not destination.exempt:
             overflow.check_size(text)
         if (gathered := gathering.current()) is not None and gathered.takes(destination):
             gathered.add(destination, text)
             return
-        terms: Terms = "exempt" if destination.exempt else ""
-        pushed = self.push(
-            destination.queue,
-            [text],
-            priority=destination.priority,
-            terms=terms,
-            delayed=destination.delayed,
-        )
+        pushed = overflow.push([text], "exempt" if destination.exempt else "")
         if not pushed.accepted:
             raise overflow.full(pushed, 1)
 
