@@ -7,6 +7,7 @@ to the ready list with its ETA (from stock Celery) is due at that time by the se
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
+
+from routing.message.codec import JSON, decode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -46,13 +49,33 @@ def take_eta(message: dict[str, Any]) -> datetime | None:
     return None
 
 
+def task_fields(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of a task message: its headers or, for protocol 1, its body.
+
+    Empty for what is no task, and for a body of protocol 1 that is not plain JSON.
+    """
+    headers = payload.get("headers") or {}
+    if "task" in headers:
+        return headers
+    if payload.get("content-type") != JSON or headers.get("compression"):
+        return {}
+    try:
+        body = payload["body"]
+        if (payload.get("properties") or {}).get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        fields = decode(body if isinstance(body, bytes) else body.encode())
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) and "task" in fields else {}
+
+
 def was_kept(payload: Mapping[str, Any]) -> bool:
     """Return whether the broker kept a message until it was due."""
     return "due" in (payload.get("celeriac") or {})
 
 
 def eta_of(headers: Mapping[str, Any]) -> datetime | None:
-    """Return the ETA of a task message; None without one, or when it is no time."""
+    """Return the ETA in the fields of a task; None without one, or when it is no time."""
     try:
         eta: datetime | None = maybe_iso8601(headers.get("eta"))
     except (ValueError, TypeError, AttributeError):

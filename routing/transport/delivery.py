@@ -16,7 +16,7 @@ from kombu.exceptions import KombuError
 
 from routing.inflight.held import State
 from routing.message.codec import decode, wrap
-from routing.message.eta import eta_of, in_ms, was_kept
+from routing.message.eta import eta_of, in_ms, task_fields, was_kept
 from routing.message.evidence import Evidence, of_error
 from routing.message.validation import is_writable
 from routing.redis.faults import ANSWERED, ANY_FAULT, is_lost, is_passing
@@ -149,14 +149,14 @@ class Delivery:
 
     def _postpone(self, arrival: Arrival, payload: dict[str, Any]) -> bool:
         """Let the broker keep a message until its ETA, when its producer did not; say whether."""
-        headers = payload.get("headers") or {}
-        if "task" not in headers or was_kept(payload) or (eta := eta_of(headers)) is None:
+        fields = task_fields(payload)
+        if not fields or was_kept(payload) or (eta := eta_of(fields)) is None:
             return False
         self._link.commands.postpone(
             self._link.client,
             arrival.queue,
             arrival.tag,
-            message_id=_as_id(headers.get("id")),
+            message_id=_as_id(fields.get("id")),
             due_ms=in_ms(eta),
         )
         # It is no longer unacknowledged, so this frees the credit and counts nothing.

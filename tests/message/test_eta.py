@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from celery import Celery, group, signals
 
 from routing import QueueFull, install
+from routing.message.eta import eta_of, task_fields
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
 
@@ -143,3 +145,19 @@ def test_a_policy_that_drops_accepts_what_it_drops(app: Celery, broker: Broker) 
         send(app, "dropping", countdown=HOUR)
     assert len(broker.delayed("dropping")) == 1
     assert broker.ledger("dropping") == {"accepted": 3, "dropped": 2}
+
+
+def test_the_fields_of_protocol_1_are_those_of_its_body() -> None:
+    body = {"task": "t", "id": "1", "eta": "2030-01-01T00:00:00"}
+    text = base64.b64encode(json.dumps(body).encode()).decode()
+    old = {
+        "body": text,
+        "content-type": "application/json",
+        "headers": {},
+        "properties": {"body_encoding": "base64"},
+    }
+    assert task_fields(old) == body
+    assert eta_of(task_fields(old)) == datetime(2030, 1, 1, tzinfo=UTC)
+    assert task_fields({**old, "body": "?"}) == {}
+    assert task_fields({**old, "content-type": "application/x-python-serialize"}) == {}
+    assert task_fields({**old, "headers": {"task": "t"}}) == {"task": "t"}

@@ -418,3 +418,21 @@ def test_a_lost_channel_leaves_its_endings_to_no_other_database(valkey: Server) 
     with Broker(urls[0]) as broker:
         assert broker.ledger("default") == {"accepted": 1, "unacked": 0, "done": 1}
     close(app)
+
+
+def test_a_message_of_protocol_1_waits_for_its_eta_at_the_broker(
+    app: Celery, broker: Broker
+) -> None:
+    app.conf.task_protocol = 1
+    app.send_task("basic.add", (1, 1), queue="default", countdown=3600)
+    taken: list[Message] = []
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        queue = Queue("default", routing_key="default")
+        with Consumer(channel, [queue], on_message=taken.append, accept=["json"]):
+            while not broker.delayed("default"):
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+        assert channel.link.holdings.credit.held("default") == 0
+    assert taken == []
+    assert broker.holds_nothing()
