@@ -38,7 +38,7 @@ def findings(*notes: Note, behaviour: Behaviour = Behaviour.HEALTHY, **fields: A
         "happened": [],
         "states": {0: "SUCCESS"},
         "dead": {},
-        "delivery_count": [],
+        "charges": [],
         "ledger": {PLAIN: CLEAN},
         "samples": [],
         "evidence": {},
@@ -156,7 +156,7 @@ def test_a_retry_that_was_sent_twice_is_caused_by_what_hit_the_attempt_before() 
 def test_only_what_was_killed_while_it_ran_may_be_charged(
     cause: Event | None, unjust: int, charge: str
 ) -> None:
-    charged = findings(ends=[ended(2.5, cause)], delivery_count=[(charge, 4.0)])
+    charged = findings(ends=[ended(2.5, cause)], charges=[(charge, 4.0)])
     assert counts_of(charged, runs_of(charged.notes))["unjust_charges"] == unjust
 
 
