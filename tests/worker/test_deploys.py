@@ -293,6 +293,10 @@ def test_a_process_that_dies_half_way_through_a_message_holds_up_no_shutdown(sit
     """Nobody reads the rest of what fills its pipe."""
     with site.worker(concurrency=1) as worker:
         (process,) = worker.children
+        site.traces.open("first")
+        site.send("held", "first")
+        site.traces.next_run()  # the process is up
+        eventually(site.broker.holds_nothing)
         os.kill(process, signal.SIGSTOP)
         large = ("x" * 1_000_000,)
         site.app.tasks["deploys.held"].apply_async(large, queue="default", task_id="large")

@@ -25,7 +25,7 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 
 def observe(at: Station, *, until: int) -> set[int]:
     """Return every number of unacked messages of the slow queue that was seen meanwhile."""
-    seen = set()
+    seen = {at.broker.unacked("slow")}
     while at.traces.total() < until:
         seen.add(at.broker.unacked("slow"))
     return seen
