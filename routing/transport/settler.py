@@ -22,6 +22,9 @@ from routing.transport.wakeup import Loop, Wakeup
 
 logger = logging.getLogger(__name__)
 
+#: After a lost connection, what waits is tried again so soon.
+AGAIN_SECONDS = 0.5
+
 #: How long a channel that closes waits for a server that refuses: what ended would run again.
 STOP_SECONDS = 5.0
 
@@ -89,8 +92,9 @@ class Settler:
             self._refusals.refused(error)
             self.look_later()
         except (*LOST, exceptions.RedisError) as error:
-            # The endings are kept; the consuming connection notices the loss and reconnects.
+            # The endings are kept. The consuming connection may be well, and notice nothing.
             logger.debug("could not settle yet: %s", error)
+            self._later.within(AGAIN_SECONDS)
         else:
             self._refusals.passed()
 

@@ -6,6 +6,7 @@ thread (under gevent a greenlet) keeps the time, and ends when nothing is due fo
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -13,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
 
 #: A thread that has nothing to wait for stays so long for the next.
 LINGER_SECONDS = 5.0
@@ -94,7 +97,10 @@ class Wakeup:
 
     def _run(self) -> None:
         while self._wait():
-            self._fire()
+            try:
+                self._fire()
+            except Exception:
+                logger.exception("what was to be done later has failed")
 
     def _wait(self) -> bool:
         """Wait for the time that is set; False when the thread is to end."""
