@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.inflight.fetch_policy import (
     ASK_AT_MOST,
+    LISTEN_SECONDS,
+    LOOK_SECONDS,
     SETTLE_COUNT,
     SETTLE_SECONDS,
+    Exchange,
+    Listen,
+    Rest,
     Room,
+    Situation,
     byte_rooms,
     endings_to_call,
+    next_step,
     should_call,
 )
 
@@ -104,3 +113,72 @@ def test_as_long_as_fewer_have_ended_than_a_call_needs_there_is_none(
 
 def test_a_queue_without_room_in_bytes_may_be_called_after_any_ending() -> None:
     assert endings_to_call([Room("q", 0, 10, 0)], endings=0) == 0
+
+
+situations = st.builds(
+    Situation,
+    rooms=st.lists(
+        st.builds(
+            Room,
+            queue=st.sampled_from([*"abcdef"]),
+            credit=st.integers(-5, 50),
+            prefetch=st.integers(1, 50),
+            size_bytes=st.integers(0, 100),
+        ),
+        max_size=6,
+        unique_by=lambda room: room.queue,
+    ),
+    quiet=st.frozensets(st.sampled_from([*"abcdef"])),
+    endings=st.integers(0, 100),
+    ending_age=st.floats(0, 2),
+    since_reply=st.floats(0, 2),
+    since_look=st.floats(0, 3),
+    since_ending=st.floats(0, 2),
+    has_loop=st.booleans(),
+    hears_others=st.booleans(),
+)
+
+
+@given(situations)
+def test_a_step_asks_or_hears_every_queue_that_has_room_and_no_other(now: Situation) -> None:
+    open_queues = {room.queue for room in now.rooms if room.credit > 0}
+    match next_step(now):
+        case Exchange(asked, quiet, looks_at_all):
+            assert {room.queue for room in asked} | {*quiet} == open_queues
+            assert now.quiet.issuperset(quiet)
+            assert not (looks_at_all and quiet)
+        case Listen(queues, seconds):
+            assert {*queues} == open_queues
+            assert 0 < seconds <= LISTEN_SECONDS
+        case Rest():
+            assert now.has_loop, "nobody would wake it"
+
+
+@given(situations)
+def test_all_queues_are_asked_once_a_second(now: Situation) -> None:
+    late = replace(now, since_look=LOOK_SECONDS, since_reply=LOOK_SECONDS)
+    step = next_step(late)
+    if any(room.credit > 0 for room in late.rooms):
+        assert isinstance(step, Exchange)
+        assert step.looks_at_all
+
+
+@given(situations)
+def test_nothing_that_has_ended_waits_for_longer_than_its_bound(now: Situation) -> None:
+    ripe = replace(now, endings=max(1, now.endings), ending_age=SETTLE_SECONDS)
+    assert isinstance(next_step(ripe), Exchange)
+
+
+@given(situations)
+def test_who_listens_has_nothing_to_fetch_that_it_knows_of(now: Situation) -> None:
+    if isinstance(next_step(now), Listen):
+        known = [room for room in now.rooms if room.credit > 0 and room.queue not in now.quiet]
+        assert known == []
+        assert not (now.endings and not now.has_loop)
+
+
+@given(situations)
+def test_a_rest_that_nothing_ends_is_looked_at_again(now: Situation) -> None:
+    step = next_step(now)
+    if isinstance(step, Rest) and (now.endings or any(room.credit > 0 for room in now.rooms)):
+        assert step.looks_again
