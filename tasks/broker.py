@@ -67,13 +67,37 @@ def public(url: str) -> str:
     return str(kombu.Connection(url).as_uri())
 
 
+class Signalled(Event):
+    """An event that a signal handler may set, also while `wait` holds the lock of an ordinary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_told = False
+
+    def set(self) -> None:
+        """Note that it was signalled."""
+        self._is_told = True
+
+    def is_set(self) -> bool:
+        """Return whether it was."""
+        return self._is_told
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is, at most so many seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self._is_told and (until is None or time.monotonic() < until):
+            left = POLL_SECONDS if until is None else max(0.0, until - time.monotonic())
+            time.sleep(min(POLL_SECONDS, left))
+        return self._is_told
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks.broker", description=__doc__)
     parser.add_argument("action", nargs="?", default="run", choices=("run", "wait", "url"))
     action = parser.parse_args(arguments).action
     logging.basicConfig(format="broker: %(message)s")
-    stop = Event()
+    stop = Signalled()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
