@@ -68,7 +68,7 @@ def public(url: str) -> str:
 
 
 class Signalled(Event):
-    """An event that a signal handler may set, also while `wait` holds the lock of an ordinary one."""
+    """An event that a signal handler may set, also while `wait` holds the lock of a common one."""
 
     def __init__(self) -> None:
         super().__init__()
