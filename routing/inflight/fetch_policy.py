@@ -198,7 +198,8 @@ def next_step(now: Situation) -> Step:
         looks_again = bool(asked or now.endings or now.since_ending < BUSY_SECONDS)
         return Rest(max(0.0, SETTLE_SECONDS - age), needed, looks_again)
     # Not for longer than to the next look at all of them.
-    seconds = min(LISTEN_SECONDS, max(0.01, LISTEN_SECONDS - now.since_look))
+    left = max(0.01, LISTEN_SECONDS - now.since_look)
+    seconds = min(LISTEN_SECONDS, left) if open_rooms else LISTEN_SECONDS
     return Listen(tuple(room.queue for room in open_rooms), seconds)
 
 

@@ -47,6 +47,8 @@ class Sightings:
         self.is_stale = age_seconds > STALE_SECONDS
         if looked_at_all:
             self._looked_at = now
+            # What had no room was not asked, so nobody knows whether it is empty.
+            self.quiet.intersection_update(reply.left)
         self._left.update(reply.left)
         for queue, left in reply.left.items():
             # What a stale reply calls empty is asked again.

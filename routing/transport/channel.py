@@ -92,7 +92,8 @@ class EngineMixin(Publishing):
         return Getter(self.link, self._delivery, self.fetcher.next_prefix)
 
     def _loop(self) -> Any:
-        return self.connection.loop if self.connection is not None else None
+        connection = self.connection  # another thread may close the channel
+        return None if connection is None else connection.loop
 
     def _refuse(self, task_id: str, error: Exception) -> None:
         if self.on_refused is not None:
@@ -261,6 +262,11 @@ class EngineMixin(Publishing):
         self.link.holdings.end(properties["delivery_tag"], "started", at_once=True)
         properties["delivery_tag"] = str(uuid.uuid4())
         return payload
+
+    def has_fetched(self, tag: Any) -> bool:
+        """Return whether this channel gave a message its tag, and so held it when it came."""
+        is_named = isinstance(tag, str) and "fetcher" in self.__dict__
+        return is_named and tag.startswith(f"{self.fetcher.name}:")
 
     def _get(self, queue: str) -> dict[str, Any]:
         self.keep_leases()

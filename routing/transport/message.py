@@ -52,7 +52,7 @@ class EngineMessage(virtual.Message):
         super().__init__(payload, channel=channel, **kwargs)
         self.was_kept = was_kept(payload)
         self.link = channel.link
-        self.is_held = self.link.holdings.get(self.delivery_tag) is not None
+        self.is_held = channel.has_fetched(self.delivery_tag)
         self.link.holdings.watch(self.delivery_tag, self)
 
     def _decode(self) -> Any:

@@ -55,6 +55,8 @@ class OwnBell:
         self._link.holdings.await_room(deaf, self._room_freed)
         if due_in < HORIZON_SECONDS:
             self._alarm.within(max(0.0, due_in))
+        if deaf:
+            self.ring_for_room()  # what ended since the look has told nobody
 
     def is_over(self) -> None:
         """Note that the wait has ended."""

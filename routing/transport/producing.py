@@ -68,7 +68,10 @@ class Publishing:
 
     def _database(self) -> Database:
         this: Any = self
-        return database_of(this.connection.client, prefix=this.global_keyprefix)
+        transport = this.connection
+        if transport is None or transport.client is None:
+            raise redis.ConnectionError("the channel is closed")  # which is tried again
+        return database_of(transport.client, prefix=this.global_keyprefix)
 
     @property
     def plain_client(self) -> redis.Redis:

@@ -211,8 +211,9 @@ class Renewer:
             return
         if boot_seconds() < self._next_carry:
             return
+        self._next_carry = boot_seconds() + RETRY_SECONDS  # whatever it may raise
         try:
             self._carrier.carry_all()
+            self._next_carry = 0.0
         except (*LOST, exceptions.RedisError) as error:
-            self._next_carry = boot_seconds() + RETRY_SECONDS
             logger.debug("what has ended is settled a little later: %s", error)

@@ -58,9 +58,10 @@ class Runtime:
 
     def holdings_of(self, database: Database) -> Holdings:
         """Return what this process holds from a database."""
-        if database not in self._holdings:
-            self._holdings[database] = Holdings(self.topology, self.prefetch)
-        return self._holdings[database]
+        if (known := self._holdings.get(database)) is not None:
+            return known
+        # Another thread may be the first one, too.
+        return self._holdings.setdefault(database, Holdings(self.topology, self.prefetch))
 
     def snapshot(self) -> dict[str, dict[str, int]]:
         """Return held and prefetch of every queue of the table or with something held."""
