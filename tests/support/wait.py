@@ -25,14 +25,19 @@ def elapse(seconds: float) -> None:
 
 
 def eventually(
-    predicate: Callable[[], T], timeout: float = 10, *, message: str | Callable[[], str] = ""
+    predicate: Callable[[], T],
+    timeout: float = 10,
+    *,
+    message: str | Callable[[], str] = "",
+    poll_seconds: float = POLL_SECONDS,
 ) -> T:
     """Return the predicate's first true value.
 
     Arguments:
-        predicate: asked every few milliseconds.
+        predicate: asked again and again.
         timeout: seconds after which the wait has failed.
         message: what was waited for, or a function that describes what was found instead.
+        poll_seconds: pause between two looks; without one a test starves what it waits for.
 
     Raises:
         AssertionError: the predicate stayed false.
@@ -44,7 +49,7 @@ def eventually(
         if time.monotonic() >= until:
             found = message() if callable(message) else message
             raise AssertionError(f"not within {timeout} s: {found or predicate}")
-        _NEVER_SET.wait(POLL_SECONDS)
+        _NEVER_SET.wait(poll_seconds)
 
 
 def throughout(predicate: Callable[[], T], seconds: float) -> T:

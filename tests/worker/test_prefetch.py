@@ -25,9 +25,13 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 
 def observe(at: Station, *, until: int) -> set[int]:
     """Return every number of unacked messages of the slow queue that was seen meanwhile."""
-    seen = {at.broker.unacked("slow")}
-    while at.traces.total() < until:
+    seen: set[int] = set()
+
+    def look() -> bool:
         seen.add(at.broker.unacked("slow"))
+        return at.traces.total() >= until
+
+    eventually(look, 30, poll_seconds=0.002)
     return seen
 
 
