@@ -63,7 +63,8 @@ class Holdings:
         self.credit = Credit(self.prefetch, max_bytes=self.topology.max_inflight_bytes)
         self._settlers: dict[str, Settles] = {}
         self._unheard: dict[str, Callable[[float], bool]] = {}
-        self._awaited: dict[str, Callable[[str], None]] = {}
+        #: Channels that are told the queue of whatever ends, which may have made room.
+        self.await_room: dict[str, Callable[[str], None]] = {}
         #: When a message has last ended or gone back, by `time.monotonic`.
         self.last_ended = 0.0
         #: Tags of messages that died before they ended; only appended to, as the collector may run
@@ -269,12 +270,8 @@ class Holdings:
             settler.ended(at_once=at_once)
         if self.keeper is not None:
             self.keeper.ended()
-        if self._awaited and (call := self._awaited.get(queue)) is not None:
+        for call in list(self.await_room.values()):
             call(queue)
-
-    def await_room(self, queues: Iterable[str], call: Callable[[str], None]) -> None:
-        """Call whenever something of these queues ends, until that is asked of other queues."""
-        self._awaited = dict.fromkeys(queues, call)
 
     # -- leases
 

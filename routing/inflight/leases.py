@@ -29,7 +29,7 @@ class Keeper(Protocol):
         """Find out at once what is still held; nothing may start before that is known."""
 
     def stop(self) -> None:
-        """End soon."""
+        """End soon, but not before what is just carried to the broker has arrived."""
 
 
 class LeaseGuard:

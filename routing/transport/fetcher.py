@@ -204,14 +204,18 @@ class Fetcher:
             self._forget_unanswered()
             raise
         self._refusals.passed()
-        state, self._state = self._state, IDLE
+        state = self._end_command()
         if isinstance(state, Exchanging):
             return self._take(state, self._commands.exchange_reply(state.fetch, reply))
-        self.bell.is_over()
         if reply is not None:
             bell = reply[0].decode()
             self.sightings.hear(q for q in self._consumed.engine_queues if self._bell_of(q) == bell)
         return False
+
+    def _end_command(self) -> State:
+        state, self._state = self._state, IDLE
+        self.bell.is_over()
+        return state
 
     def _send_again(self) -> None:
         """Load the scripts on a server that forgot them; a refused call has not run."""
@@ -229,8 +233,7 @@ class Fetcher:
 
     def _put_off(self, error: Exception) -> None:
         """Keep what a refused command carried, and try again after a while."""
-        state, self._state = self._state, IDLE
-        if isinstance(state, Exchanging):
+        if isinstance(state := self._end_command(), Exchanging):
             if isinstance(error, ServerRefused):
                 self._holdings.refused(state.fetch)
             else:
@@ -284,8 +287,7 @@ class Fetcher:
         """Take back what was on its way when the connection went: it may have arrived."""
         if self._wire.is_out:
             return
-        state, self._state = self._state, IDLE
-        if isinstance(state, Exchanging):
+        if isinstance(state := self._end_command(), Exchanging):
             self._holdings.unanswered(state.fetch)
             self._holdings.outbox.restore_settlement(state.settlement)
 

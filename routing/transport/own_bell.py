@@ -37,6 +37,7 @@ class OwnBell:
         self, link: Link, name: str, rooms: Rooms, loop: Callable[[], Loop | None]
     ) -> None:
         self.key = link.commands.keys.own_bell(name)
+        self._name = name
         self._link, self._rooms, self._loop = link, rooms, loop
         #: The queues that are listened to; None while nobody waits, or when it has been rung.
         self._listened: Collection[str] | None = None
@@ -52,21 +53,27 @@ class OwnBell:
             due_in: seconds until the next delayed message is due.
         """
         self._listened = queues
-        self._link.holdings.await_room(deaf, self._room_freed)
         if due_in < HORIZON_SECONDS:
             self._alarm.within(max(0.0, due_in))
         if deaf:
+            self._link.holdings.await_room[self._name] = self._room_freed
             self.ring_for_room()  # what ended since the look has told nobody
 
     def is_over(self) -> None:
         """Note that the wait has ended."""
         self._listened = None
-        self._link.holdings.await_room((), self._room_freed)
+        self._link.holdings.await_room.pop(self._name, None)
 
     def _room_freed(self, queue: str) -> None:
+        """Look soon whether a queue that is not listened to has room; at once at its own ending.
+
+        The ending of any queue frees bytes, which may be what another one lacks.
+        """
+        if (listened := self._listened) is None:
+            return
         loop = self._loop()
-        is_here = loop is None or loop.is_here
-        rooms = self._rooms.all() if loop is not None and is_here else ()
+        is_own = queue not in listened and loop is not None and loop.is_here
+        rooms = self._rooms.all() if is_own else ()
         if any(room.is_worth_a_call for room in rooms if room.queue == queue):
             self._ring_if_listening()
         else:
@@ -99,6 +106,6 @@ class OwnBell:
 
     def close(self) -> None:
         """Ring no more by itself; closing twice is safe."""
-        self._listened = None
+        self.is_over()
         self._for_room.stop()
         self._alarm.stop()

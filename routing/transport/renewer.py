@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections import deque
 
 from redis import exceptions
@@ -34,6 +35,9 @@ CARRY_AFTER_SECONDS = 0.05
 
 #: Wait after a renewal that failed: a lost connection is opened again at the next one.
 RETRY_SECONDS = 0.5
+
+#: Whoever stops it waits so long for what it has in its hands: what is not settled runs again.
+STOP_SECONDS = 5.0
 
 
 def keep_leases(link: Link, *, hostname: str = "") -> None:
@@ -68,7 +72,7 @@ class Renewer:
         self._signal = Signal()
         self._stopped = False
         self.leaving = False
-        self._is_watching = False
+        self._is_watching = self._is_carrying = False
         self._has_failed = False
         self._next_pass = self._next_carry = 0.0
         self._doubts = self._doubts_settled = 0
@@ -86,9 +90,12 @@ class Renewer:
         self._signal.set()
 
     def stop(self) -> None:
-        """End soon; stopping twice is safe."""
+        """End soon, but not before what is just carried has arrived; stopping twice is safe."""
         self._stopped = True
         self._signal.set()
+        until = time.monotonic() + STOP_SECONDS
+        while self._is_carrying and time.monotonic() < until:
+            time.sleep(0.005)
 
     def started(self, tag: str) -> None:
         """Note that a message's run begins."""
@@ -212,8 +219,12 @@ class Renewer:
         if boot_seconds() < self._next_carry:
             return
         self._next_carry = boot_seconds() + RETRY_SECONDS  # whatever it may raise
+        self._is_carrying = True  # before it looks, so that `stop` waits for it or it does nothing
         try:
-            self._carrier.carry_all()
+            if not self._stopped:
+                self._carrier.carry_all()
             self._next_carry = 0.0
         except (*LOST, exceptions.RedisError) as error:
             logger.debug("what has ended is settled a little later: %s", error)
+        finally:
+            self._is_carrying = False

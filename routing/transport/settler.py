@@ -104,8 +104,8 @@ class Settler:
         Raises:
             redis.exceptions.RedisError: the server is away, or refuses; what waits is kept.
         """
-        # One thread at a time: what another one carries is there, too, when this returns, and the
-        # pool has not a connection for each.
+        # One thread at a time: what another one of this channel carries is there, too, when this
+        # returns, and the pool has not a connection for each.
         with self._settling:
             self._carrier.carry_all()
 

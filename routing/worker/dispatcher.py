@@ -183,9 +183,9 @@ class Dispatcher(bootsteps.StartStopStep):
         if returned:
             logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})
         self._channel.runtime.is_worker = holdings.durable = False
+        holdings.dismiss()  # first, as it may have endings in its hands
         if not self._channel.closed:
             self._settle_last(self._channel)
-        holdings.dismiss()
 
     def _settle_last(self, channel: EngineMixin) -> None:
         try:

@@ -149,6 +149,31 @@ def test_an_early_ack_that_another_thread_carries_is_waited_for(
     assert order == ["carried", "went on"]
 
 
+def test_what_the_renewing_thread_carries_has_arrived_when_nobody_renews_any_more(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carries = threading.Event()
+
+    def slow(commands: Commands, *args: Any) -> Any:
+        carries.set()
+        elapse(0.2)
+        return exchange(commands, *args)
+
+    app.send_task("basic.add", (1, 1), queue="default")
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        tag = channel.basic_get("default").delivery_tag
+        exchange = Commands.exchange
+        monkeypatch.setattr(Commands, "exchange", slow)
+        channel.settler.is_prompt = False  # as where somebody consumes
+        channel.settler._later.within(3600)  # in an event loop that is busy
+        channel.link.holdings.end(tag, "done")
+        assert carries.wait(10)
+        assert broker.unacked("default") == 1
+        channel.link.holdings.dismiss()
+        assert broker.unacked("default") == 0
+
+
 def test_a_simple_queue_gives_and_takes(app: Celery, broker: Broker) -> None:
     with app.connection_for_read() as connection:
         simple = connection.SimpleQueue("simple")

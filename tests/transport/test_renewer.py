@@ -9,6 +9,7 @@ from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.inflight.leases import LeaseGuard
 from routing.inflight.locks import Signal
+from routing.message.evidence import Evidence
 from routing.redis.clocks import ServerClock, boot_seconds
 from routing.redis.values import Fetch, Mark
 from routing.topology.model import Topology
@@ -114,6 +115,17 @@ def test_bytes_are_counted_until_their_message_ends() -> None:
     assert holdings.credit.byte_rooms(["a"]) == {"a": 40}
     holdings.requeue("2")
     assert holdings.credit.byte_rooms(["a"]) == {"a": 100}
+
+
+def test_every_channel_that_awaits_room_hears_of_every_ending() -> None:
+    holdings, heard = holding("1", "2", "3"), []
+    holdings.await_room["one"] = lambda queue: heard.append(f"one {queue}")
+    holdings.await_room["two"] = lambda queue: heard.append(f"two {queue}")
+    holdings.end("1", "done")
+    del holdings.await_room["one"]
+    holdings.requeue("2")
+    holdings.bury("3", Evidence(reason="rejected"))
+    assert heard == ["one a", "two a", "two a", "two a"]
 
 
 def test_the_keeper_hears_of_starts_and_doubts() -> None:
