@@ -51,7 +51,9 @@ def relax_in_pool_processes() -> None:
 class GrowthWatch:
     """Collects garbage when the process has grown since it last did; where Linux tells its size.
 
-    And gives the holes in the heap back now and then.
+    Now and then it gives the holes in the heap back, after the cyclic garbage that lies between
+    them: what failing tasks leave keeps pages that are nearly empty, by which a pool process grew
+    by 15 % in ten minutes.
     """
 
     def __init__(self) -> None:
@@ -67,6 +69,7 @@ class GrowthWatch:
         self._looked_at = now
         if now - self._trimmed_at >= TRIM_SECONDS:
             self._trimmed_at = now
+            gc.collect()
             trim()
         pages = _resident_pages()
         if self._pages is None or pages < self._pages:
