@@ -51,9 +51,7 @@ def relax_in_pool_processes() -> None:
 class GrowthWatch:
     """Collects garbage when the process has grown since it last did; where Linux tells its size.
 
-    Now and then it gives the holes in the heap back, after the cyclic garbage that lies between
-    them: what failing tasks leave keeps pages that are nearly empty, by which a pool process grew
-    by 15 % in ten minutes.
+    And gives the holes in the heap back now and then.
     """
 
     def __init__(self) -> None:
@@ -69,7 +67,6 @@ class GrowthWatch:
         self._looked_at = now
         if now - self._trimmed_at >= TRIM_SECONDS:
             self._trimmed_at = now
-            gc.collect()
             trim()
         pages = _resident_pages()
         if self._pages is None or pages < self._pages:

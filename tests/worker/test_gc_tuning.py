@@ -44,15 +44,3 @@ def test_a_pool_process_gives_the_holes_of_its_heap_back_between_runs(
         now[0] += 1.0
         watch.look()
     assert trimmed == [1030.0, 1060.0, 1090.0]
-
-
-def test_garbage_in_cycles_keeps_no_holes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, alive = [1000.0], []
-    monkeypatch.setattr(collector.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(collector, "trim", lambda: alive.append(small()))
-    watch = GrowthWatch()
-    with collector.paused():
-        small = weakref.ref(Cycle(1))
-        now[0] += collector.TRIM_SECONDS
-        watch.look()
-    assert alive == [None]
