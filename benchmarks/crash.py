@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,12 +36,12 @@ from benchmarks.workers import (
     Crew,
     check_alive,
     children_of,
-    end_group,
     logs,
     run_module,
     start,
     stop,
 )
+from tasks.child import Child
 
 QUEUE = "crash"
 WORKERS = 2
@@ -67,24 +66,23 @@ class Broker:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
         self.client: Any = redis.Redis(host=HOST, port=self._port)
         self.url = f"redis://{HOST}:{self._port}/0"
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
         settings = {
             "port": self._port,
             "bind": HOST,
-            "dir": self._directory,
+            "dir": directory,
             "save": "",
             "appendonly": "yes",
             "appendfsync": "always",
         }
         options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-        with (self._directory / "broker.log").open("ab") as log:
-            command = [str(get_binary_path()), *options]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        command = [str(get_binary_path()), *options]
+        self._process = Child(command, log=directory / "broker.log", leads=False)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process.start()
         if not wait_for(self._answers, seconds=60):
             raise BenchmarkError(f"the broker did not start\n{logs(self._directory)}")
 
@@ -96,10 +94,7 @@ class Broker:
 
     def kill(self) -> None:
         """End it at once; killing twice is safe."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._process.kill()
 
     def ledger(self) -> Counter[str]:
         """Return the queue's counters."""
@@ -127,7 +122,7 @@ class Trouble:
 
     settings: Settings
     broker: Broker
-    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    workers: dict[str, Child] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
     chance: random.Random = field(default_factory=lambda: random.Random(SEED))
 
@@ -149,7 +144,7 @@ class Trouble:
             os.kill(self.chance.choice(children), signal.SIGKILL)
             self.kills["pool processes"] += 1
             return
-        end_group(process)
+        process.kill()
         self.kills["workers"] += 1
         self.start_worker(name)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
+from tasks.child import Child
 
 Side = Literal["ours", "stock", "sampled", "crashing", "living", "trickled", "urgent"]
 Pool = Literal["prefork", "threads", "gevent", "solo"]
@@ -59,7 +59,7 @@ class Crew:
 @contextmanager
 def running(side: Side, crew: Crew, settings: Settings) -> Iterator[None]:
     """Run a crew that consumes only the warm-up queue; on the way out every process is ended."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Child] = []
     try:
         names = [f"{side}{number}@bench" for number in range(crew.workers)]
         started.extend(start(side, name, crew, settings) for name in names)
@@ -72,20 +72,12 @@ def running(side: Side, crew: Crew, settings: Settings) -> Iterator[None]:
 
 def start(
     side: Side, name: str, crew: Crew, settings: Settings, *, queue: str = WARM_QUEUE
-) -> subprocess.Popen[bytes]:
-    """Start one worker in a process group of its own, so that Ctrl-C reaches only the runner."""
+) -> Child:
+    """Start one worker."""
     command = [sys.executable, "-m", "celery", "-A", f"benchmarks.apps.{side}:app", "worker"]
     command += ["-n", name, "-Q", queue, *crew.options(), *QUIET]
-    with (settings.directory / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(settings),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    log = settings.directory / f"{name}.log"
+    return Child(command, log=log, cwd=ROOT, env=environment(settings)).start()
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -94,7 +86,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return {**kept, **settings.to_environment(), "PYTHONPATH": str(ROOT)}
 
 
-def wait_ready(started: list[subprocess.Popen[bytes]], directory: Path) -> None:
+def wait_ready(started: list[Child], directory: Path) -> None:
     """Return when every worker has left its ready file."""
     deadline = time.monotonic() + READY_SECONDS
     while len(list(directory.glob("ready.*"))) < len(started):
@@ -104,35 +96,20 @@ def wait_ready(started: list[subprocess.Popen[bytes]], directory: Path) -> None:
         time.sleep(0.02)
 
 
-def check_alive(started: list[subprocess.Popen[bytes]], directory: Path) -> None:
+def check_alive(started: list[Child], directory: Path) -> None:
     """Raise when a worker has ended by itself."""
     for process in started:
-        if process.poll() is not None:
-            raise BenchmarkError(f"a worker ended with {process.returncode}\n{logs(directory)}")
+        if not process.running:
+            raise BenchmarkError(f"a worker ended with {process.code}\n{logs(directory)}")
 
 
-def stop(started: list[subprocess.Popen[bytes]]) -> None:
+def stop(started: list[Child]) -> None:
     """Ask all workers to end, then end what is left of each process group."""
     for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        process.send()
     deadline = time.monotonic() + STOP_SECONDS
     for process in started:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            end_group(process)
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker and its pool processes, if any of them still lives."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+        process.stop(deadline - time.monotonic())
 
 
 def children_of(pid: int) -> list[int]:

@@ -20,7 +20,9 @@ from tasks.settings import Settings
 logger = logging.getLogger(__name__)
 
 #: Modules of the platform itself, which hold no tasks.
-PLATFORM = frozenset({"broker", "celery", "database", "demo", "embedded", "settings", "up"})
+PLATFORM = frozenset(
+    {"broker", "celery", "child", "database", "demo", "embedded", "settings", "up"}
+)
 
 #: Task modules of ours with the package that an extra of the same purpose brings.
 OPTIONAL = {"tasks.flights": "sqlalchemy"}

@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 import redis
 
+from tasks.child import Child
 from tasks.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,11 @@ class EmbeddedBroker:
         self.folder = settings.data_dir.resolve() / "valkey"
         self.log_path = self.folder / "valkey.log"
         self._lock: IO[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server: Child | None = None
 
     def start(self) -> None:
         """Return once the server answers; raise `BrokerError` when it cannot."""
-        if self._process is not None:
+        if self._server is not None:
             return
         binary = _server_binary()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,23 +93,28 @@ class EmbeddedBroker:
         try:
             with self._claim_files() as files:
                 url = self._choose_url()
-                self._process = self._launch(binary, url, files=files)
+                # Configured through stdin, no argument shows the password. It is one of our group.
+                self._server = Child(
+                    [str(binary), "-"], log=self.log_path, cwd=self.folder, leads=False
+                )
+                config = _server_config(url, self.folder).encode()
+                self._server.start(stdin=config, pass_fds=[files.fileno()])
             self._wait_ready(url)
         except BaseException:
-            self._end_process()
+            self._end_server()
             self._drop_lock()
             raise
 
     def stop(self, *, clients_grace_seconds: float = CLIENTS_GRACE_SECONDS) -> None:
         """Let the clients leave first, then end the server; what is queued stays in its file."""
-        if self._process is not None and self._process.poll() is None:
+        if self._server is not None and self._server.running:
             self._wait_for_clients(clients_grace_seconds)
-        self._end_process()
+        self._end_server()
         self._drop_lock()
 
     def check(self) -> None:
         """Raise `BrokerError` when the server has ended by itself."""
-        code = None if self._process is None else self._process.poll()
+        code = None if self._server is None else self._server.code
         if code is not None:
             raise BrokerError(
                 f"valkey-server ended with code {code}; {self.log_path} ends with\n"
@@ -178,21 +183,6 @@ class EmbeddedBroker:
         _write_private(path, moved).replace(path)
         return moved
 
-    def _launch(self, binary: Path, url: str, *, files: IO[str]) -> subprocess.Popen[bytes]:
-        with self.log_path.open("ab") as log:
-            process = subprocess.Popen(
-                [str(binary), "-"],  # configured through stdin: no argument shows the password
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                pass_fds=[files.fileno()],
-            )
-        assert process.stdin is not None
-        with process.stdin as stdin:
-            stdin.write(_server_config(url, self.folder).encode())
-        return process
-
     def _wait_ready(self, url: str) -> None:
         def ready() -> bool:
             self.check()
@@ -211,16 +201,10 @@ class EmbeddedBroker:
             except redis.RedisError:
                 pass  # it is ending already: Ctrl-C in a terminal reaches the server too
 
-    def _end_process(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(START_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    def _end_server(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop(START_SECONDS)
 
     def _log_tail(self, lines: int = 15) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])

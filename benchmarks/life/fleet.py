@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.apps.settings import Settings
 from benchmarks.life.plan import CONCURRENCY, QUEUES, WORKERS, Event
-from benchmarks.workers import Crew, Pool, children_of, end_group, start, stop
+from benchmarks.workers import Crew, Pool, children_of, start, stop
+from tasks.child import Child
 
 #: A pool process that goes with its worker goes sooner than this.
 ALONE_SECONDS = 3.0
@@ -47,7 +47,7 @@ class Worker:
     """
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Child
     ready: Path
     pool: set[int] = field(default_factory=set)
     killed: set[int] = field(default_factory=set)
@@ -93,19 +93,19 @@ class Fleet:
     def tick(self) -> None:
         """Notice what has ended, and start it again."""
         for place, worker in enumerate(self.workers):
-            if worker.process.poll() is not None:
+            if not worker.process.running:
                 self._note_end(worker)
-                end_group(worker.process)
+                worker.process.kill()
                 self.workers[place] = self._started(worker.name)
             elif worker.told_at is None:
                 self._look_at_pool(worker)
             elif time.monotonic() > worker.told_at + PATIENCE_SECONDS:
                 self.overdue += 1
-                end_group(worker.process)
+                worker.process.kill()
 
     def _note_end(self, worker: Worker) -> None:
         if worker.told_at is None:
-            what = f"{worker.name} ended by itself with {worker.process.returncode}"
+            what = f"{worker.name} ended by itself with {worker.process.code}"
             pids = {worker.process.pid, *worker.pool, *worker.gone}
             self._ended(pids, None, time.monotonic(), what)
 
@@ -144,7 +144,7 @@ class Fleet:
         worker.told_at = time.monotonic()
         pids = {worker.process.pid, *worker.pool}
         self._ended(pids, Event.WORKER, worker.told_at, worker.name)
-        end_group(worker.process)
+        worker.process.kill()
         return True
 
     def kill_pool_process(self, number: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,8 @@ from benchmarks.life.trouble import BUSY_AFTER_MS, Trouble
 from benchmarks.life.watch import Broker, Results, Sample
 from benchmarks.measure import MEMORY, wait_for
 from benchmarks.server import HOST, Server, free_port
-from benchmarks.workers import READY_SECONDS, ROOT, BenchmarkError, end_group, environment, logs
+from benchmarks.workers import READY_SECONDS, ROOT, BenchmarkError, environment, logs
+from tasks.child import Child
 
 TICK_SECONDS = 0.02
 SAMPLE_SECONDS = 1.0
@@ -94,31 +94,26 @@ class _Scene:
         self._samples: list[Sample] = []
         self._problems: list[str] = []
         self._next_sample = 0.0
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Child] = {}
         port = free_port()
         self._own = _settings(plan, directory, broker.broker_url, "")
         behind = f"redis://{HOST}:{port}/0"
         self.fleet = Fleet(plan.pool, _settings(plan, directory, behind, results.broker_url))
         self._ports = (port, broker.port)
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.directory / f"{module}.log").open("ab") as log:
-            self._processes[module] = subprocess.Popen(
-                [sys.executable, "-m", f"benchmarks.life.{module}", *arguments],
-                cwd=ROOT,
-                env=environment(self._own),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        return self._processes[module]
+    def _start(self, module: str, *arguments: str) -> Child:
+        command = [sys.executable, "-m", f"benchmarks.life.{module}", *arguments]
+        child = Child(
+            command, log=self.directory / f"{module}.log", cwd=ROOT, env=environment(self._own)
+        )
+        self._processes[module] = child.start()
+        return child
 
     def close(self) -> None:
         """End every process."""
         self.fleet.stop()
         for process in self._processes.values():
-            end_group(process)
+            process.kill()
 
     # -- the run
 
@@ -171,13 +166,13 @@ class _Scene:
     def _endure(self, trouble: Trouble, deadline: float) -> None:
         """Let everything happen that is planned."""
         producer = self._processes["traffic"]
-        while producer.poll() is None or not trouble.is_over:
+        while producer.running or not trouble.is_over:
             trouble.tick()
             self._tick()
             if time.monotonic() > deadline:
                 self._problems.append("what was planned did not happen in time")
                 return
-        if producer.returncode:
+        if producer.code:
             raise BenchmarkError(f"the producer failed\n{logs(self.directory)}")
 
     def _tick(self) -> None:

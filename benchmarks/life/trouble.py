@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from benchmarks.apps.settings import Settings
 from benchmarks.life.fleet import Fleet
 from benchmarks.life.plan import SINK_AWAY, Event, Happening
 from benchmarks.life.proxy import COUNTS_FILE
+from tasks.child import Child
 
 #: The server answers BUSY once a script has run for so long.
 BUSY_AFTER_MS = 100
@@ -42,7 +42,7 @@ class Trouble:
     fleet: Fleet
     broker: redis.Redis
     results: redis.Redis
-    proxy: subprocess.Popen[bytes]
+    proxy: Child
     settings: Settings
     began: float
     happenings: list[Happening]
@@ -98,7 +98,7 @@ class Trouble:
                 self.results.config_set("maxmemory", 1)
                 done = self._later(lasts, lambda: self.results.config_set("maxmemory", 0))
             case Event.SILENT:
-                self.proxy.send_signal(signal.SIGUSR1)
+                self.proxy.send(signal.SIGUSR1)
                 done = True
             case Event.SCRIPT:
                 self._run_script(lasts)

@@ -50,16 +50,17 @@ READ_BYTES = 131_072
 
 
 class Forked:
-    """A process of the nursery, with what `subprocess.Popen` would know of it."""
+    """A process of the nursery, as a `Child` is to its starter."""
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.pid = pid
-        self.returncode: int | None = None
+        self._code: int | None = None
         self._connection = connection
 
-    def poll(self) -> int | None:
-        """Return the exit code, None while it lives."""
-        return self._ended(0)
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._ended(0) is None
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end; returns the exit code.
@@ -72,27 +73,29 @@ class Forked:
             raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout or 0)
         return code
 
-    def send_signal(self, how: int) -> None:
+    def send(self, how: int) -> None:
         """Send a signal, unless it has ended."""
-        if self.poll() is None:
+        if self.running:
             os.kill(self.pid, how)
 
     def kill(self) -> None:
-        """End it at once."""
-        self.send_signal(signal.SIGKILL)
+        """End it at once, and what is left of its group."""
+        if self.running:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
 
     def _ended(self, seconds: float | None) -> int | None:
-        if self.returncode is not None:
-            return self.returncode
+        if self._code is not None:
+            return self._code
         self._connection.settimeout(seconds)
         try:
             answer = self._connection.recv(READ_BYTES)
         except (BlockingIOError, TimeoutError):
             return None
         assert answer, "the nursery has ended"
-        self.returncode = int(answer)
+        self._code = int(answer)
         self._connection.close()  # now its process id may be given to another
-        return self.returncode
+        return self._code
 
 
 class Nursery:

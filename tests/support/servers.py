@@ -8,14 +8,15 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from tasks.child import Child
 from tests.support.wait import eventually
 
 #: Each test gets a database of its own: what a former test left running touches nothing of it.
@@ -65,9 +66,12 @@ class Server:
         self.password = secrets.token_urlsafe(12)
         self.log_path = directory / f"server-{self.port}.log"
         self._arguments = list(arguments)
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = itertools.count(1)
         self._clients: list[redis.Redis] = []
+
+    @cached_property
+    def _child(self) -> Child:
+        return Child(self.command(), log=self.log_path, leads=False)
 
     @property
     def url(self) -> str:
@@ -82,13 +86,12 @@ class Server:
     @property
     def pid(self) -> int:
         """The process id."""
-        assert self._process is not None, "the server is not running"
-        return self._process.pid
+        return self._child.pid
 
     @property
     def running(self) -> bool:
         """Whether the process lives."""
-        return self._process is not None and self._process.poll() is None
+        return self._child.running
 
     def database_url(self, number: int) -> str:
         """Return the URL of one database."""
@@ -129,15 +132,13 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it answers; starting twice is safe."""
-        if self._process is not None:
+        if self.running:
             return
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log)
+        self._child.start()
         eventually(self._answers, 20, message=lambda: self.log_path.read_text()[-2000:])
 
     def _answers(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
+        if not self.running:
             raise AssertionError(f"the server ended: {self.log_path.read_text()[-2000:]}")
         try:
             with redis.Redis.from_url(self.url) as client:
@@ -147,11 +148,9 @@ class Server:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it; stopping twice is safe."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(how)
-        process.wait(20)
+        if self.running:
+            self._child.send(how)
+            self._child.wait(20)
 
     def restart(self) -> None:
         """Stop it and start it again on the same port and data."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from tasks.child import Child
 from tests.support.nursery import NURSERIES, Forked
 from tests.support.wait import eventually
 
@@ -67,7 +68,7 @@ class Worker:
         if queues is not None:
             self._command += ["--queues", ",".join(queues)]
         self._command += options
-        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._process: Child | Forked | None = None
         self._log_path = Path(tempfile.mkdtemp(prefix="worker-")) / "log"
         self._read_from = 0
 
@@ -113,16 +114,8 @@ class Worker:
             if nursery.can_start(self._command, self._env):
                 self._process = nursery.start(self._command, env=self._env, log=self._log_path)
                 return
-        with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self._env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        child = Child(self._command, log=self._log_path, cwd=ROOT, env=self._env)
+        self._process = child.start()
 
     @property
     def pid(self) -> int:
@@ -133,7 +126,7 @@ class Worker:
     @property
     def running(self) -> bool:
         """Whether the process lives."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.running
 
     @property
     def children(self) -> list[int]:
@@ -143,7 +136,7 @@ class Worker:
     def send(self, how: signal.Signals) -> None:
         """Send a signal to the parent process."""
         assert self._process is not None, "the worker is not running"
-        self._process.send_signal(how)
+        self._process.send(how)
 
     def terminate(self, timeout: float = 30) -> int | None:
         """Stop it warmly, and the hard way after the timeout; returns the exit code.
@@ -172,16 +165,8 @@ class Worker:
     def kill(self) -> None:
         """End it and its pool processes at once; killing twice is safe."""
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait(10)
-        for child in family:
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
+        if process is not None:
+            process.kill()
 
     # -- log ---------------------------------------------------------
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import psutil  # type: ignore[import-untyped]
+
+from tasks.child import Child
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,23 +23,12 @@ class Process:
     def __init__(
         self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path
     ) -> None:
-        self._arguments = [sys.executable, "-m", *arguments]
-        self._environment = dict(environment)
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        command = [sys.executable, "-m", *arguments]
+        self._child = Child(command, log=log, cwd=ROOT, env=environment)
         self._seen: set[psutil.Process] = set()
 
     def __enter__(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._arguments,
-                cwd=ROOT,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
+        self._child.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -55,19 +44,17 @@ class Process:
     @property
     def pid(self) -> int:
         """The process id."""
-        assert self._process is not None
-        return self._process.pid
+        return self._child.pid
 
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        assert self._process is not None
-        return self._process.poll() is None
+        return self._child.running
 
     @property
     def output(self) -> str:
         """What it and its children have printed so far."""
-        return self._log.read_text(errors="replace")
+        return self._child.log.read_text(errors="replace")
 
     def family(self) -> list[psutil.Process]:
         """Every process that it has started and that was seen by a call of this method."""
@@ -80,11 +67,9 @@ class Process:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, as a terminal or a service manager does, and return its exit code."""
-        assert self._process is not None
-        os.kill(self.pid, how)
+        self._child.send(how)
         return self.wait()
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """Return its exit code once it has ended."""
-        assert self._process is not None
-        return self._process.wait(seconds)
+        return self._child.wait(seconds)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tasks.child import Child
 from tests.upstream.compare import Outcomes
 from tests.upstream.plugin import ENGINE, OUTCOMES
 
@@ -44,20 +43,12 @@ class Side:
             RuntimeError: the run did not come to its end.
         """
         self._path.unlink(missing_ok=True)
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [*self._command(), *cases],
-                cwd=self._suite,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            try:
-                process.wait(RUN_SECONDS)
-            finally:
-                _end(process)
+        command = [*self._command(), *cases]
+        child = Child(command, log=self._log, cwd=self._suite, env=self._environment())
+        try:
+            child.start().wait(RUN_SECONDS)
+        finally:
+            child.kill()  # with all that it started
         return self._read()
 
     def _command(self) -> list[str]:
@@ -103,12 +94,3 @@ def of_phases(phases: Sequence[Mapping[str, str]]) -> Outcomes:
         if outcome == "failed" or outcomes.get(case, "passed") == "passed":
             outcomes[case] = outcome
     return Outcomes(of=outcomes, texts=texts)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the run with all that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
