@@ -176,6 +176,8 @@ def memory_of(found: Findings) -> dict[str, dict[str, Any]]:
         minute = int((sample.at - found.began - found.plan.idle_seconds) // MINUTE)
         if 0 <= minute < max(minutes, 1):
             for process, one in sample.memory.items():
+                if not one[1]:
+                    continue  # it had just ended
                 by_minute = series.setdefault(process, {}).setdefault(minute, {})
                 by_minute.setdefault(sample.backlog <= EQUAL_BACKLOG, []).append(one)
     return {process: _memory(by_minute, minutes) for process, by_minute in series.items()}
@@ -185,7 +187,7 @@ def _memory(
     by_minute: Mapping[int, Mapping[bool, list[tuple[int, int]]]], minutes: int
 ) -> dict[str, Any]:
     chosen = {n: kinds.get(True) or kinds[False] for n, kinds in sorted(by_minute.items())}
-    least = {n: min(size for _, size in samples if size) for n, samples in chosen.items()}
+    least = {n: min(size for _, size in samples) for n, samples in chosen.items()}
     figures: dict[str, Any] = {"mb_by_minute": [round(size / 1e6, 1) for size in least.values()]}
     last_half = [n for n in least if n >= minutes / 2]
     pids = {pid for n in last_half for kind in by_minute[n].values() for pid, _ in kind}

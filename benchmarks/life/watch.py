@@ -118,7 +118,7 @@ class Broker:
             for name in self._keys.ready_lists(queue):
                 yield from ((f"waiting in {queue}", text) for text in self._all(name))
             yield from ((f"dead in {queue}", text) for text in self._all(self._keys.dead(queue)))
-            delayed: Any = self.client.hvals(self._keys.delayed_texts(queue))
+            delayed: Any = self.client.hvals(self._keys.delayed_payloads(queue))
             yield from ((f"delayed in {queue}", text) for text in delayed)
         unacked: Any = self.client.hvals(self._keys.records()[0])
         yield from (("unacked", text) for text in unacked)

@@ -123,7 +123,7 @@ def show(
         letters, shown = chosen.newest(), 0
         for shown, letter in enumerate(islice(letters, limit), start=1):
             if raw:
-                click.echo(letter.text)
+                click.echo(letter.payload)
             elif as_json:
                 click.echo(json.dumps(letter.as_json()))
             else:

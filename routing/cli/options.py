@@ -28,7 +28,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 
 
 def when(text: str) -> Moment:
-    """Return the moment that a text names: ``2h`` or ``3d`` ago, or an ISO 8601 date and time.
+    """Return the moment that a value names: ``2h`` or ``3d`` ago, or an ISO 8601 date and time.
 
     Without a zone it is local.
 
@@ -48,7 +48,7 @@ def when(text: str) -> Moment:
 
 
 def json_list(text: str) -> list[Any]:
-    """Return the JSON list in a text."""
+    """Return the JSON list in a value."""
     value = _json(text)
     if not isinstance(value, list):
         raise click.BadParameter(f"expected a JSON list, got {text}")
@@ -56,7 +56,7 @@ def json_list(text: str) -> list[Any]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text."""
+    """Return the JSON object in a value."""
     value = _json(text)
     if not isinstance(value, dict):
         raise click.BadParameter(f"expected a JSON object, got {text}")

@@ -19,7 +19,7 @@ from routing.message.letter import FIRST, Letter, message_in, table_of
 _REPLAY_HEADERS = ("replayed", "retries", "eta", "expires", FIRST)
 
 
-#: What the engine's scripts write at the end of a text, before its last brace.
+#: What the engine's scripts write at the end of a payload, before its last brace.
 _STAMP = re.compile(rb',"celeriac":\{[^{}]*\}')
 
 
@@ -114,13 +114,13 @@ def revived(
     Raises:
         NotEditable: it is to get other arguments, and its own cannot be read.
     """
-    message = message_in(letter.text)
+    message = message_in(letter.payload)
     if args is not None or kwargs is not None:
         _edit(message, args, kwargs)
     if (raw := raw_of(message)) is not None:
         return raw
     if not message:
-        return letter.text
+        return letter.payload
     message.pop("celeriac", None)
     headers = table_of(message.get("headers"))
     headers.update(replayed=letter.replayed + 1, retries=0, eta=None, expires=None)
@@ -132,15 +132,15 @@ def revived(
     except RecursionError:
         if args is not None or kwargs is not None:
             raise NotEditable("it is nested too deeply to be edited") from None
-        return letter.text  # what can be read but not written goes as it is
+        return letter.payload  # what can be read but not written goes as it is
 
 
-def contents_of(text: bytes) -> str:
+def contents_of(payload: bytes) -> str:
     """Return what tells a message without an id from others, also when it dies again.
 
     It is alike for messages that carry the same, which nothing tells apart.
     """
-    message = message_in(text)
+    message = message_in(payload)
     if (raw := raw_of(message)) is not None:
         return contents_of(raw)
     for name in ("celeriac", "properties"):
@@ -151,7 +151,7 @@ def contents_of(text: bytes) -> str:
         kept = json.dumps(message, sort_keys=True).encode() if message else b""
     except RecursionError:
         kept = b""
-    return hashlib.sha1(kept or _unstamped(text), usedforsecurity=False).hexdigest()
+    return hashlib.sha1(kept or _unstamped(payload), usedforsecurity=False).hexdigest()
 
 
 def _edit(
@@ -176,18 +176,20 @@ def _edit(
 
 
 def _fits(wanted: Sequence[str], value: str) -> bool:
-    # The same text fits too: an id may look like a glob that does not fit itself.
+    # The same payload fits too: an id may look like a glob that does not fit itself.
     return not wanted or any(
         value == pattern or fnmatch.fnmatchcase(value, pattern) for pattern in wanted
     )
 
 
-def _unstamped(text: bytes) -> bytes:
+def _unstamped(payload: bytes) -> bytes:
     """Return what is no message without the stamps of its deliveries, one for each."""
-    text = text.rstrip()
-    if not text.endswith(b"}"):
-        return text
-    end = len(text) - 1
-    while (start := text.rfind(_STAMP_BEGINS, 0, end)) >= 0 and _STAMP.fullmatch(text, start, end):
+    payload = payload.rstrip()
+    if not payload.endswith(b"}"):
+        return payload
+    end = len(payload) - 1
+    while (start := payload.rfind(_STAMP_BEGINS, 0, end)) >= 0 and _STAMP.fullmatch(
+        payload, start, end
+    ):
         end = start
-    return text[:end] + b"}"
+    return payload[:end] + b"}"

@@ -145,15 +145,15 @@ class Replay:
         moved = 0
         for letter in letters:
             to = self._plan.to or letter.queue
-            text = revived(letter, queue=to, args=self._plan.args, kwargs=self._plan.kwargs)
+            payload = revived(letter, queue=to, args=self._plan.args, kwargs=self._plan.kwargs)
             if letter.id:
                 # Before it can run: a result that it stores must not be forgotten.
                 self._forget(letter.id)
-            gone = self._stored_letters.move([Move(letter, text)], to=to)
+            gone = self._stored_letters.move([Move(letter, payload)], to=to)
             moved += len(gone)
             self._looked_at.update((letter.queue, to))
             if gone:
-                self._done.marks[letter.id or contents_of(text)] += 1
+                self._done.marks[letter.id or contents_of(payload)] += 1
         self._done.count += moved
         return moved
 
@@ -163,7 +163,7 @@ class Replay:
             for position, letter in enumerate(self._stored_letters.newest(queue)):
                 if letter.at_ms < started_ms or position >= at_most:
                     break
-                mark = letter.id or contents_of(letter.text)
+                mark = letter.id or contents_of(letter.payload)
                 seen[mark] += 1
                 if seen[mark] <= self._done.marks[mark]:
                     self._done.died[mark, seen[mark]] = letter

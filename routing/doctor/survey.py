@@ -206,8 +206,8 @@ def _still_unleased(client: Any, records: str, leases: str, tags: list[bytes]) -
         pipeline = client.pipeline()
         pipeline.zmscore(leases, chunk)
         pipeline.hmget(records, chunk)
-        scores, texts = pipeline.execute()
-        found += [s is None and t is not None for s, t in zip(scores, texts, strict=True)].count(
+        scores, payloads = pipeline.execute()
+        found += [s is None and t is not None for s, t in zip(scores, payloads, strict=True)].count(
             True
         )
     return found

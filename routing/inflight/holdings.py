@@ -182,7 +182,7 @@ class Holdings:
             self._tell(ended[-1].tag, ended[-1].queue, at_once=at_once)
         return len(ended)
 
-    def bury(self, tag: str, evidence: Evidence, text: str = "") -> bool:
+    def bury(self, tag: str, evidence: Evidence, payload: str = "") -> bool:
         """Note that a message ends as a dead letter; False when it is not held (any more).
 
         Where its queue keeps none, it just ends.
@@ -190,7 +190,7 @@ class Holdings:
         Arguments:
             tag: the delivery tag.
             evidence: why.
-            text: what is kept in its place, for a message that is none.
+            payload: what is kept in its place, for a message that is none.
         """
         held = self._held.get(tag)
         if held is None or not self.topology.queue(held.queue).max_dead:
@@ -199,7 +199,7 @@ class Holdings:
             if self._drop(tag) is None:
                 return False
         known = replace(evidence, queue=held.queue)
-        burial = Burial(tag, held.message_id, known.rest(), text)
+        burial = Burial(tag, held.message_id, known.rest(), payload)
         self.outbox.add_burial(held.queue, burial)
         self._tell(tag, held.queue)
         return True

@@ -117,9 +117,9 @@ class FinishDropped:
     def _finish(self, channel: EngineMixin, arrival: Arrival) -> None:
         queue = arrival.queue.removesuffix(dropped_queue(""))
         try:
-            payload = decode(arrival.text)
-            policy = str((payload.get("celeriac") or {}).get("dropped", ""))
-            request = self._request(EngineMessage(payload, channel=channel))
+            message = decode(arrival.payload)
+            policy = str((message.get("celeriac") or {}).get("dropped", ""))
+            request = self._request(EngineMessage(message, channel=channel))
             finish(self._app, request, Dropped(queue, policy))
         except OperationalError:
             raise

@@ -32,22 +32,22 @@ _LONG_NUMBER = b"0" * 19
 _ANY_DIGIT_AS_0 = bytes.maketrans(b"123456789", b"000000000")
 
 
-def decode(text: bytes) -> Any:
-    """Decode the text of a message as it is stored, without its body.
+def decode(payload: bytes) -> Any:
+    """Decode a message as it is stored, without its body.
 
     >>> decode(b'{"headers": {"argsrepr": "caf\\\\udce9"}}')["headers"]["argsrepr"].isascii()
     False
 
     Raises:
-        ValueError: it is no JSON, or no text.
+        ValueError: it is no JSON, or not UTF-8.
         RecursionError: it is nested too deep.
     """
-    if _TYPE_MARK not in text:
+    if _TYPE_MARK not in payload:
         try:
-            return orjson.loads(text)
+            return orjson.loads(payload)
         except orjson.JSONDecodeError:
             pass  # as for bodies
-    return kombu_json.loads(text.decode())
+    return kombu_json.loads(payload.decode())
 
 
 def loads(
@@ -132,7 +132,7 @@ CONTENT_TYPE = "application/x-celeriac-raw"
 
 
 def wrap(raw: bytes, *, queue: str) -> str:
-    """Return the text of a message that carries this entry of a queue."""
+    """Return the payload of a message that carries this entry of a queue."""
     return json.dumps(
         {
             "body": base64.b64encode(raw).decode("ascii"),

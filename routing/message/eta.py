@@ -28,7 +28,7 @@ class Delay:
 
     eta: datetime
     message_id: str
-    text: str | bytes
+    payload: str | bytes
 
     @property
     def wait_ms(self) -> int:
@@ -49,19 +49,19 @@ def take_eta(message: dict[str, Any]) -> datetime | None:
     return None
 
 
-def task_fields(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+def task_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of a task message: its headers or, for protocol 1, its body.
 
     Empty for what is no task, and for a body of protocol 1 that is not plain JSON.
     """
-    headers = payload.get("headers") or {}
+    headers = message.get("headers") or {}
     if "task" in headers:
         return headers
-    if payload.get("content-type") != JSON or headers.get("compression"):
+    if message.get("content-type") != JSON or headers.get("compression"):
         return {}
     try:
-        body = payload["body"]
-        if (payload.get("properties") or {}).get("body_encoding") == "base64":
+        body = message["body"]
+        if (message.get("properties") or {}).get("body_encoding") == "base64":
             body = base64.b64decode(body)
         fields = decode(body if isinstance(body, bytes) else body.encode())
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
@@ -69,9 +69,9 @@ def task_fields(payload: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields if isinstance(fields, dict) and "task" in fields else {}
 
 
-def was_kept(payload: Mapping[str, Any]) -> bool:
+def was_kept(message: Mapping[str, Any]) -> bool:
     """Return whether the broker kept a message until it was due."""
-    return "due" in (payload.get("celeriac") or {})
+    return "due" in (message.get("celeriac") or {})
 
 
 def eta_of(headers: Mapping[str, Any]) -> datetime | None:

@@ -1,7 +1,8 @@
 """One dead letter as a value: a task message in the queue ``<queue>.dead``, and why it is there.
 
-Its evidence stands at the end of its text (see `routing.message.evidence`). `routing.redis.letters`
-reads letters and moves them; which ones are meant is the business of `routing.deadletters`.
+Its evidence stands at the end of its payload (see `routing.message.evidence`).
+`routing.redis.letters` reads letters and moves them; which ones are meant is the business of
+`routing.deadletters`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ FIRST = "first_sent_ms"
 class Letter:
     """One dead letter.
 
-    `text` is what the broker holds, `at_ms` and `first_ms` are when it died and was first sent, by
-    the server's clock (0 when it is not known). `replayed` counts its earlier replays.
+    `payload` is what the broker holds, `at_ms` and `first_ms` are when it died and was first sent,
+    by the server's clock (0 when it is not known). `replayed` counts its earlier replays.
     """
 
     queue: str
-    text: bytes
+    payload: bytes
     id: str = ""
     task: str = ""
     reason: str = ""
@@ -42,23 +43,23 @@ class Letter:
     first_ms: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the text, under the names of the fields."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "text"}
+        """Return everything but the payload, under the names of the fields."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "payload"}
 
 
-def parse(queue: str, text: bytes) -> Letter:
-    """Return the letter in a text of a queue's dead letters, as far as the text says.
+def parse(queue: str, payload: bytes) -> Letter:
+    """Return the letter in a payload of a queue's dead letters, as far as the payload says.
 
     Whatever somebody put there is a letter; one without evidence has no reason.
     """
-    message = message_in(text)
+    message = message_in(payload)
     headers, ours = table_of(message.get("headers")), table_of(message.get("celeriac"))
     replayed = _number(headers.get("replayed"))
     why, priority = table_of(ours.get("dead")), table_of(message.get("properties")).get("priority")
-    texts = ("reason", "exception", "message", "traceback", "fingerprint", "worker")
+    fields = ("reason", "exception", "message", "traceback", "fingerprint", "worker")
     return Letter(
         queue=queue,
-        text=text,
+        payload=payload,
         id=str(headers.get("id") or why.get("id") or ""),
         task=str(headers.get("task") or why.get("task") or ""),
         args=str(headers.get("argsrepr") or ""),
@@ -69,14 +70,14 @@ def parse(queue: str, text: bytes) -> Letter:
         priority=_number(priority),
         at_ms=_number(why.get("at")),
         first_ms=_number(headers.get(FIRST) if replayed else ours.get("at")),
-        **{name: str(why.get(name) or "") for name in texts},
+        **{name: str(why.get(name) or "") for name in fields},
     )
 
 
-def message_in(text: bytes) -> dict[str, Any]:
-    """Return what a text says, nothing when it is no JSON object."""
+def message_in(payload: bytes) -> dict[str, Any]:
+    """Return what a payload says, nothing when it is no JSON object."""
     try:
-        return table_of(json.loads(text))
+        return table_of(json.loads(payload))
     except (ValueError, RecursionError):
         return {}
 

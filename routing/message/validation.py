@@ -1,9 +1,9 @@
 """Whether a task message is one that Celery's code can work with.
 
 Anybody who reaches the broker can send a message, and Celery trusts what it finds in one: a time
-limit that is a text, or an id that is a list, fails deep in the pool's machinery, outside of every
-``try``, and ends the worker or comes back for ever. So the types are checked once, before a request
-is made. The values are the task's business.
+limit that is a string, or an id that is a list, fails deep in the pool's machinery, outside of
+every ``try``, and ends the worker or comes back for ever. So the types are checked once, before a
+request is made. The values are the task's business.
 """
 
 from __future__ import annotations
@@ -74,26 +74,26 @@ def check_message(headers: Mapping[str, Any], content: Any, content_encoding: An
     _check_fields(headers, _HEADERS, levels=DEEPEST)
     _check_content(content)
     if content_encoding is not None and type(content_encoding) is not str:
-        raise _unfit("content-encoding", "a text", content_encoding)
+        raise _unfit("content-encoding", "a string", content_encoding)
 
 
 def _check_required(headers: Mapping[str, Any]) -> None:
     for name in ("id", "task"):
         value = headers[name]
         if not isinstance(value, str) or not value:
-            raise _unfit(name, "a text", value)
+            raise _unfit(name, "a string", value)
 
 
-def is_writable(text: str) -> bool:
-    """Return whether a text can be part of a key: one with half a surrogate pair cannot.
+def is_writable(value: str) -> bool:
+    """Return whether a string can be part of a key: one with half a surrogate pair cannot.
 
     >>> is_writable("caf\\xe9"), is_writable("caf\\udce9")
     (True, False)
     """
-    if text.isascii():
+    if value.isascii():
         return True
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -164,13 +164,13 @@ def _check_time_limits(name: str, limits: Any) -> None:
 
 def _check_name(name: str, value: Any) -> None:
     if isinstance(value, str) and not is_writable(value):
-        raise InvalidTaskError(f"{name} must be a text that can be written as UTF-8")
+        raise InvalidTaskError(f"{name} must be a string that can be written as UTF-8")
 
 
-def _check_texts(name: str, values: Any) -> None:
+def _check_strings(name: str, values: Any) -> None:
     for value in values:
         if not isinstance(value, str):
-            raise _unfit(name, "texts", value)
+            raise _unfit(name, "strings", value)
 
 
 def _check_signatures(name: str, values: Any) -> None:
@@ -192,14 +192,14 @@ def _check_signature(name: str, value: Any) -> None:
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(_NAMES, _check_name),
     "timelimit": _check_time_limits,
-    "stamped_headers": _check_texts,
+    "stamped_headers": _check_strings,
     "callbacks": _check_callbacks,
     "errbacks": _check_callbacks,
     "chain": _check_signatures,
     "chord": _check_signature,
 }
 
-_WORDS = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object"}
+_WORDS = {str: "a string", int: "a whole number", bool: "true or false", dict: "an object"}
 
 
 def _unfit(name: str, expected: str, value: Any) -> InvalidTaskError:

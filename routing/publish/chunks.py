@@ -71,7 +71,7 @@ class Filled:
         self._options = specimen.options
         self._positions: list[int] = []
         self._ids: list[str] = []
-        self._texts: list[str] = []
+        self._payloads: list[str] = []
         self._tags: list[str] = []
         # Opens the connection, which the envelope asks for the form of a message.
         line.ensure(lambda: line.producer.channel, specimen.options)
@@ -93,16 +93,16 @@ class Filled:
         if not self._tags:
             self._tags = new_ids(100)
         try:
-            text = self._envelope.fill(task_id, self._tags.pop(), args, kwargs)
+            payload = self._envelope.fill(task_id, self._tags.pop(), args, kwargs)
         except Exception as error:
             raise NotSerializable(error) from error
-        self._texts.append(text)
+        self._payloads.append(payload)
         self._positions.append(position)
         self._ids.append(task_id)
 
     def send(self) -> Refused:
-        """Push the texts in one call."""
-        if not self._texts:
+        """Push the payloads in one call."""
+        if not self._payloads:
             return {}
         envelope = self._envelope
         destination = Destination(
@@ -111,12 +111,14 @@ class Filled:
             exempt=is_exempt(envelope.headers),
             delayed=envelope.eta is not None,
         )
-        texts: Sequence[str | Delay] = self._texts
+        payloads: Sequence[str | Delay] = self._payloads
         if (eta := envelope.eta) is not None:
-            texts = [Delay(eta, i, text) for i, text in zip(self._ids, self._texts, strict=True)]
+            payloads = [
+                Delay(eta, i, payload) for i, payload in zip(self._ids, self._payloads, strict=True)
+            ]
         self._line.tell_backend(self._ids)
 
-        shipment = Shipment(destination, self._positions, texts)
+        shipment = Shipment(destination, self._positions, payloads)
 
         def publish() -> Refused:
             self._line.declare(envelope.declare, self._options)
@@ -132,7 +134,7 @@ class _Message:
     task_id: str
     outgoing: Outgoing
     destination: Destination
-    text: str | Delay
+    payload: str | Delay
     declare: Sequence[Any]
 
 
@@ -167,7 +169,7 @@ class Made:
             message = prepared.message
             upstream.AUGMENT.of(channel)(message, prepared.exchange, prepared.routing_key)
             eta = channel.take_eta(prepared.routing_key, message)
-            text = dumps(message)
+            payload = dumps(message)
         except Exception as error:
             raise NotSerializable(error) from error
         destination = Destination(
@@ -181,7 +183,7 @@ class Made:
             task_id=task_id,
             outgoing=outgoing,
             destination=destination,
-            text=text if eta is None else Delay(eta, task_id, text),
+            payload=payload if eta is None else Delay(eta, task_id, payload),
             declare=prepared.declare,
         )
 
@@ -201,7 +203,7 @@ class Made:
 
     def _send_run(self, destination: Destination, run: list[_Message]) -> Refused:
         options = run[0].outgoing.options
-        shipment = Shipment(destination, [m.position for m in run], [m.text for m in run])
+        shipment = Shipment(destination, [m.position for m in run], [m.payload for m in run])
 
         def publish() -> Refused:
             self._line.declare(run[0].declare, options)
@@ -274,23 +276,23 @@ Refused = dict[int, Refusal]
 
 
 class Shipment:
-    """The texts of a chunk that travel together.
+    """The payloads of a chunk that travel together.
 
     A blocked producer may wait for long, piece by piece, and lose its connection meanwhile: sent
     again, the shipment goes on where the queue stopped.
 
     Arguments:
-        destination: what the texts share.
+        destination: what the payloads share.
         positions: the positions of the items in their chunk.
-        texts: their messages.
+        payloads: their messages.
     """
 
     def __init__(
-        self, destination: Destination, positions: Sequence[int], texts: Sequence[str | Delay]
+        self, destination: Destination, positions: Sequence[int], payloads: Sequence[str | Delay]
     ) -> None:
         self._destination = destination
         self._positions = list(positions)
-        self._texts = list(texts)
+        self._payloads = list(payloads)
         self._refused: Refused = {}
 
     def send(self, channel: Any) -> Refused:
@@ -299,13 +301,13 @@ class Shipment:
         overflow: Overflow = channel.overflow(destination.queue, delayed=destination.delayed)
         if not destination.exempt and overflow.largest is not None:
             self._refuse_too_large(overflow)
-        if not self._texts:
+        if not self._payloads:
             return self._refused
         terms: Terms = "exempt" if destination.exempt else ""
-        count = len(self._texts)
+        count = len(self._payloads)
         pushed = channel.push(
             destination.queue,
-            tuple(self._texts),
+            tuple(self._payloads),
             priority=destination.priority,
             terms=terms,
             delayed=destination.delayed,
@@ -318,16 +320,16 @@ class Shipment:
 
     def _took(self, count: int) -> None:
         del self._positions[:count]
-        del self._texts[:count]
+        del self._payloads[:count]
 
     def _refuse_too_large(self, overflow: Overflow) -> None:
         kept: list[tuple[int, str | Delay]] = []
-        for position, text in zip(self._positions, self._texts, strict=True):
+        for position, payload in zip(self._positions, self._payloads, strict=True):
             try:
-                overflow.check_size(text)
+                overflow.check_size(payload)
             except MessageTooLarge as error:
                 self._refused[position] = Refusal("too_large", str(error))
             else:
-                kept.append((position, text))
+                kept.append((position, payload))
         self._positions = [position for position, _ in kept]
-        self._texts = [text for _, text in kept]
+        self._payloads = [payload for _, payload in kept]

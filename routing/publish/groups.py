@@ -75,9 +75,9 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 publication.publish()
             return result
-        for destination, texts in gathered.destinations.items():
-            for text in texts:
-                outer.add(destination, text)
+        for destination, payloads in gathered.destinations.items():
+            for payload in payloads:
+                outer.add(destination, payload)
         return result
 
     setattr(apply_async, _MARK, True)
@@ -105,9 +105,9 @@ class Publication:
         self._senders = gathered.senders
         self._terms: dict[tuple[str, bool], Terms] = {}
         self._calls = [
-            (destination, texts[start : start + CHUNK])
-            for destination, texts in gathered.destinations.items()
-            for start in range(0, len(texts), CHUNK)
+            (destination, payloads[start : start + CHUNK])
+            for destination, payloads in gathered.destinations.items()
+            for start in range(0, len(payloads), CHUNK)
         ]
 
     def publish(self) -> None:
@@ -150,13 +150,13 @@ class Publication:
             }
             self._terms = {share: self._find_terms(channel, *share) for share in shares}
         while self._calls:
-            destination, texts = self._calls[0]
+            destination, payloads = self._calls[0]
             terms = (
                 "exempt"
                 if destination.exempt
                 else self._terms[destination.queue, destination.delayed]
             )
-            _push(channel, destination, texts, terms)
+            _push(channel, destination, payloads, terms)
             self._calls.pop(0)
 
     def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
@@ -169,38 +169,40 @@ class Publication:
         policy = overflow.config.overflow
         if policy == "drop_oldest" or not overflow.bounds.are_set:
             return ""
-        texts = list(self._share(queue, delayed))
+        payloads = list(self._share(queue, delayed))
         patience = overflow.patience()
-        while not overflow.fits(found := channel.push(queue, [], delayed=delayed), texts):
+        while not overflow.fits(found := channel.push(queue, [], delayed=delayed), payloads):
             if policy not in ("reject", "block"):
                 return "none"
             empty = Pushed(0, 0, found.limit)
-            if not overflow.fits(empty, texts) or not patience.wait():
-                refused = channel.push(queue, texts, terms="none", delayed=delayed)
-                raise overflow.full(refused, len(texts), together=len(texts))
+            if not overflow.fits(empty, payloads) or not patience.wait():
+                refused = channel.push(queue, payloads, terms="none", delayed=delayed)
+                raise overflow.full(refused, len(payloads), together=len(payloads))
             patience.tell(overflow, found)
         return "exempt"
 
     def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:
-        for destination, texts in self._destinations.items():
+        for destination, payloads in self._destinations.items():
             if (destination.queue, destination.delayed) == (
                 queue,
                 delayed,
             ) and not destination.exempt:
-                yield from texts
+                yield from payloads
 
 
-def _push_whole(channel: Any, destination: Destination, texts: list[str | Delay]) -> None:
-    pushed = _push(channel, destination, texts, "whole")
-    if pushed.accepted < len(texts):
+def _push_whole(channel: Any, destination: Destination, payloads: list[str | Delay]) -> None:
+    pushed = _push(channel, destination, payloads, "whole")
+    if pushed.accepted < len(payloads):
         overflow: Overflow = channel.overflow(destination.queue, delayed=destination.delayed)
-        raise overflow.full(pushed, len(texts), together=len(texts))
+        raise overflow.full(pushed, len(payloads), together=len(payloads))
 
 
-def _push(channel: Any, destination: Destination, texts: list[str | Delay], terms: Terms) -> Pushed:
+def _push(
+    channel: Any, destination: Destination, payloads: list[str | Delay], terms: Terms
+) -> Pushed:
     pushed: Pushed = channel.push(
         destination.queue,
-        texts,
+        payloads,
         priority=destination.priority,
         terms=terms,
         delayed=destination.delayed,

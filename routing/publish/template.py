@@ -1,7 +1,7 @@
-"""A message text prepared once, into which many items are written.
+"""A payload prepared once, into which many items are written.
 
 Between the messages of one bulk call only the ids, the delivery tag, the arguments and their
-representation differ. The text of one message, made by Celery and kombu, is cut at these places;
+representation differ. The payload of one message, made by Celery and kombu, is cut at these places;
 an item fills them. The result is byte for byte what ``apply_async`` would have published (a test
 compares them).
 """
@@ -24,7 +24,7 @@ from kombu.serialization import registry
 from routing import upstream
 from routing.publish.capture import Capture, Outgoing
 
-#: Writes the serialized arguments of one item, as a quoted JSON text.
+#: Writes the serialized arguments of one item, as a quoted JSON string.
 BodyWriter = Callable[[Sequence[Any], Mapping[str, Any]], str]
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
@@ -56,7 +56,7 @@ _encode = _encoder()
 
 
 def new_ids(count: int) -> list[str]:
-    """Return random UUIDs (version 4) as texts, several times faster than one by one."""
+    """Return random UUIDs (version 4) as strings, several times faster than one by one."""
     digits = os.urandom(16 * count).hex()
     return [
         f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{_VARIANT[h[16]]}{h[17:20]}-{h[20:]}"
@@ -67,7 +67,7 @@ def new_ids(count: int) -> list[str]:
 class Representation:
     """Celery's ``argsrepr`` and ``kwargsrepr``, quick for ordinary small arguments.
 
-    Where `repr` provably gives the same text, it is taken: builtin scalars and containers, less
+    Where `repr` provably gives the same string, it is taken: builtin scalars and containers, less
     deep and shorter than what ``saferepr`` cuts, without quotes or escapes inside strings.
     """
 
@@ -105,7 +105,7 @@ def _is_plain(value: Any, levels: int) -> bool:
 
 
 class Envelope:
-    """The text of one message with places for the id, the arguments and the delivery tag."""
+    """The payload of one message with places for the id, the arguments and the delivery tag."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Envelope:
         self._no_kwargs = encode_basestring_ascii(kwargs_repr({}))
 
     def fill(self, task_id: str, tag: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Return the message text of one item.
+        """Return the payload of one item.
 
         Raises:
             Exception: what the serializer raises when it cannot write the arguments.
@@ -171,7 +171,7 @@ class Envelope:
 
 
 def _cut(text: str, marks: Mapping[str, str]) -> tuple[list[str], dict[str, list[int]]]:
-    """Return the pieces of a text between and at its marks, and where each mark stands."""
+    """Return the pieces of a payload between and at its marks, and where each mark stands."""
     pieces = [text]
     for mark in marks.values():
         pieces = [part for piece in pieces for part in _split(piece, mark)]

@@ -59,13 +59,13 @@ class Commands:
         return self.keys.ledger(queue) if queue in self.topology.queues else ""
 
     def _delayed(self, queue: str) -> tuple[str, str]:
-        return self.keys.delayed(queue), self.keys.delayed_texts(queue)
+        return self.keys.delayed(queue), self.keys.delayed_payloads(queue)
 
     def push(
         self,
         client: redis.Redis,
         queue: str,
-        texts: Sequence[str | bytes],
+        payloads: Sequence[str | bytes],
         *,
         priority: int = 0,
         terms: Terms = "",
@@ -74,15 +74,15 @@ class Commands:
 
         Arguments:
             client: a client that adds no key prefix.
-            texts: complete kombu messages as JSON, oldest first; a few hundred a call is sensible.
-                Without any, nothing is changed: the reply says how much waits.
+            payloads: complete kombu messages as JSON, oldest first; a few hundred a call is
+                sensible. Without any, nothing is changed: the reply says how much waits.
             priority: kombu's priority step, 0 is taken first.
             terms: whether the bounds hold for these messages.
         """
         bounds = bounds_of(self.topology, queue)
         keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
         reply = run_script(
-            client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *texts]
+            client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *payloads]
         )
         accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
         return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
@@ -106,8 +106,8 @@ class Commands:
         keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
         keys += [self.keys.dropped(queue), self.keys.dead(queue)]
-        texts = [value for d in delays for value in (d.wait_ms, d.message_id, d.text)]
-        reply = run_script(client, "delay", keys, [limit, policy, terms, *dead_letters, *texts])
+        entries = [value for d in delays for value in (d.wait_ms, d.message_id, d.payload)]
+        reply = run_script(client, "delay", keys, [limit, policy, terms, *dead_letters, *entries])
         accepted, length, dropped = (int(number) for number in reply)
         return Pushed(accepted, length, limit, dropped=dropped)
 
@@ -152,14 +152,16 @@ class Commands:
         left: dict[str, int] = {}
         due_ms: dict[str, int] = {}
         arrivals: list[Arrival] = []
-        for position, ((queue, _), (remaining, due, *texts)) in enumerate(
+        for position, ((queue, _), (remaining, due, *payloads)) in enumerate(
             zip(fetch.asked, per_queue, strict=True), start=1
         ):
             left[queue] = int(remaining)
             if due:
                 due_ms[queue] = int(due)
             tag = f"{fetch.prefix}{position}:"
-            arrivals += [Arrival(f"{tag}{n}", queue, text) for n, text in enumerate(texts, start=1)]
+            arrivals += [
+                Arrival(f"{tag}{n}", queue, payload) for n, payload in enumerate(payloads, start=1)
+            ]
         heard = [fetch.quiet[number - 1] for number in rung]
         return Exchanged(int(server_ms), int(counted), left, arrivals, due_ms, heard)
 
@@ -226,7 +228,7 @@ class Commands:
         buried = trimmed = 0
         for start in range(0, max(len(burials), 1), BURY_AT_MOST):
             chunk = burials[start : start + BURY_AT_MOST]
-            entries = [v for b in chunk for v in (b.tag, b.message_id, b.evidence, b.text)]
+            entries = [v for b in chunk for v in (b.tag, b.message_id, b.evidence, b.payload)]
             reply = run_script(client, "bury", keys, [*bounds, *entries])
             buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
         return Buried(buried, trimmed)
@@ -241,14 +243,14 @@ class Commands:
         self, client: redis.Redis, message_ids: Sequence[str]
     ) -> dict[str, DeliveryCount]:
         """Return how often each of these messages was charged a delivery, where it was."""
-        texts: Any = client.hmget(self.keys.deliveries(), list(message_ids))
+        noted: Any = client.hmget(self.keys.deliveries(), list(message_ids))
         return {
-            i: _delivery_counts(text) for i, text in zip(message_ids, texts, strict=True) if text
+            i: _delivery_counts(value) for i, value in zip(message_ids, noted, strict=True) if value
         }
 
 
-def _delivery_counts(text: bytes) -> DeliveryCount:
-    count, _, evidence = text.decode(errors="replace").partition(" ")
+def _delivery_counts(value: bytes) -> DeliveryCount:
+    count, _, evidence = value.decode(errors="replace").partition(" ")
     return DeliveryCount(int(count), evidence)
 
 

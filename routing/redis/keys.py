@@ -54,8 +54,8 @@ class Keys:
         """Return the sorted set of a queue's delayed messages, scored with when they are due."""
         return f"{self.prefix}celeriac:delayed:{queue}"
 
-    def delayed_texts(self, queue: str) -> str:
-        """Return the hash of a queue's delayed messages, member of the set -> list and text."""
+    def delayed_payloads(self, queue: str) -> str:
+        """Return the hash of a queue's delayed messages, member of the set -> list and payload."""
         return f"{self.prefix}celeriac:delayed_messages:{queue}"
 
     def delayed_count(self) -> str:

@@ -24,10 +24,10 @@ FIRST_LOT = 8
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A letter, and the text that is appended to its queue in its place; "" drops the letter."""
+    """A letter, and the payload that is appended to its queue in its place; "" drops the letter."""
 
     letter: Letter
-    text: bytes = b""
+    payload: bytes = b""
 
 
 class Walk:
@@ -54,7 +54,7 @@ class Walk:
                 self._passed += 1
                 if self._wanted(letter):
                     chosen.append(letter)
-                    size += len(letter.text)
+                    size += len(letter.payload)
                 if len(chosen) == at_most:
                     return chosen
         return chosen
@@ -119,11 +119,11 @@ class StoredLetters:
         return Walk(read, wanted)
 
     def _read(self, queue: str, first: int, last: int) -> list[Letter]:
-        texts = self._client.lrange(self._commands.keys.dead(queue), first, last)
+        payloads = self._client.lrange(self._commands.keys.dead(queue), first, last)
         # No more next time than fits when all are as big as the biggest.
-        biggest = max(map(len, texts), default=0) or 1
+        biggest = max(map(len, payloads), default=0) or 1
         self._lot[queue] = max(1, min(AT_MOST, 4 * self._lot[queue], BYTES_AT_MOST // biggest))
-        return [parse(queue, text) for text in texts]
+        return [parse(queue, payload) for payload in payloads]
 
     def move(self, moves: Sequence[Move], *, to: str) -> list[Letter]:
         """Move letters to the back of a queue, or drop them; return those that were still there.
@@ -140,8 +140,8 @@ class StoredLetters:
         keys, limit = self._commands.keys, self._commands.topology.queue(to).max_length or 0
         names = [keys.dead(queue), self._ledger(queue), keys.ready(to, priority)]
         names += [keys.bell(to), self._ledger(to), *keys.ready_lists(to)]
-        texts = [text for move in lot for text in (move.letter.text, move.text)]
-        flags: Sequence[int] = run_script(self._client, "revive", names, [limit, *texts])
+        payloads = [payload for move in lot for payload in (move.letter.payload, move.payload)]
+        flags: Sequence[int] = run_script(self._client, "revive", names, [limit, *payloads])
         return flags
 
     def _ledger(self, queue: str) -> str:
@@ -156,7 +156,7 @@ def _lots(moves: Sequence[Move]) -> Iterator[tuple[str, int, list[Move]]]:
         key = (move.letter.queue, move.letter.priority)
         lot = lots.setdefault(key, [])
         lot.append(move)
-        sizes[key] = sizes.get(key, 0) + len(move.letter.text) + len(move.text)
+        sizes[key] = sizes.get(key, 0) + len(move.letter.payload) + len(move.payload)
         if len(lot) >= AT_MOST or sizes[key] >= BYTES_AT_MOST:
             yield (*key, lots.pop(key))
             del sizes[key]

@@ -78,14 +78,14 @@ class Settlement:
 class Burial:
     """A held message on its way to the dead letters of its queue.
 
-    `evidence` is JSON without its opening brace; `text` is kept in the place of the held message,
-    which is none.
+    `evidence` is JSON without its opening brace; `payload` is kept in the place of the held
+    message, which is none.
     """
 
     tag: str
     message_id: str
     evidence: str
-    text: str = ""
+    payload: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,11 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One fetched message: its tag, its queue and its text as stored."""
+    """One fetched message: its tag, its queue and its payload as stored."""
 
     tag: str
     queue: str
-    text: bytes
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class Exchanged:
 
     def sizes(self) -> Iterator[tuple[str, str, int]]:
         """Yield the tag, the queue and the size in bytes of each arrival."""
-        return ((arrival.tag, arrival.queue, len(arrival.text)) for arrival in self.arrivals)
+        return ((arrival.tag, arrival.queue, len(arrival.payload)) for arrival in self.arrivals)
 
 
 @dataclass(frozen=True, slots=True)

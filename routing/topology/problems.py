@@ -75,7 +75,7 @@ def _expected(details: ErrorDetails) -> str:
         case "float_type" | "float_parsing" | "finite_number":
             return "must be a number"
         case "string_type":
-            return "must be a text"
+            return "must be a string"
         case "literal_error":
             return f"must be one of {context['expected']}"
         case "model_type" | "dict_type" | "model_attributes_type" | "mapping_type":

@@ -230,20 +230,20 @@ class EngineMixin(Publishing):
         for queue in self.free_queues:
             for _ in range(SLICE_MESSAGES):
                 try:
-                    payload = self._take(queue)
+                    message = self._take(queue)
                 except Empty:
                     break
                 except ANSWERED as error:
                     self._taking.refused(error)
                     break
-                self._deliver_free(payload, queue)
+                self._deliver_free(message, queue)
             else:
                 self.fetcher.bell.ring()
 
-    def _deliver_free(self, payload: Any, queue: str) -> None:
+    def _deliver_free(self, message: Any, queue: str) -> None:
         """Hand a message without acknowledgement to its consumer; what is none is only logged."""
         try:
-            upstream.DELIVER.of(self.connection)(payload, queue)
+            upstream.DELIVER.of(self.connection)(message, queue)
         except NO_MESSAGE as error:
             logger.error(
                 "queue %r: not a task message, and not kept, as nothing of this queue is: %r",
@@ -257,11 +257,11 @@ class EngineMixin(Publishing):
         if queue not in self.runtime.topology.queues:
             raw: dict[str, Any] = super()._get(queue)  # type: ignore[misc]
             return raw
-        payload = self._getter.get(queue)
-        properties = payload["properties"]
+        message = self._getter.get(queue)
+        properties = message["properties"]
         self.link.holdings.end(properties["delivery_tag"], "started", at_once=True)
         properties["delivery_tag"] = str(uuid.uuid4())
-        return payload
+        return message
 
     def has_fetched(self, tag: Any) -> bool:
         """Return whether this channel gave a message its tag, and so held it when it came."""

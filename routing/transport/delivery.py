@@ -73,19 +73,19 @@ class Delivery:
             self._holdings.requeue(arrival.tag)
             return
         try:
-            payload = self.payload(arrival)
-            is_early = self._postpone(arrival, payload)
+            message = self.message(arrival)
+            is_early = self._postpone(arrival, message)
         except Exception as error:
             if is_lost(error):
                 raise
             self._refused(arrival, error)
         else:
             if not is_early:
-                self._hand_on(arrival, callback, payload)
+                self._hand_on(arrival, callback, message)
 
-    def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], payload: Any) -> None:
+    def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], message: Any) -> None:
         try:
-            callback(payload)
+            callback(message)
         except Exception as error:
             if is_lost(error) or not self._holdings.durable:
                 raise  # outside of a worker the rest is the application's own business
@@ -116,25 +116,25 @@ class Delivery:
             )
             self._holdings.requeue(arrival.tag, Mark.LATER)
 
-    def payload_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
+    def message_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message that was fetched by itself; what is none is set aside.
 
         Raises:
             queue.Empty: it was none.
         """
         try:
-            return self.payload(arrival)
+            return self.message(arrival)
         except NO_MESSAGE as error:
             self._refused(arrival, error)
             raise Empty() from error
 
-    def payload(self, arrival: Arrival) -> dict[str, Any]:
+    def message(self, arrival: Arrival) -> dict[str, Any]:
         """Decode a message for kombu, under the tag that it is held by."""
-        payload: dict[str, Any] = decode(arrival.text)
-        properties = payload["properties"]
+        message: dict[str, Any] = decode(arrival.payload)
+        properties = message["properties"]
         properties["delivery_tag"] = arrival.tag
-        message_id = _run_id(payload.get("headers") or {})
-        noted = payload.get("celeriac") or {}
+        message_id = _run_id(message.get("headers") or {})
+        noted = message.get("celeriac") or {}
         self._holdings.identify(
             arrival.tag,
             message_id,
@@ -144,13 +144,13 @@ class Delivery:
         )
         if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True
-            payload["headers"]["redelivered"] = True
-        return payload
+            message["headers"]["redelivered"] = True
+        return message
 
-    def _postpone(self, arrival: Arrival, payload: dict[str, Any]) -> bool:
+    def _postpone(self, arrival: Arrival, message: dict[str, Any]) -> bool:
         """Let the broker keep a message until its ETA, when its producer did not; say whether."""
-        fields = task_fields(payload)
-        if not fields or was_kept(payload) or (eta := eta_of(fields)) is None:
+        fields = task_fields(message)
+        if not fields or was_kept(message) or (eta := eta_of(fields)) is None:
             return False
         self._link.commands.postpone(
             self._link.client,
@@ -163,21 +163,21 @@ class Delivery:
         self._holdings.end(arrival.tag, "postponed")
         return True
 
-    def _bury(self, arrival: Arrival, evidence: Evidence, text: str = "") -> None:
+    def _bury(self, arrival: Arrival, evidence: Evidence, payload: str = "") -> None:
         """End a message as a dead letter; what its result needs is the caller's business."""
-        self._holdings.bury(arrival.tag, evidence, text)
+        self._holdings.bury(arrival.tag, evidence, payload)
 
     def _set_aside(self, arrival: Arrival, error: Exception) -> None:
         """Keep what is no message: it must neither end the worker nor vanish."""
         evidence = of_error("undecodable", error, queue=arrival.queue)
-        self._bury(arrival, evidence, wrap(arrival.text, queue=arrival.queue))
+        self._bury(arrival, evidence, wrap(arrival.payload, queue=arrival.queue))
         logger.error(
             "queue %r: not a task message, kept in queue %r: %s: %s; it begins %r",
             arrival.queue,
             dead_queue(arrival.queue),
             type(error).__name__,
             error,
-            arrival.text[:200],
+            arrival.payload[:200],
             extra={"event": "message_undecodable"},
         )
         if task_id := _message_id(arrival):
@@ -225,7 +225,7 @@ def _message_id(arrival: Arrival) -> str:
 def _headers_of(arrival: Arrival) -> Mapping[str, Any]:
     """Return the headers of what has been fetched; none for what is no message."""
     try:
-        headers = decode(arrival.text)["headers"]
+        headers = decode(arrival.payload)["headers"]
     except NO_MESSAGE:
         return {}
     return headers if isinstance(headers, dict) else {}

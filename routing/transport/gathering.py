@@ -42,9 +42,9 @@ class Gathering:
         """Return whether messages of a destination are kept here."""
         return destination.exempt or not self.exempt_only
 
-    def add(self, destination: Destination, text: str | Delay) -> None:
+    def add(self, destination: Destination, payload: str | Delay) -> None:
         """Keep a message."""
-        self.destinations.setdefault(destination, []).append(text)
+        self.destinations.setdefault(destination, []).append(payload)
         sender = (current_task.request.id or "") if current_task else ""
         self.senders.setdefault(destination, []).append(sender)
 

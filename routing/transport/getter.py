@@ -41,4 +41,4 @@ class Getter:
             raise Empty()
         if reply.counted and not self._delivery.look_up_delivery_counts(reply.arrivals):
             raise Empty()
-        return self._delivery.payload_or_refuse(reply.arrivals[0])
+        return self._delivery.message_or_refuse(reply.arrivals[0])

@@ -86,7 +86,7 @@ class Overflow:
 
     def push(
         self,
-        texts: Sequence[str | bytes | Delay],
+        payloads: Sequence[str | bytes | Delay],
         terms: Terms = "",
         *,
         took: Took = forget,
@@ -96,22 +96,22 @@ class Overflow:
         For ``block`` it returns when all are accepted or ``block_timeout`` has passed without room
         for the next one. `took` is told whenever more of them are accepted.
         """
-        pushed = self.push_once(texts, terms)
+        pushed = self.push_once(payloads, terms)
         took(pushed.accepted)
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
-        if pushed.accepted < len(texts) and self.config.overflow == "block" and terms != "none":
-            return _Blocked(overflow=self, terms=terms, took=took).push_the_rest(texts, pushed)
+        if pushed.accepted < len(payloads) and self.config.overflow == "block" and terms != "none":
+            return _Blocked(overflow=self, terms=terms, took=took).push_the_rest(payloads, pushed)
         return pushed
 
-    def push_once(self, texts: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
+    def push_once(self, payloads: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
         """Push what there is room for now; without messages, only look how much waits."""
         commands: Any = self.link.commands
         run = commands.delay if self.delayed else commands.push
 
         def attempt() -> Pushed:
             pushed: Pushed = run(
-                self.link.client, self.queue, texts, priority=self.priority, terms=terms
+                self.link.client, self.queue, payloads, priority=self.priority, terms=terms
             )
             return pushed
 
@@ -136,11 +136,11 @@ class Overflow:
         """Return the patience of a producer that begins to wait."""
         return RoomWait(self.block_seconds)
 
-    def fits(self, found: Pushed, texts: Sequence[str | bytes | Delay]) -> bool:
+    def fits(self, found: Pushed, payloads: Sequence[str | bytes | Delay]) -> bool:
         """Return whether there is room for all of these beside what was found to wait."""
         bounds = self.bounds
-        size = sum(map(size_of, texts)) if bounds.max_bytes else 0
-        return (not bounds.max_length or found.length + len(texts) <= bounds.max_length) and (
+        size = sum(map(size_of, payloads)) if bounds.max_bytes else 0
+        return (not bounds.max_length or found.length + len(payloads) <= bounds.max_length) and (
             not bounds.max_bytes or found.size_bytes + size <= bounds.max_bytes
         )
 
@@ -156,7 +156,7 @@ class Overflow:
             return QueueFull(self.queue, waiting, max_length, retry_after, unit, together, why)
         return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes", 1, why)
 
-    def check_size(self, text: str | bytes | Delay) -> None:
+    def check_size(self, payload: str | bytes | Delay) -> None:
         """Refuse a message that is bigger than any of the queue may be.
 
         Raises:
@@ -165,7 +165,7 @@ class Overflow:
         limit = self.largest
         if limit is None:
             return
-        if (size := size_of(text)) > limit:
+        if (size := size_of(payload)) > limit:
             raise MessageTooLarge(self.queue, size, limit)
 
     @property
@@ -183,47 +183,47 @@ class _Blocked:
     terms: Terms
     took: Took
 
-    def push_the_rest(self, texts: Sequence[str | bytes | Delay], pushed: Pushed) -> Pushed:
+    def push_the_rest(self, payloads: Sequence[str | bytes | Delay], pushed: Pushed) -> Pushed:
         """Return what became of all of these; the first of them the queue had room for."""
-        accepted, patience = pushed.accepted, self._patience(texts)
-        while room := self._await_room(texts[accepted:], patience):
-            pushed = self.overflow.push_once(texts[accepted : accepted + room], self.terms)
+        accepted, patience = pushed.accepted, self._patience(payloads)
+        while room := self._await_room(payloads[accepted:], patience):
+            pushed = self.overflow.push_once(payloads[accepted : accepted + room], self.terms)
             if pushed.accepted:
                 accepted += pushed.accepted
                 self.took(pushed.accepted)
-                patience = self._patience(texts)
-        if accepted < len(texts):
+                patience = self._patience(payloads)
+        if accepted < len(payloads):
             # Counted as refused, once.
-            pushed = self.overflow.push_once(texts[accepted:], "none")
+            pushed = self.overflow.push_once(payloads[accepted:], "none")
         # What waited before all of this, so to say: the sum is what waits now.
         length = pushed.length + pushed.accepted - accepted
         return replace(pushed, accepted=accepted, length=length)
 
-    def _patience(self, texts: Sequence[str | bytes | Delay]) -> RoomWait:
+    def _patience(self, payloads: Sequence[str | bytes | Delay]) -> RoomWait:
         empty = Pushed(0, 0, self.overflow.bounds.max_length)
         # What never fits whole would wait for ever.
-        never_fits = self.terms == "whole" and not self.overflow.fits(empty, texts)
+        never_fits = self.terms == "whole" and not self.overflow.fits(empty, payloads)
         return RoomWait(0) if never_fits else self.overflow.patience()
 
-    def _await_room(self, texts: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
+    def _await_room(self, payloads: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
         """Return how many of these the queue has room for; 0 when patience ends, or none is left.
 
         Many are sent in pieces of a tenth of the queue, so that it never runs dry, and the broker
         is not asked for each.
         """
-        room, piece = 0, min(len(texts), max(1, self.overflow.bounds.max_length // 10))
-        while texts and patience.wait():
-            room = self._room(texts, patience)
+        room, piece = 0, min(len(payloads), max(1, self.overflow.bounds.max_length // 10))
+        while payloads and patience.wait():
+            room = self._room(payloads, patience)
             if room >= piece or (room and patience.is_long):
                 break
         return room
 
-    def _room(self, texts: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
+    def _room(self, payloads: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
         found, limit = self.overflow.push_once(()), self.overflow.bounds.max_length
         patience.tell(self.overflow, found)
-        if not self.overflow.fits(found, texts if self.terms == "whole" else texts[:1]):
+        if not self.overflow.fits(found, payloads if self.terms == "whole" else payloads[:1]):
             return 0
-        return min(len(texts), limit - found.length) if limit else len(texts)
+        return min(len(payloads), limit - found.length) if limit else len(payloads)
 
 
 class RoomWait:
@@ -278,12 +278,12 @@ class RoomWait:
         return True
 
 
-def size_of(text: str | bytes | Delay) -> int:
+def size_of(payload: str | bytes | Delay) -> int:
     """Return the bytes of a message as a queue stores it."""
-    if isinstance(text, Delay):
-        text = text.text
-    is_bytes = isinstance(text, bytes) or text.isascii()
-    return STAMP_BYTES + (len(text) if is_bytes else len(text.encode()))  # type: ignore[union-attr]
+    if isinstance(payload, Delay):
+        payload = payload.payload
+    is_bytes = isinstance(payload, bytes) or payload.isascii()
+    return STAMP_BYTES + (len(payload) if is_bytes else len(payload.encode()))  # type: ignore[union-attr]
 
 
 def retry_after_seconds(pushed: Pushed, refused: int) -> float:

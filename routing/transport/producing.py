@@ -93,7 +93,7 @@ class Publishing:
     def push(
         self,
         queue: str,
-        texts: Sequence[str | bytes | Delay],
+        payloads: Sequence[str | bytes | Delay],
         *,
         priority: int = 0,
         terms: Terms = "",
@@ -105,7 +105,7 @@ class Publishing:
         Delayed ones are all given as `Delay`; see `Commands.delay`.
         """
         return self.overflow(queue, priority=priority, delayed=delayed).push(
-            texts, terms, took=took
+            payloads, terms, took=took
         )
 
     def _patiently(self, call: Callable[[], T]) -> T:
@@ -141,24 +141,24 @@ class Publishing:
             return
         priority = this._get_message_priority(message, reverse=False)
         eta = self.take_eta(queue, message) if "task" in headers else None
-        delayed, text = eta is not None, dumps(message)
-        self._put_text(
+        delayed, payload = eta is not None, dumps(message)
+        self._put_payload(
             Destination(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
-            Delay(eta, str(headers.get("id") or ""), text) if eta else text,
+            Delay(eta, str(headers.get("id") or ""), payload) if eta else payload,
         )
         if queue in this._expires:
             this._maybe_update_queues_expire(self.plain_client, queue)
 
-    def _put_text(self, destination: Destination, text: str | Delay) -> None:
+    def _put_payload(self, destination: Destination, payload: str | Delay) -> None:
         overflow = self.overflow(
             destination.queue, priority=destination.priority, delayed=destination.delayed
         )
         if not destination.exempt:
-            overflow.check_size(text)
+            overflow.check_size(payload)
         if (gathered := gathering.current()) is not None and gathered.takes(destination):
-            gathered.add(destination, text)
+            gathered.add(destination, payload)
             return
-        pushed = overflow.push([text], "exempt" if destination.exempt else "")
+        pushed = overflow.push([payload], "exempt" if destination.exempt else "")
         if not pushed.accepted:
             raise overflow.full(pushed, 1)
 

@@ -36,7 +36,7 @@ class Result(NamedTuple):
 
     task_id: str
     key: Any
-    text: bytes
+    value: bytes
     state: str
 
 
@@ -69,10 +69,10 @@ def encoded(
         result=result, state=state, traceback=traceback, request=request
     )
     meta["task_id"] = bytes_to_str(task_id)
-    text = ensure_bytes(backend.encode(meta))
-    if len(text) > upstream.LARGEST_VALUE.of(backend):
+    value = ensure_bytes(backend.encode(meta))
+    if len(value) > upstream.LARGEST_VALUE.of(backend):
         raise BackendStoreError("value too large for Redis backend", state=state, task_id=task_id)
-    return Result(task_id, backend.get_key_for_task(task_id), text, state)
+    return Result(task_id, backend.get_key_for_task(task_id), value, state)
 
 
 def store(backend: Any, results: Sequence[Result]) -> dict[str, Exception]:
@@ -94,7 +94,7 @@ def _lots(results: Sequence[Result]) -> Iterator[list[Result]]:
     size = 0
     for result in results:
         lot.append(result)
-        size += len(result.text)
+        size += len(result.value)
         if len(lot) >= STORE_AT_MOST or size >= STORE_BYTES:
             yield lot
             lot, size = [], 0
@@ -109,14 +109,14 @@ def _store_lot(
     if not lot:
         return []
     args: list[Any] = []
-    for result, text in zip(lot, known, strict=True):
+    for result, value in zip(lot, known, strict=True):
         final = "1" if result.state in states.READY_STATES else ""
-        args += [result.text, _seconds(backend, result.state), final, text]
+        args += [result.value, _seconds(backend, result.state), final, value]
     unread, refused = run_script(backend.client, "store", [result.key for result in lot], args)
     for position, error in refused:
         task_id, _, _, state = lot[position - 1]
         failed[task_id] = BackendStoreError(bytes_to_str(error), state=state, task_id=task_id)
-    return [(lot[position - 1], text) for position, text in unread]
+    return [(lot[position - 1], value) for position, value in unread]
 
 
 def _replaceable(

@@ -13,14 +13,14 @@ from routing import install
 
 def create(broker: str) -> Celery:
     """Return the app on this broker."""
-    app = Celery("texts", broker=broker, backend=broker, set_as_current=False)
+    app = Celery("payloads", broker=broker, backend=broker, set_as_current=False)
     app.conf.update(broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
 
-    @app.task(name="texts.same", shared=False)
+    @app.task(name="payloads.same", shared=False)
     def same(value: Any) -> Any:
         return value
 
-    @app.task(name="texts.batch", base=BatchTask, shared=False, max_wait=0.1)
+    @app.task(name="payloads.batch", base=BatchTask, shared=False, max_wait=0.1)
     def batch(batch: Batch[Any]) -> list[Any]:
         return batch.values
 

@@ -102,10 +102,10 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         0,
         4,
     ),
-    # the four lists; two texts
+    # the four lists; two payloads
     "revive": (
         lambda client: StoredLetters(client, commands()).move(
-            [Move(Letter(queue="q", text=b"{}"))], to="q"
+            [Move(Letter(queue="q", payload=b"{}"))], to="q"
         ),
         [1],
         4,

@@ -211,8 +211,8 @@ def test_replaying_puts_messages_back_and_forgets_their_results(
     result = run(deadletter, "replay", "--id", "a", "--id", "b")
     assert result.exit_code == 0
     assert result.output == "replayed 2 dead letters; none died again so far\n"
-    assert ids_of(broker.texts("bulk")) == ["a", "b"]
-    assert ids_of(broker.texts("bulk.dead")) == ["c"]
+    assert ids_of(broker.payloads("bulk")) == ["a", "b"]
+    assert ids_of(broker.payloads("bulk.dead")) == ["c"]
     assert app.AsyncResult("a").state == states.PENDING
     assert broker.ledger("bulk")["replayed"] == 2
 
@@ -271,7 +271,7 @@ def test_a_replay_keeps_to_its_number_and_its_rate(
 ) -> None:
     kill(channel, *map(str, range(12)))
     assert run(deadletter, "replay", "--all", "--max", "3").exit_code == 0
-    assert ids_of(broker.texts("bulk")) == ["0", "1", "2"]
+    assert ids_of(broker.payloads("bulk")) == ["0", "1", "2"]
     plan = replay.Plan(rate=5)
     assert (plan.wave(3, 0), plan.seconds(1)) == (1, 0.2)
 
@@ -320,7 +320,7 @@ def test_what_has_no_id_and_dies_again_is_noticed(
 def test_a_replay_may_go_to_another_queue(run: Run, channel: EngineMixin, broker: Broker) -> None:
     kill(channel, "a")
     assert run(deadletter, "replay", "--all", "--to", "low").exit_code == 0
-    assert ids_of(broker.texts("low")) == ["a"]
+    assert ids_of(broker.payloads("low")) == ["a"]
     assert run(deadletter, "replay", "--all", "--to", "nowhere").exit_code == 2
 
 
@@ -357,7 +357,7 @@ def test_purging_drops_what_is_meant_and_counts_it(
 ) -> None:
     kill(channel, "a", "b", "c")
     assert rows(run(deadletter, "purge", "--id", "b", "--json")) == [{"purged": 1}]
-    assert ids_of(broker.texts("bulk.dead")) == ["a", "c"]
+    assert ids_of(broker.payloads("bulk.dead")) == ["a", "c"]
     assert run(deadletter, "purge", "--all").output == "purged 2 dead letters\n"
     assert broker.ledger("bulk")["dead_trimmed"] == 3
 

@@ -108,7 +108,7 @@ def test_a_dead_letter_survives_pickle_and_says_its_reason() -> None:
 @given(st.binary(min_size=1, max_size=200))
 def test_whatever_lies_among_dead_letters_is_a_letter(text: bytes) -> None:
     letter = parse("q", text)
-    assert letter.text == text
+    assert letter.payload == text
     assert revived(letter, queue="q")
 
 
@@ -120,14 +120,15 @@ def test_odd_texts_are_letters_without_a_reason(text: str) -> None:
 
 
 def test_a_filter_without_fields_takes_everything() -> None:
-    assert Filter()(Letter(queue="q", text=b""))
+    assert Filter()(Letter(queue="q", payload=b""))
 
 
 def test_groups_are_by_cause_the_biggest_first() -> None:
     letters = [
-        Letter(queue="q", text=b"", task="a", fingerprint="1", id=str(n), at_ms=n) for n in (3, 1)
+        Letter(queue="q", payload=b"", task="a", fingerprint="1", id=str(n), at_ms=n)
+        for n in (3, 1)
     ]
-    letters += [Letter(queue="q", text=b"", task="a", fingerprint="2", at_ms=5)] * 3
+    letters += [Letter(queue="q", payload=b"", task="a", fingerprint="2", at_ms=5)] * 3
     big, small = grouped(letters)
     assert (big.count, small.count) == (3, 2)
     assert (small.first_at_ms, small.last_at_ms, small.id) == (1, 3, "3")
@@ -171,21 +172,21 @@ def test_an_entry_that_was_no_message_is_known_again_when_it_dies_again(raw: byt
     stamped = raw[:-1] + stamps if raw[-1:] == b"}" else raw
     first, second = (parse("q", wrap(entry, queue="q").encode()) for entry in (raw, stamped))
     again = contents_of(revived(first, queue="q"))
-    assert contents_of(first.text) == contents_of(second.text) == again
+    assert contents_of(first.payload) == contents_of(second.payload) == again
     assert again != contents_of(b"another")
 
 
 def test_a_message_without_an_id_is_known_again_by_what_it_carries() -> None:
     letter = parse("q", dead_text(Evidence(reason="failed"), args=(1,), headers={"id": None}))
     edited = revived(letter, queue="other", args=[2])
-    assert contents_of(revived(letter, queue="q")) == contents_of(letter.text)
-    assert contents_of(edited) != contents_of(letter.text)
+    assert contents_of(revived(letter, queue="q")) == contents_of(letter.payload)
+    assert contents_of(edited) != contents_of(letter.payload)
     assert contents_of(edited) == contents_of(revived(parse("other", edited), queue="q"))
 
 
 def test_an_id_that_looks_like_a_glob_fits_itself() -> None:
-    assert Filter(ids=["[x"])(Letter(queue="q", text=b"", id="[x"))
-    assert Filter(ids=["a[b]"])(Letter(queue="q", text=b"", id="a[b]"))
+    assert Filter(ids=["[x"])(Letter(queue="q", payload=b"", id="[x"))
+    assert Filter(ids=["a[b]"])(Letter(queue="q", payload=b"", id="a[b]"))
 
 
 @pytest.mark.parametrize("edit", [{"args": [1]}, {"kwargs": {"a": 1}}])

@@ -49,7 +49,7 @@ def test_what_cannot_be_stored_now_is_kept_in_order(
     job = FinishDropped(SimpleNamespace(app=app))
     run(app, job)
     assert stored == [results[1].id]
-    assert ids_of(broker.texts("first.dropped")) == [result.id for result in results[2:]]
+    assert ids_of(broker.payloads("first.dropped")) == [result.id for result in results[2:]]
     assert broker.holds_nothing()
     assert "cannot be stored, trying again: ConnectionError" in caplog.text
     run(app, job)

@@ -57,7 +57,7 @@ def test_an_eta_that_has_passed_is_taken_off(app: Celery, broker: Broker) -> Non
     past = datetime.now(UTC) - timedelta(seconds=5)
     send(app, "main", eta=past)
     app.tasks["load"].apply_many([(("row",), {})], queue="main", eta=past)
-    assert [json.loads(text)["headers"]["eta"] for text in broker.texts("main")] == [None, None]
+    assert [json.loads(text)["headers"]["eta"] for text in broker.payloads("main")] == [None, None]
 
 
 def test_on_a_queue_that_is_not_in_the_table_the_eta_stays_with_the_message(
@@ -66,7 +66,7 @@ def test_on_a_queue_that_is_not_in_the_table_the_eta_stays_with_the_message(
     app.conf.task_create_missing_queues = True
     app.amqp.queues.add("theirs")
     send(app, "theirs", countdown=HOUR)
-    (text,) = broker.texts("theirs")
+    (text,) = broker.payloads("theirs")
     assert json.loads(text)["headers"]["eta"]
     assert broker.delayed("theirs") == []
 

@@ -61,7 +61,7 @@ def test_what_celery_itself_sends_is_admitted(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
-        ("id", None, "id must be a text, got a NoneType"),
+        ("id", None, "id must be a string, got a NoneType"),
         ("retries", True, "retries must be a whole number, got a bool"),
         ("timelimit", ["x", 1], "timelimit must be seconds, at most 1e+09, or null, got a str"),
         ("chain", [5], "chain must be signatures, got a int"),

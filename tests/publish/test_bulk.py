@@ -63,10 +63,10 @@ def app(make_app: AppFactory, broker: Broker) -> Celery:
     return app
 
 
-def decoded(texts: list[str]) -> list[dict[str, Any]]:
+def decoded(payloads: list[str]) -> list[dict[str, Any]]:
     """Return messages without what must differ between two of them, bodies decoded."""
     messages = []
-    for text in texts:
+    for text in payloads:
         message = json.loads(text)
         message.pop("celeriac", None)
         headers, properties = message["headers"], message["properties"]
@@ -94,7 +94,7 @@ def compare(
     receipts = load.apply_many([(args, kwargs)], **options)
     assert receipts.accepted == 1
     step = max([s for s in (0, 3, 6, 9) if s <= (options.get("priority") or 0)])
-    one, many = decoded(broker.texts(queue, step=step) + broker.delayed(queue))
+    one, many = decoded(broker.payloads(queue, step=step) + broker.delayed(queue))
     assert many == one
 
 
@@ -192,16 +192,16 @@ def test_settings_of_the_app_count_for_both(app: Celery, broker: Broker) -> None
 def test_protocol_1_is_spoken_too(app: Celery, broker: Broker) -> None:
     app.conf.task_protocol = 1
     assert app.tasks["load"].delay_many([7]).accepted == 1
-    body = json.loads(base64.b64decode(json.loads(broker.texts("main")[0])["body"]))
+    body = json.loads(base64.b64decode(json.loads(broker.payloads("main")[0])["body"]))
     assert (body["task"], body["args"]) == ("load", [7])
 
 
 def test_items_arrive_in_order_and_each_has_its_receipt(app: Celery, broker: Broker) -> None:
     receipts = app.tasks["load"].delay_many(n for n in range(1203))
     assert (len(receipts), receipts.accepted, receipts.refused) == (1203, 1203, 0)
-    texts = [json.loads(text) for text in broker.texts("main")]
-    assert [text["headers"]["id"] for text in texts] == receipts.ids
-    assert [json.loads(base64.b64decode(text["body"]))[0] for text in texts] == [
+    payloads = [json.loads(text) for text in broker.payloads("main")]
+    assert [text["headers"]["id"] for text in payloads] == receipts.ids
+    assert [json.loads(base64.b64decode(text["body"]))[0] for text in payloads] == [
         [n] for n in range(1203)
     ]
     assert len(set(receipts.ids)) == 1203
@@ -216,7 +216,7 @@ def test_an_object_that_is_yielded_again_with_other_contents_is_sent_as_it_was(
             yield row
 
     app.tasks["load"].delay_many(rows())
-    bodies = [json.loads(base64.b64decode(json.loads(t)["body"])) for t in broker.texts("main")]
+    bodies = [json.loads(base64.b64decode(json.loads(t)["body"])) for t in broker.payloads("main")]
     assert [body[0][0]["n"] for body in bodies] == [0, 1, 2]
 
 
@@ -256,7 +256,7 @@ def test_wrong_arguments_are_refused_alone(app: Celery, broker: Broker) -> None:
 def test_pydantic_models_are_dumped_as_apply_async_does(app: Celery, broker: Broker) -> None:
     app.tasks["model"].apply_async((Model(number=3),))
     assert app.tasks["model"].delay_many([Model(number=3)]).accepted == 1
-    one, many = decoded(broker.texts("main"))
+    one, many = decoded(broker.payloads("main"))
     assert many == one
 
 
@@ -309,7 +309,7 @@ def test_a_task_is_sent_by_name_also_when_it_is_not_known_here(app: Celery, brok
     assert [receipt.accepted for receipt in receipts] == [True, True, False]
     assert receipts[2].error == "item 2: TypeError: expected a tuple of arguments, got int"
     app.send_task("elsewhere.task", (1, 2), queue="bulk")
-    first, _, stock = decoded(broker.texts("bulk"))
+    first, _, stock = decoded(broker.payloads("bulk"))
     assert first == stock
 
 
@@ -334,7 +334,7 @@ def test_a_task_with_an_apply_async_of_its_own_makes_its_messages(
     def tenant(row: Any) -> None: ...
 
     receipts = tenant.delay_many([1, 2])
-    headers = [json.loads(text)["headers"] for text in broker.texts("main")]
+    headers = [json.loads(text)["headers"] for text in broker.payloads("main")]
     assert [header["tenant"] for header in headers] == ["t", "t"]
     assert [header["id"] for header in headers] == receipts.ids
 
@@ -358,7 +358,7 @@ def test_signals_fire_for_every_message_and_may_change_it(app: Celery, broker: B
         signals.after_task_publish.disconnect(after, sender="tiny")
     assert log == [(name, task_id) for task_id in receipts.ids for name in ("before", "after")]
     assert receipts.accepted == 3
-    for text in broker.texts("small"):
+    for text in broker.payloads("small"):
         message = json.loads(text)
         assert message["headers"]["mark"] == message["properties"]["priority_mark"] == "seen"
 
@@ -369,9 +369,9 @@ def test_sent_events_go_out_for_every_accepted_message(app: Celery, broker: Brok
         listener.psubscribe("*celeryev*")
         assert listener.get_message(timeout=5)["type"] == "psubscribe"
         receipts = app.tasks["tiny"].delay_many(range(4))
-        texts = [listener.get_message(timeout=5)["data"] for _ in range(3)]
+        payloads = [listener.get_message(timeout=5)["data"] for _ in range(3)]
         assert listener.get_message(timeout=0.1) is None
-    events = [json.loads(base64.b64decode(json.loads(text)["body"])) for text in texts]
+    events = [json.loads(base64.b64decode(json.loads(text)["body"])) for text in payloads]
     assert [event["uuid"] for event in events] == receipts.ids[:3]
     assert {(event["type"], event["queue"]) for event in events} == {("task-sent", "small")}
 

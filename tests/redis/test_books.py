@@ -125,7 +125,7 @@ def test_counting_again_finds_what_stock_tools_restored(rig: Rig) -> None:
     rig.push(numbered(3))
     arrival = rig.fetch(2)[0]
     rig.client.hdel(rig.keys.records()[0], arrival.tag)
-    rig.client.rpush(rig.keys.ready("q"), arrival.text)
+    rig.client.rpush(rig.keys.ready("q"), arrival.payload)
     at = queue(rig, recount=True)
     assert (at.unacked, at.recorded, at.misheld, at.difference) == (2, 1, -1, -1)
     assert rebase(rig, at)
@@ -137,9 +137,9 @@ def test_reading_changes_nothing(rig: Rig) -> None:
     rig.push(numbered(3))
     rig.fetch(1)
     before = dict(rig.broker.client.info("keyspace"))
-    texts, records = rig.broker.texts("q"), rig.broker.records()
+    payloads, records = rig.broker.payloads("q"), rig.broker.records()
     read(rig, recount=True)
-    assert (rig.broker.texts("q"), rig.broker.records()) == (texts, records)
+    assert (rig.broker.payloads("q"), rig.broker.records()) == (payloads, records)
     assert rig.broker.client.info("keyspace").keys() == before.keys()
 
 

@@ -80,8 +80,8 @@ class Balance(RuleBasedStateMachine):
     @rule(queue=queues, count=counts, terms=terms, priority=st.sampled_from([0, 6]))
     def push(self, queue: str, count: int, terms: str, priority: int) -> None:
         ids = self.new_ids(count)
-        texts = [task_message(queue=queue, message_id=i) for i in ids]
-        pushed = self.rig.push(texts, queue, terms=terms, priority=priority)
+        payloads = [task_message(queue=queue, message_id=i) for i in ids]
+        pushed = self.rig.push(payloads, queue, terms=terms, priority=priority)
         self.enter(queue, ids, pushed.accepted)
 
     @rule(queue=queues, count=counts, terms=terms, seconds=st.sampled_from([0, 3600]))
@@ -121,7 +121,7 @@ class Balance(RuleBasedStateMachine):
     )
     def settle(self, picks: list[int], ending: str, asked: dict[str, int], again: bool) -> None:
         gone = self.take(picks)
-        settlement = Settlement([Ending(a.queue, ending, a.tag, id_of(a.text)) for a in gone])
+        settlement = Settlement([Ending(a.queue, ending, a.tag, id_of(a.payload)) for a in gone])
         self.leave(gone, ending)
         if again:
             self.rig.exchange(settlement)
@@ -151,7 +151,7 @@ class Balance(RuleBasedStateMachine):
     @rule(picks=picks, again=st.booleans())
     def bury(self, picks: list[int], again: bool) -> None:
         for arrivals in by_queue(self.take(picks)):
-            burials = [Burial(a.tag, id_of(a.text), '"reason":"failed"}', "") for a in arrivals]
+            burials = [Burial(a.tag, id_of(a.payload), '"reason":"failed"}', "") for a in arrivals]
             for _ in range(1 + again):
                 self.rig.commands.bury(self.rig.client, arrivals[0].queue, burials)
 
@@ -191,8 +191,10 @@ class Balance(RuleBasedStateMachine):
             islice(StoredLetters(self.rig.client, self.rig.commands).newest(queue), count)
         )
         ids = self.new_ids(len(letters))
-        texts = [task_message(queue=to, message_id=i) for i in ids]
-        moves = [Move(a, b"" if drops else b.encode()) for a, b in zip(letters, texts, strict=True)]
+        payloads = [task_message(queue=to, message_id=i) for i in ids]
+        moves = [
+            Move(a, b"" if drops else b.encode()) for a, b in zip(letters, payloads, strict=True)
+        ]
         for n in range(1 + again):
             moved = StoredLetters(self.rig.client, self.rig.commands).move(moves, to=to or queue)
             assert len(moved) == (0 if n else len(letters))
@@ -210,19 +212,19 @@ class Balance(RuleBasedStateMachine):
     def leave(self, arrivals: Sequence[Arrival], name: str) -> None:
         for arrival in arrivals:
             self.left[arrival.queue, name] += 1
-            self.left_ids[arrival.queue].add(id_of(arrival.text))
+            self.left_ids[arrival.queue].add(id_of(arrival.payload))
 
     # -- what the server has
 
-    def texts(self, queue: str) -> list[str]:
+    def payloads(self, queue: str) -> list[str]:
         broker = self.rig.broker
-        return [text for step in (0, 3, 6, 9) for text in broker.texts(queue, step=step)]
+        return [text for step in (0, 3, 6, 9) for text in broker.payloads(queue, step=step)]
 
     def ready(self, queue: str) -> list[str]:
-        return [id_of(text) for text in self.texts(queue)]
+        return [id_of(text) for text in self.payloads(queue)]
 
     def delayed(self, queue: str) -> list[str]:
-        values = self.rig.broker.client.hvals(self.rig.keys.delayed_texts(queue))
+        values = self.rig.broker.client.hvals(self.rig.keys.delayed_payloads(queue))
         return [id_of(value[value.index(b"{") :]) for value in values]
 
     @invariant()
@@ -241,7 +243,7 @@ class Balance(RuleBasedStateMachine):
     def every_message_is_in_one_place_and_no_message_is_gone(self) -> None:
         trimmed = {q.queue: q["dead_trimmed"] for q in self.ledger()}
         for queue, entered in self.entered.items():
-            unacked = [id_of(a.text) for a in self.unacked.values() if a.queue == queue]
+            unacked = [id_of(a.payload) for a in self.unacked.values() if a.queue == queue]
             places = [*self.ready(queue), *self.delayed(queue), *unacked]
             places += [*self.left_ids[queue], *self.ready(f"{queue}.dead")]
             # A dead letter of a bound is among the dropped too, for its result.
@@ -254,7 +256,7 @@ class Balance(RuleBasedStateMachine):
     def the_gauge_of_bytes_is_true(self) -> None:
         for at in self.ledger():
             if not self.uncounted[at.queue] and not at["unaccounted"]:
-                assert at.waiting_bytes == sum(len(text) for text in self.texts(at.queue))
+                assert at.waiting_bytes == sum(len(text) for text in self.payloads(at.queue))
 
     def ledger(self) -> Any:
         return books.read(self.rig.client, self.rig.commands).queues

@@ -22,7 +22,7 @@ def bury(
     rig: Rig, arrivals: Sequence[Arrival], why: Evidence = WHY, *, text: str = "", **bounds: Any
 ) -> Buried:
     table = Topology.load({"queues": {"q": bounds}})
-    burials = [Burial(a.tag, id_of(a.text), why.rest(), text) for a in arrivals]
+    burials = [Burial(a.tag, id_of(a.payload), why.rest(), text) for a in arrivals]
     return Commands(keys=rig.keys, topology=table).bury(rig.client, "q", burials)
 
 
@@ -32,7 +32,7 @@ def evidence(rig: Rig) -> list[Any]:
 
 def test_a_buried_message_is_an_ordinary_message_of_the_dead_queue(rig: Rig) -> None:
     rig.push(numbered(3))
-    before = [json.loads(text) for text in rig.broker.texts("q")]
+    before = [json.loads(text) for text in rig.broker.payloads("q")]
     assert bury(rig, rig.fetch(2)) == Buried(2, 0)
     after = rig.broker.dead("q")
     for letter in after:
@@ -82,7 +82,7 @@ def test_what_is_no_message_is_kept_in_the_form_of_one(rig: Rig) -> None:
     rig.client.lpush(rig.keys.ready("q"), raw)
     (arrival,) = rig.fetch()
     rig.commands.bury(
-        rig.client, "q", [Burial(arrival.tag, "", WHY.rest(), wrap(arrival.text, queue="q"))]
+        rig.client, "q", [Burial(arrival.tag, "", WHY.rest(), wrap(arrival.payload, queue="q"))]
     )
     (letter,) = rig.broker.dead("q")
     assert raw_of(letter) == raw
@@ -103,14 +103,14 @@ def test_burying_twice_changes_nothing(rig: Rig) -> None:
     bury(rig, arrivals[:1])
     assert bury(rig, arrivals) == Buried(1, 0)
     assert bury(rig, arrivals) == Buried(0, 0)
-    assert ids_of(rig.broker.texts("q.dead")) == ["1", "2"]
+    assert ids_of(rig.broker.payloads("q.dead")) == ["1", "2"]
 
 
 def test_the_oldest_make_room(rig: Rig) -> None:
     rig.push(numbered(5))
     assert bury(rig, rig.fetch(2), max_dead=3) == Buried(2, 0)
     assert bury(rig, rig.fetch(3), max_dead=3) == Buried(3, 2)
-    assert ids_of(rig.broker.texts("q.dead")) == ["3", "4", "5"]
+    assert ids_of(rig.broker.payloads("q.dead")) == ["3", "4", "5"]
 
 
 def test_dead_letters_age(rig: Rig) -> None:
@@ -149,4 +149,4 @@ def test_the_ledger_counts_the_buried_and_the_trimmed(rig: Rig) -> None:
 def test_thousands_are_buried_in_order(rig: Rig) -> None:
     rig.push(numbered(1000))
     assert bury(rig, rig.fetch()) == Buried(1000, 0)
-    assert ids_of(rig.broker.texts("q.dead")) == [str(n) for n in range(1, 1001)]
+    assert ids_of(rig.broker.payloads("q.dead")) == [str(n) for n in range(1, 1001)]

@@ -78,8 +78,8 @@ class Conservation(Play):
         config = self.should.queues[name].config
         terms = self.applicable(terms, config.max_length or config.max_bytes)
         ids = self.new(name, count, step)
-        texts = [self.texts[message] for message in ids]
-        pushed = self.commands.push(self.client, name, texts, priority=step, terms=terms)
+        payloads = [self.payloads[message] for message in ids]
+        pushed = self.commands.push(self.client, name, payloads, priority=step, terms=terms)
         expected = self.should.push(name, ids, step, terms)
         assert (pushed.accepted, pushed.dropped) == expected
 
@@ -96,7 +96,7 @@ class Conservation(Play):
         # No two are due together: which one would leave first is another test's.
         dues = [hour * 3600.0 + int(message) for hour, message in zip(hours, ids, strict=True)]
         delays = [
-            Delay(self.epoch + timedelta(seconds=due), message, self.texts[message])
+            Delay(self.epoch + timedelta(seconds=due), message, self.payloads[message])
             for due, message in zip(dues, ids, strict=True)
         ]
         pushed = self.commands.delay(self.client, name, delays, priority=step, terms=terms)
@@ -134,7 +134,7 @@ class Conservation(Play):
         name, target = self.names[queue], self.names[to]
         letters = [parse(name, text) for text in self.client.lrange(self.keys.dead(name), 0, -1)]
         chosen = [letters[pick] for pick in picks if pick < len(letters)]
-        moves = [Move(one, b"" if drop else self.texts[one.id].encode()) for one in chosen]
+        moves = [Move(one, b"" if drop else self.payloads[one.id].encode()) for one in chosen]
         stored_letters = StoredLetters(self.client, self.commands)
         moved = [letter.id for letter in stored_letters.move(moves, to=target)]
         assert sorted(moved) == sorted(letter.id for letter in chosen)
@@ -182,7 +182,7 @@ class Conservation(Play):
             for n, message in enumerate(taken, start=1):
                 self.tags[f"{fetch.prefix}{position}:{n}"] = (queue, message)
             assert reply.left[queue] == len(self.should.queues[queue].waiting)
-        assert [id_of(arrival.text) for arrival in reply.arrivals] == expected
+        assert [id_of(arrival.payload) for arrival in reply.arrivals] == expected
         if lost:
             again = self.commands.exchange(self.client, settlement, Fetch(fetch.prefix, ()))
             assert not again.arrivals

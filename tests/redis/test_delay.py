@@ -34,7 +34,7 @@ def due(rig: Rig, queue: str = "q", credit: int = 1000) -> list[Arrival]:
 
 
 def fetched(arrivals: Sequence[Arrival]) -> list[str]:
-    return [id_of(arrival.text) for arrival in arrivals]
+    return [id_of(arrival.payload) for arrival in arrivals]
 
 
 def test_a_message_waits_until_it_is_due_and_is_never_early(rig: Rig) -> None:
@@ -43,7 +43,7 @@ def test_a_message_waits_until_it_is_due_and_is_never_early(rig: Rig) -> None:
     assert rig.fetch() == []
     (arrival,) = due(rig)
     assert rig.server_ms() - before >= 150
-    assert id_of(arrival.text) == "1"
+    assert id_of(arrival.payload) == "1"
 
 
 def test_a_fetch_tells_when_the_next_message_is_due(rig: Rig) -> None:
@@ -90,7 +90,7 @@ def test_a_message_returns_to_the_list_of_its_priority(rig: Rig) -> None:
     rig.delay(delays(0, first=2), priority=0)
     rig.let_pass(0.01)
     assert fetched(rig.fetch(1)) == ["2"]
-    assert ids_of(rig.broker.texts("q", step=6)) == ["1"]
+    assert ids_of(rig.broker.payloads("q", step=6)) == ["1"]
 
 
 def test_equal_messages_stay_apart(rig: Rig) -> None:
@@ -106,15 +106,15 @@ def test_a_message_that_is_due_bears_the_time_from_which_its_age_counts(rig: Rig
     text = task_message(message_id="1", body='"quoted" \\ [] 12345678901234567890')
     rig.delay([Delay(later(20), "1", text + " \n")])
     (arrival,) = due(rig)
-    assert arrival.text.decode().startswith(text[:-1] + ',"celeriac":{"at":')
-    mark = json.loads(arrival.text)["celeriac"]
+    assert arrival.payload.decode().startswith(text[:-1] + ',"celeriac":{"at":')
+    mark = json.loads(arrival.payload)["celeriac"]
     assert mark["at"] == mark["due"] >= before + 20
 
 
 def test_what_is_no_message_is_not_lost_among_the_delayed(rig: Rig) -> None:
     rig.delay([Delay(later(0), "", "no message"), *delays(0)])
     rig.let_pass(0.01)
-    assert [arrival.text[:10] for arrival in rig.fetch()] == [b"no message", b'{"body": "']
+    assert [arrival.payload[:10] for arrival in rig.fetch()] == [b"no message", b'{"body": "']
 
 
 def test_one_fetch_makes_at_most_five_hundred_ready_and_says_that_more_are_due(rig: Rig) -> None:
@@ -236,8 +236,8 @@ def test_a_fetched_message_is_postponed_until_it_is_due(rig: Rig) -> None:
     assert rig.broker.ledger("q") == {"accepted": 1, "unacked": 0}
     assert rig.delayed() == 1
     (again,) = due(rig)
-    assert again.text.startswith(arrival.text[:-1])
-    assert json.loads(again.text)["celeriac"]["due"] > 0
+    assert again.payload.startswith(arrival.payload[:-1])
+    assert json.loads(again.payload)["celeriac"]["due"] > 0
     assert set(rig.broker.client.hvals(rig.keys.records()[3])) == {rig.keys.ready("q", 6).encode()}
 
 
@@ -247,7 +247,7 @@ def test_the_age_of_a_message_whose_eta_has_passed_counts_from_now(rig: Rig) -> 
     before = rig.server_ms()
     rig.postpone(arrival, 1000)
     (again,) = due(rig)
-    assert json.loads(again.text)["celeriac"]["at"] >= before
+    assert json.loads(again.payload)["celeriac"]["at"] >= before
 
 
 def test_a_message_that_is_no_longer_held_is_not_postponed(rig: Rig) -> None:

@@ -17,8 +17,8 @@ from tests.support.messages import id_of, ids_of, numbered, task_message
 from tests.support.rig import LEASE_SECONDS, Rig
 
 
-def texts(arrivals: list) -> list[bytes]:  # type: ignore[type-arg]
-    return [arrival.text for arrival in arrivals]
+def payloads(arrivals: list) -> list[bytes]:  # type: ignore[type-arg]
+    return [arrival.payload for arrival in arrivals]
 
 
 # -- what is fetched --------------------------------------------------------------------------
@@ -26,7 +26,7 @@ def texts(arrivals: list) -> list[bytes]:  # type: ignore[type-arg]
 
 def test_a_fetch_brings_the_oldest_messages_up_to_the_credit(rig: Rig) -> None:
     rig.push(numbered(5))
-    assert ids_of(texts(rig.fetch(3))) == ["1", "2", "3"]
+    assert ids_of(payloads(rig.fetch(3))) == ["1", "2", "3"]
     assert rig.ready_ids() == ["4", "5"]
 
 
@@ -34,7 +34,7 @@ def test_each_queue_has_a_credit_of_its_own(rig: Rig) -> None:
     for queue in ("q", "other", "third"):
         rig.push(numbered(5, queue=queue), queue)
     reply = rig.exchange(other=1, q=3)
-    assert [(a.queue, id_of(a.text)) for a in reply.arrivals] == [
+    assert [(a.queue, id_of(a.payload)) for a in reply.arrivals] == [
         ("other", "1"),
         ("q", "1"),
         ("q", "2"),
@@ -48,7 +48,7 @@ def test_higher_priorities_come_first_and_each_in_order(rig: Rig) -> None:
     for priority in (9, 0, 6, 3, 0, 9):
         name = f"{priority}-{rig.broker.length('q')}"
         rig.push([task_message(message_id=name)], priority=priority)
-    assert ids_of(texts(rig.fetch())) == ["0-1", "0-4", "3-3", "6-2", "9-0", "9-5"]
+    assert ids_of(payloads(rig.fetch())) == ["0-1", "0-4", "3-3", "6-2", "9-0", "9-5"]
 
 
 def test_a_fetch_without_credit_brings_nothing(rig: Rig) -> None:
@@ -71,16 +71,16 @@ def test_the_reply_has_the_servers_clock(rig: Rig) -> None:
 def test_messages_of_any_content_come_back_as_they_were_pushed(rig: Rig) -> None:
     for body in ("", "grüße 🥕", '"],"",""]'):
         rig.push([task_message(body=body)])
-    stored = [text.encode() for text in rig.broker.texts("q")]
-    assert texts(rig.fetch()) == stored
+    stored = [text.encode() for text in rig.broker.payloads("q")]
+    assert payloads(rig.fetch()) == stored
 
 
 def test_a_fetch_stops_near_its_byte_bound_and_loses_nothing(rig: Rig) -> None:
     megabyte = "x" * (1024 * 1024)
     rig.push([task_message(message_id=str(n), body=megabyte) for n in range(12)])
     arrivals = rig.fetch()
-    size = sum(len(arrival.text) for arrival in arrivals)
-    largest = max(len(arrival.text) for arrival in arrivals)
+    size = sum(len(arrival.payload) for arrival in arrivals)
+    largest = max(len(arrival.payload) for arrival in arrivals)
     assert FETCH_BYTES - largest <= size <= FETCH_BYTES + largest
     assert rig.broker.length("q") == 12 - len(arrivals)
     assert rig.broker.unacked("q") == len(arrivals)
@@ -91,7 +91,7 @@ def test_big_messages_behind_small_ones_do_not_pass_the_byte_bound_by_far(rig: R
     megabyte = "x" * (1024 * 1024)
     for n in range(60):
         rig.push([task_message(message_id=f"big-{n}", body=megabyte)])
-    size = sum(len(arrival.text) for arrival in rig.fetch())
+    size = sum(len(arrival.payload) for arrival in rig.fetch())
     assert FETCH_BYTES <= size <= 3 * FETCH_BYTES
 
 
@@ -117,7 +117,7 @@ def test_a_record_is_kombus_own(rig: Rig, queue: str) -> None:
     rig.push([task_message(queue=queue, message_id="1")], queue)
     (arrival,) = rig.fetch(queue=queue)
     message, exchange, routing_key = rig.broker.records()[arrival.tag]
-    assert message == json.loads(arrival.text)
+    assert message == json.loads(arrival.payload)
     assert (exchange, routing_key) == ("", queue)
 
 
@@ -128,8 +128,8 @@ def test_stock_kombu_restores_our_records(rig: Rig) -> None:
     with Connection(rig.broker.url, transport_options=options) as connection:
         connection.channel().qos.restore_visible()
     assert rig.broker.unacked() == 0
-    (restored,) = map(json.loads, rig.broker.texts("q"))
-    assert restored["body"] == json.loads(arrival.text)["body"]
+    (restored,) = map(json.loads, rig.broker.payloads("q"))
+    assert restored["body"] == json.loads(arrival.payload)["body"]
     assert restored["headers"]["redelivered"] is True
 
 
@@ -180,7 +180,7 @@ def test_one_call_settles_and_fetches(rig: Rig) -> None:
     first, second = rig.fetch(2)
     endings = [Ending("q", "done", first.tag, ""), Ending("q", "failed", second.tag, "")]
     reply = rig.exchange(Settlement(endings), q=2)
-    assert ids_of(texts(reply.arrivals)) == ["3", "4"]
+    assert ids_of(payloads(reply.arrivals)) == ["3", "4"]
     assert set(rig.broker.records()) == {arrival.tag for arrival in reply.arrivals}
     assert rig.broker.ledger("q") == {"accepted": 4, "unacked": 2, "done": 1, "failed": 1}
 
@@ -214,7 +214,7 @@ def test_thousands_are_settled_in_one_call(rig: Rig) -> None:
 
 def test_thousands_are_fetched_in_one_call(rig: Rig) -> None:
     rig.push(numbered(4001))
-    assert ids_of(texts(rig.fetch(4000))) == [str(n) for n in range(1, 4001)]
+    assert ids_of(payloads(rig.fetch(4000))) == [str(n) for n in range(1, 4001)]
     assert rig.broker.unacked("q") == 4000
 
 
@@ -303,7 +303,7 @@ def test_a_command_that_the_server_refuses_costs_no_message(
         assert rig.reclaim() == len(lost)
     found += rig.exchange(other=9, q=9).arrivals
     names = ["due-0", "due-1", "elsewhere", "high", "low", "next", "returned"]
-    assert sorted(ids_of(texts(found))) == names
+    assert sorted(ids_of(payloads(found))) == names
     assert rig.delayed() == 0
     rig.settle(found)
     assert rig.broker.holds_nothing()
@@ -328,18 +328,18 @@ def test_delayed_messages_that_are_refused_stay_and_hold_up_no_other(
     rig.client.execute_command("ACL", "SETUSER", "guest", "-lpush")
     fetch = Fetch("w:0:", (("q", 9), ("other", 9)))
     reply = rig.commands.exchange(guest, Settlement([]), fetch)
-    assert ids_of(texts(reply.arrivals)) == ["1"]
+    assert ids_of(payloads(reply.arrivals)) == ["1"]
     assert reply.due_ms["q"] > reply.server_ms
     assert rig.delayed() == 1
     with pytest.raises(redis.ResponseError):
         rig.commands.exchange(guest, Settlement([]), Fetch("w:1:", (("q", 9),)))
-    assert ids_of(texts(rig.fetch())) == ["due"]
+    assert ids_of(payloads(rig.fetch())) == ["due"]
 
 
 def test_a_delayed_message_without_its_text_is_none(rig: Rig) -> None:
     rig.client.zadd(rig.keys.delayed("q"), {"evicted": 1})
     rig.push(numbered(1))
-    assert ids_of(texts(rig.fetch())) == ["1"]
+    assert ids_of(payloads(rig.fetch())) == ["1"]
     assert rig.delayed() == 0
 
 

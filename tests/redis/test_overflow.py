@@ -25,8 +25,8 @@ def bounded(rig: Rig, overflow: str, **bounds: int) -> None:
 
 def dropped(rig: Rig) -> list[tuple[str, str]]:
     """Return the dropped messages, oldest first, with the policy that dropped each."""
-    texts = [json.loads(text) for text in rig.broker.texts("q.dropped")]
-    return [(text["headers"]["id"], text["celeriac"]["dropped"]) for text in texts]
+    payloads = [json.loads(text) for text in rig.broker.payloads("q.dropped")]
+    return [(text["headers"]["id"], text["celeriac"]["dropped"]) for text in payloads]
 
 
 def balances(rig: Rig) -> None:
@@ -34,7 +34,7 @@ def balances(rig: Rig) -> None:
     sinks = sum(ledger.get(name, 0) for name in ("done", "dead", "dropped", "unacked"))
     assert ledger["accepted"] == rig.broker.length("q") + sinks
     lists = [rig.broker.client.lrange(key, 0, -1) for key in rig.keys.ready_lists("q")]
-    waiting = sum(len(text) for texts in lists for text in texts)
+    waiting = sum(len(text) for payloads in lists for text in payloads)
     assert rig.broker.waiting_bytes("q") == waiting
 
 
@@ -94,9 +94,9 @@ def test_dead_letter_keeps_what_overflows_with_the_reason(rig: Rig) -> None:
     rig.push(numbered(2))
     pushed = rig.push(numbered(2, first=3))
     assert (pushed.accepted, pushed.dropped) == (2, 2)
-    texts = rig.broker.texts("q.dead")
-    assert ids_of(texts) == ["3", "4"]
-    trailing = json.loads(texts[0])["celeriac"]
+    payloads = rig.broker.payloads("q.dead")
+    assert ids_of(payloads) == ["3", "4"]
+    trailing = json.loads(payloads[0])["celeriac"]
     assert trailing["dead"]["reason"] == "overflow"
     assert trailing["dead"]["at"] == trailing["at"]
     assert "at most 2 messages" in trailing["dead"]["message"]
@@ -108,7 +108,7 @@ def test_dead_letter_keeps_what_overflows_with_the_reason(rig: Rig) -> None:
 def test_the_dead_letters_of_an_overflow_are_bounded_too(rig: Rig) -> None:
     bounded(rig, "dead_letter", max_length=1, max_dead=2)
     rig.push(numbered(5))
-    assert ids_of(rig.broker.texts("q.dead")) == ["4", "5"]
+    assert ids_of(rig.broker.payloads("q.dead")) == ["4", "5"]
     assert rig.broker.ledger("q") == {"accepted": 5, "dead": 4, "dead_trimmed": 2}
 
 
@@ -223,7 +223,7 @@ def test_what_a_message_says_itself_is_no_trailing_object(rig: Rig) -> None:
     text = task_message(message_id="1", headers={"note": ',"celeriac":{"at":1}}', "celeriac": {}})
     rig.push([text])
     rig.push(numbered(1, first=2))
-    (message,) = rig.broker.texts("q.dropped")
+    (message,) = rig.broker.payloads("q.dropped")
     assert json.loads(message)["celeriac"]["dropped"] == "drop_oldest"
     assert json.loads(message)["headers"] == json.loads(text)["headers"]
 

@@ -88,7 +88,7 @@ def test_a_bell_that_nobody_answers_expires(rig: Rig) -> None:
 def test_a_message_keeps_the_servers_time_of_its_push(rig: Rig) -> None:
     before = server_ms(rig)
     rig.push(numbered(2))
-    for text in rig.broker.texts("q"):
+    for text in rig.broker.payloads("q"):
         assert before <= json.loads(text)["celeriac"]["at"] <= server_ms(rig)
 
 
@@ -100,7 +100,7 @@ def test_a_message_keeps_the_servers_time_of_its_push(rig: Rig) -> None:
 def test_a_message_is_stored_as_it_was_sent_apart_from_the_time(rig: Rig, body: str) -> None:
     text = task_message(body=body, message_id="1")
     rig.push([text])
-    (stored,) = rig.broker.texts("q")
+    (stored,) = rig.broker.payloads("q")
     assert stored.startswith(text[:-1] + ',"celeriac":{"at":')
     without_time = {name: v for name, v in json.loads(stored).items() if name != "celeriac"}
     assert without_time == json.loads(text)
@@ -108,15 +108,15 @@ def test_a_message_is_stored_as_it_was_sent_apart_from_the_time(rig: Rig, body: 
 
 def test_a_text_with_trailing_space_gets_the_time_too(rig: Rig) -> None:
     rig.push([task_message(message_id="1") + " \n"])
-    (stored,) = rig.broker.texts("q")
+    (stored,) = rig.broker.payloads("q")
     assert json.loads(stored)["celeriac"]["at"] > 0
 
 
 def test_a_message_that_was_stamped_before_keeps_the_latest_time(rig: Rig) -> None:
     rig.push([task_message(message_id="1")])
-    (first,) = rig.broker.texts("q")
+    (first,) = rig.broker.payloads("q")
     rig.push([first], "other")
-    (second,) = rig.broker.texts("other")
+    (second,) = rig.broker.payloads("other")
     assert json.loads(second)["celeriac"]["at"] >= json.loads(first)["celeriac"]["at"]
 
 
@@ -128,7 +128,7 @@ def test_a_message_may_be_pushed_as_bytes(rig: Rig) -> None:
 @pytest.mark.parametrize(("priority", "step"), [(0, 0), (2, 0), (3, 3), (5, 3), (6, 6), (9, 9)])
 def test_a_priority_waits_in_kombus_list_for_its_step(rig: Rig, priority: int, step: int) -> None:
     rig.push([task_message(message_id="1")], priority=priority)
-    assert ids_of(rig.broker.texts("q", step=step)) == ["1"]
+    assert ids_of(rig.broker.payloads("q", step=step)) == ["1"]
 
 
 def test_a_queue_outside_the_table_has_neither_bound_nor_ledger(rig: Rig) -> None:

@@ -79,11 +79,11 @@ def test_only_what_was_started_is_charged(rig: Rig) -> None:
 
 def test_what_was_taken_over_says_so(rig: Rig) -> None:
     rig.push(numbered(1))
-    (before,) = rig.broker.texts("q")
+    (before,) = rig.broker.payloads("q")
     for _ in range(2):
         rig.let_leases_run_out(rig.fetch())
         rig.reclaim()
-    (after,) = rig.broker.texts("q")
+    (after,) = rig.broker.payloads("q")
     expected = json.loads(before)
     expected["celeriac"]["redelivered"] = True
     assert json.loads(after) == expected
@@ -117,7 +117,7 @@ def test_messages_return_to_their_own_queue_and_priority(rig: Rig) -> None:
     arrivals = [*rig.fetch(), *rig.fetch(queue='a "b" ],')]
     rig.let_leases_run_out(arrivals)
     assert rig.reclaim() == 4
-    assert ids_of(rig.broker.texts("q", step=3)) == ["1", "2"]
+    assert ids_of(rig.broker.payloads("q", step=3)) == ["1", "2"]
     assert rig.ready_ids('a "b" ],') == ["1", "2"]
 
 
@@ -127,7 +127,7 @@ def test_thousands_return_in_the_order_of_their_fetch(rig: Rig) -> None:
     arrivals = [arrival for _ in range(4) for arrival in rig.fetch(count // 4)]
     rig.let_leases_run_out(arrivals)
     assert [rig.reclaim() for _ in range(4)] == [RECLAIM_AT_MOST, RECLAIM_AT_MOST, 100, 0]
-    assert rig.ready_ids() == [id_of(arrival.text) for arrival in arrivals]
+    assert rig.ready_ids() == [id_of(arrival.payload) for arrival in arrivals]
     assert rig.broker.holds_nothing()
 
 

@@ -18,15 +18,15 @@ def test_messages_go_back_to_the_front_in_their_order(rig: Rig) -> None:
 def test_a_message_goes_back_as_it_was(rig: Rig) -> None:
     awkward = ("", "grüße 🥕", '"],"","q"]', '","" , ')
     rig.push([task_message(body=body) for body in awkward])
-    before = rig.broker.texts("q")
+    before = rig.broker.payloads("q")
     rig.requeue(rig.fetch())
-    assert rig.broker.texts("q") == before
+    assert rig.broker.payloads("q") == before
 
 
 def test_a_message_goes_back_to_the_list_of_its_priority(rig: Rig) -> None:
     rig.push(numbered(2), priority=3)
     rig.requeue(rig.fetch())
-    assert ids_of(rig.broker.texts("q", step=3)) == ["1", "2"]
+    assert ids_of(rig.broker.payloads("q", step=3)) == ["1", "2"]
 
 
 def test_a_queue_name_with_quotes_is_no_obstacle(rig: Rig) -> None:
@@ -102,9 +102,9 @@ def test_the_ledger_counts_what_went_back(rig: Rig) -> None:
 
 def test_a_message_that_went_back_keeps_the_time_of_its_push(rig: Rig) -> None:
     rig.push(numbered(1))
-    (before,) = rig.broker.texts("q")
+    (before,) = rig.broker.payloads("q")
     rig.requeue(rig.fetch())
-    (after,) = rig.broker.texts("q")
+    (after,) = rig.broker.payloads("q")
     assert json.loads(after)["celeriac"] == json.loads(before)["celeriac"]
 
 
@@ -118,10 +118,10 @@ def test_the_evidence_of_the_last_charge_is_kept(rig: Rig) -> None:
 
 def test_a_message_that_may_have_run_says_so_once(rig: Rig) -> None:
     rig.push(numbered(1))
-    (before,) = rig.broker.texts("q")
+    (before,) = rig.broker.payloads("q")
     for mark in (Mark.REDELIVERED, Mark.COUNTED, Mark.NONE):
         rig.mark(rig.fetch(), mark)
-    (after,) = rig.broker.texts("q")
+    (after,) = rig.broker.payloads("q")
     expected = json.loads(before)
     expected["celeriac"]["redelivered"] = True
     assert json.loads(after) == expected
@@ -133,5 +133,5 @@ def test_a_message_of_a_stock_producer_is_marked_too(rig: Rig) -> None:
     text = task_message(message_id="1", headers={"celeriac": {"at": 7}})
     rig.client.lpush(rig.keys.ready("q"), text)
     rig.mark(rig.fetch(), Mark.REDELIVERED)
-    (after,) = rig.broker.texts("q")
+    (after,) = rig.broker.payloads("q")
     assert json.loads(after) == json.loads(text) | {"celeriac": {"redelivered": True}}

@@ -27,7 +27,7 @@ def let_delays_end(rig: Rig) -> None:
 
 
 def noted(arrival: Arrival) -> Any:
-    return json.loads(arrival.text)["celeriac"]
+    return json.loads(arrival.payload)["celeriac"]
 
 
 def test_the_delay_doubles_from_a_second_to_a_minute_and_stays_there(rig: Rig) -> None:
@@ -96,4 +96,4 @@ def test_what_is_no_message_waits_too(rig: Rig, text: str) -> None:
     rig.commands.requeue(rig.client, "q", [Return(arrival.tag, "", Mark.LATER)])
     assert rig.delayed() == 1
     let_delays_end(rig)
-    assert rig.fetch()[0].text == arrival.text
+    assert rig.fetch()[0].payload == arrival.payload

@@ -24,7 +24,7 @@ def stored_letters(rig: Rig) -> StoredLetters:
 def kill(rig: Rig, count: int, queue: str = "q", **options: Any) -> None:
     """Let messages "1", "2", ... die."""
     rig.push(numbered(count, queue=queue), queue, **options)
-    burials = [Burial(a.tag, id_of(a.text), WHY.rest()) for a in rig.fetch(queue=queue)]
+    burials = [Burial(a.tag, id_of(a.payload), WHY.rest()) for a in rig.fetch(queue=queue)]
     rig.commands.bury(rig.client, queue, burials)
 
 
@@ -79,7 +79,7 @@ def test_replayed_messages_stand_at_the_back_of_their_queue(
     replayed = replay(stored_letters, all_letters(stored_letters)[:2])
     assert [one.id for one in replayed] == ["1", "2"]
     assert rig.ready_ids() == ["10", "11", "1", "2"]
-    assert ids_of(rig.broker.texts("q.dead")) == ["3"]
+    assert ids_of(rig.broker.payloads("q.dead")) == ["3"]
     assert rig.bells() == 1
 
 
@@ -87,11 +87,11 @@ def test_a_replayed_message_is_the_one_that_was_sent(
     rig: Rig, stored_letters: StoredLetters
 ) -> None:
     rig.push(numbered(1))
-    before = json.loads(rig.broker.texts("q")[0])
+    before = json.loads(rig.broker.payloads("q")[0])
     (arrival,) = rig.fetch()
     rig.commands.bury(rig.client, "q", [Burial(arrival.tag, "1", WHY.rest())])
     replay(stored_letters, all_letters(stored_letters))
-    after = json.loads(rig.broker.texts("q")[0])
+    after = json.loads(rig.broker.payloads("q")[0])
     assert after["celeriac"].keys() == {"at"}
     sent_ms = before.pop("celeriac")["at"]
     assert after["celeriac"]["at"] >= sent_ms
@@ -116,18 +116,20 @@ def test_a_letter_is_replayed_once_however_many_ask(
 def test_letters_go_to_the_list_of_their_priority(rig: Rig, stored_letters: StoredLetters) -> None:
     kill(rig, 1)
     (letter,) = all_letters(stored_letters)
-    message = json.loads(letter.text)
+    message = json.loads(letter.payload)
     message["properties"]["priority"] = 6
-    urgent = Letter(queue="q", text=letter.text, priority=6)
+    urgent = Letter(queue="q", payload=letter.payload, priority=6)
     stored_letters.move([Move(urgent, json.dumps(message).encode())], to="q")
-    assert ids_of(rig.broker.texts("q", step=6)) == ["1"]
+    assert ids_of(rig.broker.payloads("q", step=6)) == ["1"]
 
 
 def test_letters_can_go_to_another_queue(rig: Rig, stored_letters: StoredLetters) -> None:
     kill(rig, 2)
     replay(stored_letters, all_letters(stored_letters), to="other")
     assert rig.ready_ids("other") == ["1", "2"]
-    routes = [json.loads(text)["properties"]["delivery_info"] for text in rig.broker.texts("other")]
+    routes = [
+        json.loads(text)["properties"]["delivery_info"] for text in rig.broker.payloads("other")
+    ]
     assert {route["routing_key"] for route in routes} == {"other"}
     assert rig.broker.ledger("other")["replayed"] == 2
     assert "replayed" not in rig.broker.ledger("q")
@@ -149,7 +151,7 @@ def test_dropped_letters_are_counted(rig: Rig, stored_letters: StoredLetters) ->
         len(stored_letters.move([Move(one) for one in all_letters(stored_letters)[:2]], to="q"))
         == 2
     )
-    assert ids_of(rig.broker.texts("q.dead")) == ["3"]
+    assert ids_of(rig.broker.payloads("q.dead")) == ["3"]
     assert rig.ready_ids() == []
     assert rig.broker.ledger("q")["dead_trimmed"] == 2
 
@@ -160,4 +162,4 @@ def test_the_ledger_balances_after_a_replay(rig: Rig, stored_letters: StoredLett
     rig.settle(rig.fetch(1))
     ledger = rig.broker.ledger("q")
     assert ledger["accepted"] + ledger["replayed"] == ledger["dead"] + ledger["done"] + 1
-    assert rig.broker.waiting_bytes("q") == sum(len(text) for text in rig.broker.texts("q"))
+    assert rig.broker.waiting_bytes("q") == sum(len(text) for text in rig.broker.payloads("q"))

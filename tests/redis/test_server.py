@@ -86,7 +86,7 @@ def test_a_full_server_can_be_drained_and_settled(own: Rig) -> None:
     own.push(numbered(10))
     with full(own):
         arrivals = own.fetch(10)
-        assert ids_of(a.text for a in arrivals) == [str(n) for n in range(1, 11)]
+        assert ids_of(a.payload for a in arrivals) == [str(n) for n in range(1, 11)]
         assert own.broker.unacked("q") == 10
         own.settle(arrivals)
     assert own.broker.holds_nothing()

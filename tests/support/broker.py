@@ -44,7 +44,7 @@ class Broker:
         lists = [self.key(queue), *(f"{self.key(queue)}{SEPARATOR}{step}" for step in STEPS)]
         return sum(self.client.llen(name) for name in lists)
 
-    def texts(self, queue: str, *, step: int = 0) -> list[str]:
+    def payloads(self, queue: str, *, step: int = 0) -> list[str]:
         """Return the waiting messages of one priority, next one first."""
         name = f"{self.key(queue)}{SEPARATOR}{step}" if step else self.key(queue)
         return [text.decode() for text in reversed(self.client.lrange(name, 0, -1))]
@@ -90,7 +90,7 @@ class Broker:
 
     def dead(self, queue: str) -> list[Any]:
         """Return the dead letters of a queue, oldest first."""
-        return [json.loads(text) for text in self.texts(f"{queue}.dead")]
+        return [json.loads(text) for text in self.payloads(f"{queue}.dead")]
 
     def evidence(self, queue: str) -> list[Any]:
         """Return why each of a queue's dead letters is one, oldest first."""

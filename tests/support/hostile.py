@@ -213,7 +213,7 @@ def times() -> Named:
         yield f"limits {limits}", json.dumps(valid(timelimit=limits))
 
 
-def texts() -> Named:
+def payloads() -> Named:
     """Yield what is hardly a message at all."""
     yield "no JSON", "not json at all"
     yield "half", task_message()[:50]
@@ -228,5 +228,5 @@ def texts() -> Named:
 
 KINDS: dict[str, Callable[[], Named]] = {
     kind.__name__: kind
-    for kind in (headers, properties, bodies, names, serializers, sizes, times, texts)
+    for kind in (headers, properties, bodies, names, serializers, sizes, times, payloads)
 }

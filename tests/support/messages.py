@@ -1,4 +1,4 @@
-"""Task messages as kombu stores them: complete JSON texts."""
+"""Task messages as kombu stores them: complete JSON payloads."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def id_of(text: str | bytes) -> str:
     return identifier
 
 
-def ids_of(texts: Any) -> list[str]:
+def ids_of(payloads: Any) -> list[str]:
     """Return the ids of messages."""
-    return [id_of(text) for text in texts]
+    return [id_of(text) for text in payloads]
 
 
 def numbered(count: int, *, queue: str = "q", first: int = 1) -> list[str]:

@@ -55,7 +55,7 @@ class Play(RuleBasedStateMachine):
         self.keys = Keys(prefix=self.prefix)
         self.commands = Commands(keys=self.keys, topology=Topology.load(TABLE))
         self.should = Reference(self.commands.topology)
-        self.texts: dict[str, str] = {}
+        self.payloads: dict[str, str] = {}
         #: Every tag that was ever given, with its queue and message.
         self.tags: dict[str, tuple[str, str]] = {}
         self.calls = 0
@@ -71,10 +71,10 @@ class Play(RuleBasedStateMachine):
 
     def new(self, queue: str, count: int, step: int) -> list[str]:
         """Make messages, and return their ids."""
-        ids = [f"{len(self.texts) + n}" for n in range(count)]
+        ids = [f"{len(self.payloads) + n}" for n in range(count)]
         for message in ids:
-            self.texts[message] = task_message(queue=queue, message_id=message, priority=step)
-            self.should.sizes[message] = len(self.texts[message]) + STAMP_BYTES
+            self.payloads[message] = task_message(queue=queue, message_id=message, priority=step)
+            self.should.sizes[message] = len(self.payloads[message]) + STAMP_BYTES
         return ids
 
     def now_ms(self) -> int:
@@ -99,17 +99,17 @@ class Play(RuleBasedStateMachine):
 
     @invariant()
     def every_message_is_in_its_place(self) -> None:
-        texts = self.waiting_texts()
+        payloads = self.waiting_texts()
         for name in (*self.names, *map(dropped_queue, self.names)):
             queue = self.should.queues[name]
             for step in STEPS:
-                assert [id_of(text) for text in texts[name, step]] == queue.ready[step]
-            for text in (*texts[name, STEPS[0]], *texts[name, STEPS[1]]):
+                assert [id_of(text) for text in payloads[name, step]] == queue.ready[step]
+            for text in (*payloads[name, STEPS[0]], *payloads[name, STEPS[1]]):
                 self.is_as_it_was_sent(text, notice=name not in self.names)
             if name in self.names:
                 delayed = [one.message for one in queue.delayed]
                 assert [id_of(text) for text in self.broker.delayed(name)] == delayed
-                letters = self.broker.texts(dead_queue(name))
+                letters = self.broker.payloads(dead_queue(name))
                 assert [id_of(letter) for letter in letters] == queue.dead
         records = {tag: record[0]["headers"]["id"] for tag, record in self.broker.records().items()}
         assert records == {tag: record.message for tag, record in self.should.held.items()}
@@ -126,7 +126,7 @@ class Play(RuleBasedStateMachine):
     def is_as_it_was_sent(self, text: str, *, notice: bool) -> None:
         """Check a waiting text; what says that a message was dropped has a story of its own."""
         message = id_of(text)
-        assert text.startswith(self.texts[message][:-1])
+        assert text.startswith(self.payloads[message][:-1])
         if notice:
             return
         self.should.sizes[message] = len(text)
@@ -136,7 +136,7 @@ class Play(RuleBasedStateMachine):
     @invariant()
     def the_ledger_balances(self) -> None:
         ledger = books.read(self.client, self.commands, self.names, recount=True)
-        texts = self.waiting_texts()
+        payloads = self.waiting_texts()
         for name in self.names:
             book, queue = ledger[name], self.should.queues[name]
             assert (book.difference, book.misheld) == (0, 0)
@@ -144,7 +144,7 @@ class Play(RuleBasedStateMachine):
             assert {k: v for k, v in counted.items() if v} == {
                 k: v for k, v in queue.counters.items() if v
             }
-            assert book.waiting_bytes == sum(len(t) for step in STEPS for t in texts[name, step])
+            assert book.waiting_bytes == sum(len(t) for step in STEPS for t in payloads[name, step])
 
     @invariant()
     def no_side_key_is_left_behind(self) -> None:

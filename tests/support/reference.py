@@ -1,8 +1,8 @@
 """Where every message must be, in plain Python: what the scripts are compared with.
 
-It knows ids instead of texts, lists instead of keys, and has no clock: whoever plays with it says
-when a delay is over or a lease has run out. Only the policies are here twice, so that a mistake in
-a script is not repeated by its test.
+It knows ids instead of payloads, lists instead of keys, and has no clock: whoever plays with it
+says when a delay is over or a lease has run out. Only the policies are here twice, so that a
+mistake in a script is not repeated by its test.
 """
 
 from __future__ import annotations

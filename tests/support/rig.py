@@ -46,8 +46,8 @@ class Rig:
         self.client: redis.Redis = self.broker.client
         self._calls = count(1)
 
-    def push(self, texts: Sequence[str | bytes], queue: str = "q", **options: Any) -> Pushed:
-        return self.commands.push(self.client, queue, texts, **options)
+    def push(self, payloads: Sequence[str | bytes], queue: str = "q", **options: Any) -> Pushed:
+        return self.commands.push(self.client, queue, payloads, **options)
 
     def delay(self, delays: Sequence[Delay], queue: str = "q", **options: Any) -> Pushed:
         return self.commands.delay(self.client, queue, delays, **options)
@@ -55,7 +55,7 @@ class Rig:
     def delayed(self, queue: str = "q") -> int:
         """Return how many messages are delayed."""
         count: int = self.broker.client.zcard(self.keys.delayed(queue))
-        assert count == self.broker.client.hlen(self.keys.delayed_texts(queue))
+        assert count == self.broker.client.hlen(self.keys.delayed_payloads(queue))
         return count
 
     def postpone(self, arrival: Arrival, due_ms: int) -> bool:
@@ -63,7 +63,7 @@ class Rig:
             self.client,
             arrival.queue,
             arrival.tag,
-            message_id=id_of(arrival.text),
+            message_id=id_of(arrival.payload),
             due_ms=due_ms,
         )
 
@@ -95,12 +95,12 @@ class Rig:
 
     def mark(self, arrivals: Sequence[Arrival], mark: Mark, evidence: str = "") -> int:
         """Give back with a mark."""
-        returns = [Return(a.tag, id_of(a.text), mark, evidence) for a in arrivals]
+        returns = [Return(a.tag, id_of(a.payload), mark, evidence) for a in arrivals]
         return self.commands.requeue(self.client, arrivals[0].queue, returns)
 
     def renew(self, arrivals: Sequence[Arrival], *, started: bool = False) -> list[str]:
         """Renew leases; returns the tags that are gone."""
-        held = [(a.tag, id_of(a.text) if started else "") for a in arrivals]
+        held = [(a.tag, id_of(a.payload) if started else "") for a in arrivals]
         return self.commands.renew(self.client, "w@test", held)
 
     def let_leases_run_out(self, arrivals: Sequence[Arrival]) -> None:
@@ -120,7 +120,7 @@ class Rig:
         return self.commands.purge(self.client, queue)
 
     def ready_ids(self, queue: str = "q") -> list[str]:
-        return ids_of(self.broker.texts(queue))
+        return ids_of(self.broker.payloads(queue))
 
     def bells(self, queue: str = "q") -> int:
         length: int = self.broker.client.llen(self.keys.bell(queue))

@@ -74,7 +74,7 @@ def test_a_message_got_and_left_goes_back_when_the_channel_closes(
     with app.connection_for_read() as connection:
         assert connection.channel().basic_get("default") is not None
         assert broker.unacked() == 1
-    assert ids_of(broker.texts("default")) == ["an-id"]
+    assert ids_of(broker.payloads("default")) == ["an-id"]
     assert broker.holds_nothing()
 
 
@@ -207,7 +207,7 @@ def test_a_plain_consumer_of_kombu_takes_acknowledges_and_gives_back(
         taken[0].ack()
         taken[1].reject(requeue=True)
         eventually(lambda: broker.unacked("plain") <= 2)
-    assert sorted(ids_of(broker.texts("plain"))) == ["2", "3"]
+    assert sorted(ids_of(broker.payloads("plain"))) == ["2", "3"]
     assert broker.holds_nothing()
 
 

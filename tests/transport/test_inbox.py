@@ -11,7 +11,9 @@ from routing.transport.inbox import SLICE_MESSAGES, Inbox
 from routing.transport.wakeup import Nudge
 
 arrivals = st.lists(
-    st.builds(Arrival, tag=st.uuids().map(str), queue=st.sampled_from("abc"), text=st.just(b"{}"))
+    st.builds(
+        Arrival, tag=st.uuids().map(str), queue=st.sampled_from("abc"), payload=st.just(b"{}")
+    )
 )
 
 

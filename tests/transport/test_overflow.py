@@ -269,7 +269,7 @@ def test_a_group_waits_for_room_for_all_of_it(app: Celery, broker: Broker) -> No
 
 def test_members_arrive_in_their_order(app: Celery, broker: Broker) -> None:
     result = group(members(app, main=5)).apply_async()
-    messages = ids_of(broker.texts("main"))
+    messages = ids_of(broker.payloads("main"))
     assert messages == [member.id for member in result.results]
 
 

@@ -92,9 +92,9 @@ def test_work_that_three_deploys_interrupt_runs_and_is_charged_nothing(site: Sit
         site.wait_for_starts(*names)
         os.killpg(worker.pid, signal.SIGTERM)
         assert worker.wait() == 0
-        assert sorted(ids_of(site.broker.texts("default"))) == sorted(names)
+        assert sorted(ids_of(site.broker.payloads("default"))) == sorted(names)
         assert site.broker.holds_nothing()
-        assert all("redelivered" in text for text in site.broker.texts("default"))
+        assert all("redelivered" in text for text in site.broker.payloads("default"))
         site.has_charged_nothing()
     with worker:
         site.wait_for_starts(*names)
@@ -205,9 +205,9 @@ def test_a_cold_shutdown_cuts_a_batch_and_gives_it_back_uncharged(site: Site, po
         worker.wait()
     assert site.traces.counts() == {}
     assert site.broker.holds_nothing()
-    texts = site.broker.texts("default")
-    assert sorted(ids_of(texts)) == sorted([*names, "waits"])
-    begun = [i for text, i in zip(texts, ids_of(texts), strict=True) if "redelivered" in text]
+    payloads = site.broker.payloads("default")
+    assert sorted(ids_of(payloads)) == sorted([*names, "waits"])
+    begun = [i for text, i in zip(payloads, ids_of(payloads), strict=True) if "redelivered" in text]
     assert sorted(begun) == sorted(names)
     site.has_charged_nothing()
 
@@ -269,7 +269,7 @@ def test_what_begins_while_the_worker_stops_cold_is_cut_too(
     assert has_begun or begins == "after the loop"
     # What acknowledges early runs at most once.
     again = [] if task.startswith("early") and has_begun else ["name"]
-    assert ids_of(site.broker.texts("default")) == again
+    assert ids_of(site.broker.payloads("default")) == again
     assert site.broker.holds_nothing()
     site.has_charged_nothing()
 
@@ -284,7 +284,7 @@ def test_a_cold_shutdown_ends_a_warm_one_that_waits_for_its_tasks(site: Site) ->
         worker.send(signal.SIGQUIT)
         worker.wait()
     assert site.traces.counts() == {}
-    assert sorted(ids_of(site.broker.texts("default"))) == ["one", "two"]
+    assert sorted(ids_of(site.broker.payloads("default"))) == ["one", "two"]
     assert site.broker.holds_nothing()
     site.has_charged_nothing()
 
@@ -305,6 +305,6 @@ def test_a_process_that_dies_half_way_through_a_message_holds_up_no_shutdown(sit
         worker.wait_log("Cold shutdown (MainProcess)")
         os.kill(process, signal.SIGKILL)
         worker.wait()
-    assert ids_of(site.broker.texts("default")) == ["large"]
+    assert ids_of(site.broker.payloads("default")) == ["large"]
     assert site.broker.holds_nothing()
     site.has_charged_nothing()

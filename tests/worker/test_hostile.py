@@ -93,9 +93,9 @@ def test_a_hostile_message_leaves_its_batch_alone(valkey: Server) -> None:
     double = app.tasks["batches.double"]
     env = {"CELERIAC_TEST_BROKER": url}
     with Broker(url) as broker, Worker("tests.apps.batches", env=env) as worker:
-        texts = [text for kind in ("names", "headers", "sizes") for _, text in KINDS[kind]()]
+        payloads = [text for kind in ("names", "headers", "sizes") for _, text in KINDS[kind]()]
         good = []
-        for text in texts:
+        for text in payloads:
             sent = text.replace("basic.add", "batches.double") if isinstance(text, str) else text
             COMMANDS_OF_TABLE.push(broker.client, QUEUE, [sent])
             good.append(double.delay(4))

@@ -260,10 +260,12 @@ def test_a_cold_shutdown_gives_everything_back(
             at.traces.open(names[0].split("-")[0])
         at.worker.wait()
         assert at.broker.holds_nothing()
-        texts = at.broker.texts("bulk")
-        found = [*at.traces.counts(), *ids_of(texts)]
+        payloads = at.broker.payloads("bulk")
+        found = [*at.traces.counts(), *ids_of(payloads)]
         # Under gevent what was killed can go back before what waits behind it, which overtakes it.
         assert (sorted(found) if pool == "gevent" else found) == names
-        begun = [i for text, i in zip(texts, ids_of(texts), strict=True) if "redelivered" in text]
-        assert begun == (names[:1] if texts and names[0] in ids_of(texts) else [])
+        begun = [
+            i for text, i in zip(payloads, ids_of(payloads), strict=True) if "redelivered" in text
+        ]
+        assert begun == (names[:1] if payloads and names[0] in ids_of(payloads) else [])
         assert not at.broker.names("celeriac:deliveries"), "ending early is nobody's fault"

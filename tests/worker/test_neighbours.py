@@ -87,10 +87,10 @@ def test_what_is_no_message_is_kept_and_named_in_the_log(at: Station) -> None:
 
 def test_poison_in_the_middle_leaves_its_neighbours_alone(at: Station) -> None:
     names = [secrets.token_hex(4) for _ in range(3)]
-    texts: list[str | bytes] = []
+    payloads: list[str | bytes] = []
     for name in names:
-        texts += [task_message("basic.mark", (name,), queue="default"), "poison"]
-    at.broker.client.lpush("default", *texts)
+        payloads += [task_message("basic.mark", (name,), queue="default"), "poison"]
+    at.broker.client.lpush("default", *payloads)
     eventually(lambda: set(names) <= set(at.traces.counts()))
 
 

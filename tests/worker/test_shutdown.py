@@ -53,5 +53,5 @@ def test_what_goes_back_at_shutdown_keeps_its_order(at: Station) -> None:
     at.worker.wait_log("Warm shutdown")
     at.traces.open("gate", times=len(running))
     assert at.worker.wait() == 0
-    assert ids_of(at.broker.texts("bulk")) == [i for i in ids if i not in running]
+    assert ids_of(at.broker.payloads("bulk")) == [i for i in ids if i not in running]
     assert at.broker.holds_nothing()

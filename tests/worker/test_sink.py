@@ -43,7 +43,8 @@ def test_a_sink_that_fails_and_is_away_loses_nothing(valkey: Server, tmp_path: P
         assert at.sink.rows() == sent
         assert (book["done"], book["dead"]) == (len(sent), len(bad))
         letters = [
-            deadletter.parse("default", text.encode()) for text in at.broker.texts("default.dead")
+            deadletter.parse("default", text.encode())
+            for text in at.broker.payloads("default.dead")
         ]
     assert {letter.id for letter in letters} == set(bad)
     now_ms = time.time() * 1000

@@ -12,7 +12,7 @@ import pytest
 from celery.exceptions import InvalidTaskError
 
 from tests.apps.basic import close
-from tests.apps.texts import create
+from tests.apps.payloads import create
 from tests.support.broker import Broker
 from tests.support.messages import task_message
 from tests.support.results import value
@@ -28,7 +28,7 @@ VALUES = [NAME, {NAME: [NAME]}, math.inf, 10**40, -(2**65), "\x00", [[[[]]]], {"
 @pytest.fixture(scope="module", params=["prefork", "threads"])
 def url(request: pytest.FixtureRequest, valkey: Server) -> Iterator[str]:
     url = valkey.fresh_url()
-    with Worker("tests.apps.texts", request.param, env={"CELERIAC_TEST_BROKER": url}):
+    with Worker("tests.apps.payloads", request.param, env={"CELERIAC_TEST_BROKER": url}):
         yield url
 
 
@@ -39,7 +39,7 @@ def app(url: str) -> Iterator[Any]:
     close(app)
 
 
-@pytest.mark.parametrize("task", ["texts.same", "texts.batch"])
+@pytest.mark.parametrize("task", ["payloads.same", "payloads.batch"])
 def test_any_value_that_json_carries_arrives_as_it_was_sent(app: Any, task: str) -> None:
     sent = [app.tasks[task].delay(one) for one in VALUES]
     many = [NAME, 10**40]
@@ -47,7 +47,7 @@ def test_any_value_that_json_carries_arrives_as_it_was_sent(app: Any, task: str)
     assert [value(result, timeout=20) for result in sent] == [*VALUES, *many]
 
 
-@pytest.mark.parametrize("task", ["texts.same", "texts.batch"])
+@pytest.mark.parametrize("task", ["payloads.same", "payloads.batch"])
 def test_a_message_that_is_refused_and_has_an_id_gets_its_failure(
     app: Any, url: str, task: str
 ) -> None:
@@ -70,10 +70,10 @@ def test_an_id_that_can_be_no_key_is_refused_and_the_worker_goes_on(app: Any, ur
         eventually(broker.holds_nothing)  # what was refused before is a dead letter by now
         dead = broker.length("default.dead")
         for field in ("id", "root_id", "group"):
-            text = task_message("texts.same", (1,), headers={field: NAME})
+            text = task_message("payloads.same", (1,), headers={field: NAME})
             broker.client.lpush("default", text)
         broker.client.lpush("default", b'{"headers": {"id": "\xff"}}')
-        assert value(app.tasks["texts.same"].delay(1), timeout=20) == 1
+        assert value(app.tasks["payloads.same"].delay(1), timeout=20) == 1
         eventually(lambda: broker.length("default.dead") == dead + 4)
         eventually(broker.holds_nothing)
 
@@ -88,4 +88,4 @@ def test_a_message_that_celery_cannot_even_refuse_is_kept_all_the_same(app: Any,
         broker.client.lpush("default", json.dumps({**unknown, "body": None}))
         eventually(lambda: broker.length("default.dead") == dead + 2)
         eventually(broker.holds_nothing)
-        assert value(app.tasks["texts.same"].delay(1), timeout=20) == 1
+        assert value(app.tasks["payloads.same"].delay(1), timeout=20) == 1

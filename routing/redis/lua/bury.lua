@@ -6,7 +6,7 @@
 --        8 ledger hash of the queue, or the first key for none
 -- ARGV:  1 most dead letters       2 their highest age in milliseconds
 --        3... in turn: tag, message id or "", evidence as JSON without its opening brace,
---        text to keep in the place of the held one or ""
+--        payload to keep in the place of the held one or ""
 -- Reply: {messages buried, dead letters trimmed}; tags that are gone are passed over
 
 -- include: records
@@ -18,17 +18,17 @@ local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local buried = 0
 for i = 3, #ARGV, 4 do
-  local tag, id, rest, text = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local tag, id, rest, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = redis.call('HGET', UNACKED, tag)
   if record then
     local delivered = id ~= '' and redis.call('HGET', DELIVERIES, id)
     delivered = 1 + (delivered and tonumber(string.match(delivered, '^%d+')) or 0)
     release(tag)
     if id ~= '' then redis.call('HDEL', DELIVERIES, id) end
-    if text == '' then text = message_in(record) or record end
-    if not string.match(text, '}%s*$') then text = '{"lost":true}' end
+    if payload == '' then payload = message_in(record) or record end
+    if not string.match(payload, '}%s*$') then payload = '{"lost":true}' end
     local evidence = string.format('{"at":%.0f,"deliveries":%d,', now, delivered) .. rest
-    redis.call('LPUSH', dead, with_entry(text, '"dead":' .. evidence))
+    redis.call('LPUSH', dead, with_entry(payload, '"dead":' .. evidence))
     buried = buried + 1
   end
 end

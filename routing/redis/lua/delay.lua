@@ -21,7 +21,7 @@
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
 --        of these or of those that were delayed
 
-local DELAYED, TEXTS, LIST, ledger = KEYS[1], KEYS[2], KEYS[6], KEYS[5]
+local DELAYED, PAYLOADS, LIST, ledger = KEYS[1], KEYS[2], KEYS[6], KEYS[5]
 local limit, policy, terms, first = tonumber(ARGV[1]), ARGV[2], ARGV[3], 6
 local count = (#ARGV - first + 1) / 3
 local waiting = redis.call('ZCARD', DELAYED)
@@ -47,17 +47,17 @@ if limit > 0 and terms ~= 'exempt' then
   end
 end
 
--- Takes the delayed messages that are due first; the texts are returned.
+-- Takes the delayed messages that are due first; the payloads are returned.
 local function take(most)
   local taken = {}
   while #taken < most do
     local members = redis.call('ZRANGE', DELAYED, 0, math.min(most - #taken, 3500) - 1)
     redis.call('ZREM', DELAYED, unpack(members))
-    for _, value in ipairs(redis.call('HMGET', TEXTS, unpack(members))) do
-      local _, text = split(value)
-      taken[#taken + 1] = text
+    for _, value in ipairs(redis.call('HMGET', PAYLOADS, unpack(members))) do
+      local _, payload = split(value)
+      taken[#taken + 1] = payload
     end
-    redis.call('HDEL', TEXTS, unpack(members))
+    redis.call('HDEL', PAYLOADS, unpack(members))
   end
   return taken
 end
@@ -73,25 +73,25 @@ local from_now = tonumber(TIME[1]) * 1000 + math.ceil(tonumber(TIME[2]) / 1000)
 local before = first_due(DELAYED) or math.huge
 local earliest, kept = math.huge, high - low + 1
 local sequence = kept > 0 and redis.call('INCRBY', KEYS[3], kept) - kept
-local scores, texts = {}, {}
+local scores, payloads = {}, {}
 for i = low, high do
   local at = first + (i - 1) * 3
   local due, member = from_now + tonumber(ARGV[at]), member_of(sequence + i - low + 1, ARGV[at + 1])
   scores[#scores + 1], scores[#scores + 2] = whole(due), member
-  texts[#texts + 1], texts[#texts + 2] = member, value_of(LIST, ARGV[at + 2])
+  payloads[#payloads + 1], payloads[#payloads + 2] = member, value_of(LIST, ARGV[at + 2])
   earliest = math.min(earliest, due)
 end
 for i = 1, #scores, 3500 do
   local to = math.min(i + 3499, #scores)
   redis.call('ZADD', DELAYED, unpack(scores, i, to))
-  redis.call('HSET', TEXTS, unpack(texts, i, to))
+  redis.call('HSET', PAYLOADS, unpack(payloads, i, to))
 end
 
 local accepted = refuses and kept or count
 if #gone > 0 then
   local dead = {}
-  for i, text in ipairs(gone) do
-    gone[i] = with_object(text, '"at":' .. whole(now))
+  for i, payload in ipairs(gone) do
+    gone[i] = with_object(payload, '"at":' .. whole(now))
     dead[i] = gone[i]
   end
   keep_dropped(ledger, KEYS[7], gone, policy)

@@ -23,9 +23,9 @@ if ARGV[2] == '1' then
   end
 end
 
--- The stamp is the last thing in a text, so its tail is enough, however large the message is.
-local function stamp_of(text)
-  return tonumber(string.match(string.sub(text, -300), '.*,"celeriac":{"at":(%d+)'))
+-- The stamp is the last thing in a payload, so its tail is enough, however large the message is.
+local function stamp_of(payload)
+  return tonumber(string.match(string.sub(payload, -300), '.*,"celeriac":{"at":(%d+)'))
 end
 
 -- include: time
@@ -36,8 +36,8 @@ for key = 3, #KEYS, 4 + lists do
   for l = key + 4, key + 3 + lists do
     waiting = waiting + redis.call('LLEN', KEYS[l])
     records = records + (recorded[KEYS[l]] or 0)
-    local text = redis.call('LINDEX', KEYS[l], -1)
-    local stamp = text and stamp_of(text)
+    local payload = redis.call('LINDEX', KEYS[l], -1)
+    local stamp = payload and stamp_of(payload)
     if stamp and (not oldest or stamp < oldest) then oldest = stamp end
   end
   local row = {

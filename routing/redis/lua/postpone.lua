@@ -15,15 +15,15 @@
 -- include: delayed
 
 local tag, list = ARGV[1], redis.call('HGET', ORIGINS, ARGV[1])
-local text = list and message_in(redis.call('HGET', UNACKED, tag))
-if not text then return 0 end
+local payload = list and message_in(redis.call('HGET', UNACKED, tag))
+if not payload then return 0 end
 
 release(tag)
 -- A time that has passed makes a message due now: its age counts from then.
 local due, before = math.max(tonumber(ARGV[3]), now), first_due(KEYS[7]) or math.huge
 local member = member_of(redis.call('INCR', KEYS[9]), ARGV[2])
 redis.call('ZADD', KEYS[7], whole(due), member)
-redis.call('HSET', KEYS[8], member, value_of(list, text))
+redis.call('HSET', KEYS[8], member, value_of(list, payload))
 if KEYS[10] ~= KEYS[1] then redis.call('HINCRBY', KEYS[10], 'unacked', -1) end
 -- A worker that waits knows when the next message is due; it must hear of an earlier one.
 if due < before then ring(KEYS[11]) end

@@ -15,7 +15,7 @@
 --          "drop_oldest" makes room on any terms
 --        5 most dead letters that are kept
 --        6 evidence of a dead letter as JSON without the opening brace
---        7... the messages, oldest first, as JSON texts; without any, nothing is changed
+--        7... the messages, oldest first, as JSON; without any, nothing is changed
 -- Reply: {accepted, messages waiting before, bytes waiting before, dropped,
 --         age of the oldest waiting message in ms when refused messages were counted, else 0}
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
@@ -62,8 +62,8 @@ local function make_room(low)
       if most <= 0 and max_bytes > 0 and left_bytes + size > max_bytes then most = 1 end
       local popped = most > 0 and redis.call('RPOP', KEYS[k], math.min(most, 1000))
       if not popped then break end
-      for _, text in ipairs(popped) do
-        gone[#gone + 1], left, left_bytes = text, left - 1, left_bytes - #text
+      for _, payload in ipairs(popped) do
+        gone[#gone + 1], left, left_bytes = payload, left - 1, left_bytes - #payload
       end
     end
   end
@@ -79,20 +79,20 @@ elseif bounded and mode ~= 'exempt' then
   high = mode == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
   if mode == 'whole' and high < count then high = 0 end
 end
-local texts = {}
+local payloads = {}
 for i = low, high do
-  texts[#texts + 1] = stamped(i)
-  change = change + #texts[#texts]
+  payloads[#payloads + 1] = stamped(i)
+  change = change + #payloads[#payloads]
 end
-append(KEYS[1], texts)
+append(KEYS[1], payloads)
 local refuses = policy == 'reject' or policy == 'block'
-local accepted = refuses and #texts or count
-local dropped = refuses and 0 or count - #texts + #gone
+local accepted = refuses and #payloads or count
+local dropped = refuses and 0 or count - #payloads + #gone
 local refused = (policy ~= 'block' or mode == 'none') and count - accepted or 0
 
 if dropped > 0 then
   local dead, from = {}, policy == 'drop_oldest' and 1 or high + 1
-  for i = from, from + count - #texts - 1 do
+  for i = from, from + count - #payloads - 1 do
     gone[#gone + 1] = stamped(i)
     if policy == 'dead_letter' then dead[#dead + 1] = gone[#gone] end
   end
@@ -115,5 +115,5 @@ for k = 6, refused > 0 and #KEYS or 0 do
   local at = oldest and string.match(string.sub(oldest, -300), ',"celeriac":{"at":(%d+)')
   if at then age = math.max(0, now - tonumber(at)) end
 end
-if #texts > 0 then ring(KEYS[2]) end
+if #payloads > 0 then ring(KEYS[2]) end
 return {accepted, waiting, bytes, dropped, age}

@@ -21,14 +21,14 @@
 
 local returned, bytes = 0, 0
 
--- Notes in the trailing object that a text was given back once more; returns also how often before.
-local function counted(text)
-  local object = object_in(text)
+-- Notes in the trailing object that a payload was given back once more; returns also how often before.
+local function counted(payload)
+  local object = object_in(payload)
   local before = object and string.match(object, '"returned":(%d+)')
-  if not object then return text, 0 end
-  if not before then return with_entry(text, '"returned":1'), 0 end
+  if not object then return payload, 0 end
+  if not before then return with_entry(payload, '"returned":1'), 0 end
   local entry = '"returned":' .. whole(before + 1)
-  return string.sub(text, 1, -#object - 1) .. string.gsub(object, '"returned":%d+', entry), tonumber(before)
+  return string.sub(payload, 1, -#object - 1) .. string.gsub(object, '"returned":%d+', entry), tonumber(before)
 end
 
 local later = {}

@@ -6,7 +6,7 @@
 --        4 bell of its queue       5 ledger hash of its queue, or the first key for none
 --        then every ready list of its queue
 -- ARGV:  1 max_length of its queue, 0 for none: nothing is refused, what is above counts as overshoot
---        2... in turn: text of a letter, text to append in its place or "" to drop it
+--        2... in turn: payload of a letter, payload to append in its place or "" to drop it
 -- Reply: {for each letter 1, or 0 when it is gone: somebody else took it}
 
 -- include: time
@@ -20,12 +20,12 @@ local reply, replayed, dropped, bytes = {}, 0, 0, 0
 for i = 2, #ARGV, 2 do
   -- The oldest is the last one, and the first to be asked for.
   local found = redis.call('LREM', dead, -1, ARGV[i])
-  local text = ARGV[i + 1]
-  if found == 1 and text ~= '' then
+  local payload = ARGV[i + 1]
+  if found == 1 and payload ~= '' then
     -- Its age counts from now, or max_age would end it at once.
-    text = with_object(text, '"at":' .. whole(now))
-    redis.call('LPUSH', ready, text)
-    replayed, bytes = replayed + 1, bytes + #text
+    payload = with_object(payload, '"at":' .. whole(now))
+    redis.call('LPUSH', ready, payload)
+    replayed, bytes = replayed + 1, bytes + #payload
   elseif found == 1 then
     dropped = dropped + 1
   end

@@ -2,17 +2,17 @@
 -- waits for them.
 --
 -- KEYS:  then the result key of each task
--- ARGV:  then per result: its text, seconds for which it is kept (0 for ever),
---        "1" when its state is final, the stored text that it may replace, or "" for any
--- Reply: {{position, stored text} for each result whose stored state only its serializer can tell,
+-- ARGV:  then per result: its value, seconds for which it is kept (0 for ever),
+--        "1" when its state is final, the stored value that it may replace, or "" for any
+-- Reply: {{position, stored value} for each result whose stored state only its serializer can tell,
 --         {position, error} for each result that can never be stored};
 --        neither of them was written
 
 local unread, failed = {}, {}
 for i, key in ipairs(KEYS) do
   local at = 4 * i - 3
-  local text, seconds, final, known = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  -- The state comes first in a text, so its head is enough, however large the result is.
+  local value, seconds, final, known = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  -- The state comes first in a value, so its head is enough, however large the result is.
   local head = redis.pcall('GETRANGE', key, 0, 63)
   local status = type(head) == 'string' and string.match(head, '^{"status": "([^"]*)"')
   if type(head) == 'table' then
@@ -23,11 +23,11 @@ for i, key in ipairs(KEYS) do
     -- It has ended: success stays, and no other ending is taken back.
   else
     if seconds == '0' then
-      redis.call('SET', key, text)
+      redis.call('SET', key, value)
     else
-      redis.call('SET', key, text, 'EX', seconds)
+      redis.call('SET', key, value, 'EX', seconds)
     end
-    redis.call('PUBLISH', key, text)
+    redis.call('PUBLISH', key, value)
   end
 end
 return {unread, failed}

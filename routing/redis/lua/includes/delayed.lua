@@ -5,9 +5,9 @@ local function member_of(sequence, id)
   return string.format('%016.0f#', sequence) .. id
 end
 
--- The value is "<length of the list's name>:<name><text>".
-local function value_of(list, text)
-  return #list .. ':' .. list .. text
+-- The value is "<length of the list's name>:<name><payload>".
+local function value_of(list, payload)
+  return #list .. ':' .. list .. payload
 end
 
 local function split(value)

@@ -1,8 +1,8 @@
 -- What an overflow policy drops, and keeps for a while. `ledger` is the queue's.
 
-local function append(list, texts)
-  for i = 1, #texts, 3500 do
-    redis.call('LPUSH', list, unpack(texts, i, math.min(i + 3499, #texts)))
+local function append(list, payloads)
+  for i = 1, #payloads, 3500 do
+    redis.call('LPUSH', list, unpack(payloads, i, math.min(i + 3499, #payloads)))
   end
 end
 
@@ -17,20 +17,20 @@ end
 
 -- Keeps what was dropped for the workers, which give each a final state: at most 64 MB of messages
 -- of this size.
-local function keep_dropped(ledger, list, texts, policy)
-  for i, text in ipairs(texts) do
-    texts[i] = with_entry(text, '"dropped":"' .. policy .. '"')
+local function keep_dropped(ledger, list, payloads, policy)
+  for i, payload in ipairs(payloads) do
+    payloads[i] = with_entry(payload, '"dropped":"' .. policy .. '"')
   end
-  append(list, texts)
-  local most = math.floor(67108864 / #texts[#texts])
+  append(list, payloads)
+  local most = math.floor(67108864 / #payloads[#payloads])
   trim(ledger, list, math.max(100, math.min(10000, most)), 'results_lost')
 end
 
 -- Keeps messages as dead letters.
-local function keep_dead(ledger, list, texts, evidence, most)
-  for i, text in ipairs(texts) do
-    texts[i] = with_entry(text, '"dead":{"at":' .. whole(now) .. ',' .. evidence)
+local function keep_dead(ledger, list, payloads, evidence, most)
+  for i, payload in ipairs(payloads) do
+    payloads[i] = with_entry(payload, '"dead":{"at":' .. whole(now) .. ',' .. evidence)
   end
-  append(list, texts)
+  append(list, payloads)
   trim(ledger, list, most, 'dead_trimmed')
 end

@@ -4,36 +4,36 @@ local promotions = 500
 
 -- Notes a message among those that go to one end of one list.
 local function add_to(pushes, member, due_ms, value)
-  local list, text = split(value)
-  if string.sub(text, -1) ~= '}' then text = string.match(text, '^(.*})%s*$') or text end
-  local object = object_in(text)
+  local list, payload = split(value)
+  if string.sub(payload, -1) ~= '}' then payload = string.match(payload, '^(.*})%s*$') or payload end
+  local object = object_in(payload)
   local is_back = object and string.find(object, '"returned":%d+')
-  if not is_back and string.sub(text, -1) == '}' then
-    text = with_object(text, '"at":' .. due_ms .. ',"due":' .. due_ms)
+  if not is_back and string.sub(payload, -1) == '}' then
+    payload = with_object(payload, '"at":' .. due_ms .. ',"due":' .. due_ms)
   end
   local command = is_back and 'RPUSH' or 'LPUSH'
   local push = pushes[command .. list]
-    or {command = command, list = list, texts = {}, members = {}, scores = {}, bytes = 0}
+    or {command = command, list = list, payloads = {}, members = {}, scores = {}, bytes = 0}
   pushes[command .. list] = push
   -- Each push to the front passes the one before it.
-  table.insert(push.texts, is_back and 1 or #push.texts + 1, text)
+  table.insert(push.payloads, is_back and 1 or #push.payloads + 1, payload)
   table.insert(push.members, member)
   table.insert(push.scores, due_ms)
   table.insert(push.scores, member)
-  push.bytes = push.bytes + #text
+  push.bytes = push.bytes + #payload
 end
 
 -- Appends what is due to the ready lists, first due first; returns what the server refuses, which
--- stays delayed. What has no text (it was evicted, or never came) is no message. Age counts from the
+-- stays delayed. What has no payload (it was evicted, or never came) is no message. Age counts from the
 -- due time, and the mark tells the worker that no clock of its own is to be asked again. What was
 -- given back waited in line before: it goes to the front, with its own age and marks.
-local function promote(delayed, texts, ledger)
+local function promote(delayed, payloads, ledger)
   local members, dues, pushes = {}, {}, {}
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'WITHSCORES', 'LIMIT', 0, promotions)
   for i = 1, #due, 2 do
     members[#members + 1], dues[#dues + 1] = due[i], whole(due[i + 1])
   end
-  for i, value in ipairs(redis.call('HMGET', texts, unpack(members))) do
+  for i, value in ipairs(redis.call('HMGET', payloads, unpack(members))) do
     if value then
       add_to(pushes, members[i], dues[i], value)
     else
@@ -42,12 +42,12 @@ local function promote(delayed, texts, ledger)
   end
   for _, push in pairs(pushes) do
     redis.call('ZREM', delayed, unpack(push.members))
-    local answer = redis.pcall(push.command, push.list, unpack(push.texts))
+    local answer = redis.pcall(push.command, push.list, unpack(push.payloads))
     if type(answer) == 'table' then
       redis.pcall('ZADD', delayed, unpack(push.scores))
       return answer
     end
-    redis.call('HDEL', texts, unpack(push.members))
+    redis.call('HDEL', payloads, unpack(push.members))
     if ledger ~= KEYS[1] then redis.call('HINCRBY', ledger, 'bytes', push.bytes) end
     promotions = promotions - #push.members
   end
