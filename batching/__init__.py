@@ -37,7 +37,7 @@ task's own policy. What fails for good is kept among the queue's dead letters.
 cannot be made), `InvalidOption` (the task is defined wrongly), and what a function can do wrong
 with its outcomes, which fails every item of the call: `OutcomeTwice`, `InvalidOutcome`,
 `ResultCountError`, `ResultTypeError`. `NotSettled` is the worker's own: results could not be
-stored, and the messages were given back. An `Item` belongs to one `Batch`.
+stored, and the messages were requeued. An `Item` belongs to one `Batch`.
 
 Time limits apply to the call. Hooks and signals of an item (`before_start`, `task_prerun`,
 `on_success`) run when it is settled, after the function. At least once: sinks key their rows by

@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 #: Loading a large append-only file takes Valkey a few seconds per gigabyte.
 START_SECONDS = 60.0
 
-#: How long a stop lets workers give back what they hold before the server goes away: on a busy
+#: How long a stop lets workers requeue what they hold before the server goes away: on a busy
 #: machine a worker takes two or three seconds to end.
 CLIENTS_GRACE_SECONDS = 5.0
 
@@ -194,7 +194,7 @@ class EmbeddedBroker:
             )
 
     def _wait_for_clients(self, seconds: float) -> None:
-        """Workers give back what they hold while they stop; without a broker they could not."""
+        """Workers requeue what they hold while they stop; without a broker they could not."""
         with redis.Redis.from_url(url(self.settings)) as client:
             try:
                 _until(lambda: len(client.client_list()) <= 1, seconds)

@@ -115,7 +115,7 @@ class Intake:
         return count
 
     def clear(self) -> None:
-        """Forget what waits: its messages are given back by whoever delivered them."""
+        """Forget what waits: its messages are requeued by whoever delivered them."""
         with self._lock:
             self._cancel_timer()
             self._buffer.clear()

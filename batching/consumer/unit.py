@@ -129,7 +129,7 @@ class BatchUnit:
             self.on_lost(answer)
             return
         if self._is_cut and not isinstance(answer, list):
-            return  # as a greenlet that was killed answers; its messages go back at the very end
+            return  # as a greenlet that was killed answers; its messages are requeued at the end
         if not isinstance(answer, list) or len(answer) != len(self.requests):
             self._requeue(answer)
             return
@@ -200,7 +200,7 @@ class BatchUnit:
             return results.stored_successes(self._task.backend, ids)
         except Exception as error:
             if isinstance(error, CutOff):
-                raise  # as the worker ends: they go back
+                raise  # as the worker ends: they are requeued
             # No backend: then every item is handled as lost.
             logger.warning("Results of a lost batch could not be read", exc_info=True)
             return {}
@@ -208,7 +208,7 @@ class BatchUnit:
     def _requeue(self, answer: Any) -> None:
         reason = answer if isinstance(answer, NotSettled) else f"unexpected answer {answer!r}"
         logger.warning(
-            "Batch of %d %s is given back: %s", len(self.requests), self._task.name, reason
+            "Batch of %d %s is requeued: %s", len(self.requests), self._task.name, reason
         )
         self._each(lambda request: request.requeue())
 

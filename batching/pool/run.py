@@ -218,7 +218,7 @@ def _fail(task: Any, one: _Opened, error: Exception) -> None:
 
 def _log_not_settled(name: str, count: int, error: BaseException) -> None:
     logger.error(
-        "Batch of %d %s could not be settled, its messages are given back: %r",
+        "Batch of %d %s could not be settled, its messages are requeued: %r",
         count,
         name,
         error,

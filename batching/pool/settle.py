@@ -32,7 +32,7 @@ class Ended(NamedTuple):
 
     # What the pool returns for a plain task.
     outcome: Answer
-    # Its outcome could not be stored: its message is given back.
+    # Its outcome could not be stored: its message is requeued.
     unstored: bool = False
 
 

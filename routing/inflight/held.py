@@ -59,7 +59,7 @@ class Held:
     delivery_count: DeliveryCount = NOT_COUNTED
     #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
     at_ms: int = 0
-    #: How often it was given back because it could not be run then.
+    #: How often it was requeued because it could not be run then.
     returned: int = 0
     #: Set while a worker owns the message: tells when nobody could end it any more.
     watch: Watch | None = None
@@ -70,10 +70,10 @@ class Held:
         return self.state is not State.WAITING
 
     def say_later(self) -> None:
-        """Log that it is given back and comes again later."""
+        """Log that it is requeued and comes again later."""
         seconds = min(LONGEST_RETURN_SECONDS, 2 ** min(self.returned, 6))
         logger.warning(
-            "queue %r: message %s is given back and comes again in %d s (times so far: %d)",
+            "queue %r: message %s is requeued and comes again in %d s (times so far: %d)",
             self.queue,
             self.message_id or self.tag,
             seconds,

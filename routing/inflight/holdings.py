@@ -97,7 +97,7 @@ class Holdings:
                 self.credit.take(queue, size_bytes)
 
     def unanswered(self, fetch: Fetch) -> None:
-        """Remember a fetch whose reply was lost: what it took must be given back by enumeration."""
+        """Remember a fetch whose reply was lost: what it took must be requeued by enumeration."""
         with self._lock:
             self.credit.release(fetch)
         self.outbox.add_unread(fetch)
@@ -125,7 +125,7 @@ class Holdings:
             message_id: its id.
             delivery_count: how often it took a process down before.
             at_ms: when it was pushed, by the server's clock; 0 when nobody has noted it.
-            returned: how often it was given back because it could not be run then.
+            returned: how often it was requeued because it could not be run then.
         """
         if held := self._held.get(tag):
             held.message_id = message_id
@@ -205,7 +205,7 @@ class Holdings:
         return True
 
     def requeue(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
-        """Note that a message goes back to the front of its queue; False when it is not held.
+        """Note that a message is requeued at the front; False when it is not held.
 
         One that comes later is neither counted as a delivery nor becomes a dead letter, however
         often that happens.

@@ -24,7 +24,7 @@ def new_lock() -> Any:
     """Return a lock that any thread may take; hold it only where nothing waits.
 
     A thread may take it again: Celery's handler of a cold shutdown runs wherever the signal finds
-    the worker, and gives back what is held.
+    the worker, and requeues what is held.
     """
     return original("_thread", "RLock")()
 

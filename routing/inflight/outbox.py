@@ -1,4 +1,4 @@
-"""What waits to be carried to the broker: endings, dead letters, messages that go back.
+"""What waits to be carried to the broker: endings, dead letters, messages to requeue.
 
 Everything is taken for one call and put back when that call may not have arrived; each of them
 changes nothing when it is done twice.
@@ -63,7 +63,7 @@ class Outbox:
 
     @property
     def has_returns(self) -> bool:
-        """Whether messages wait to be given back."""
+        """Whether messages wait to be requeued."""
         return bool(self._returns or self._unread)
 
     def tags(self) -> list[str]:
@@ -88,14 +88,14 @@ class Outbox:
             self._burials.setdefault(queue, []).append(burial)
 
     def add_return(self, queue: str, returned: Return) -> None:
-        """Add a message that goes back to its queue."""
+        """Add a message that is requeued."""
         with self._lock:
             if not self.has_returns:
                 self._returned = time.monotonic()
             self._returns.setdefault(queue, []).append(returned)
 
     def add_unread(self, fetch: Fetch) -> None:
-        """Add a fetch whose reply was lost: what it took goes back by enumeration."""
+        """Add a fetch whose reply was lost: what it took is requeued by enumeration."""
         with self._lock:
             if not self.has_returns:
                 self._returned = time.monotonic()
@@ -137,11 +137,11 @@ class Outbox:
                 self._burials.setdefault(queue, [])[:0] = entries
 
     def take_returns(self) -> list[tuple[str, list[Return]]]:
-        """Take what must be given back: per queue, in fetch order."""
+        """Take what must be requeued: per queue, in fetch order."""
         with self._lock:
             returns, self._returns = self._returns, {}
             unread, self._unread = self._unread, []
-        # What goes back last comes first: the newest fetch before what was held before it.
+        # What is requeued last stands first: so the newest fetch goes before what was held earlier.
         taken = [
             (queue, [Return(tag) for tag in fetch.tags(position)])
             for fetch in reversed(unread)
@@ -154,7 +154,7 @@ class Outbox:
         return taken
 
     def restore_returns(self, returns: Iterable[tuple[str, Sequence[Return]]]) -> None:
-        """Take returns back whose call may not have arrived; giving back twice changes nothing."""
+        """Take returns back whose call may not have arrived; requeueing twice changes nothing."""
         with self._lock:
             for queue, entries in returns:
                 kept = self._returns.setdefault(queue, [])

@@ -31,7 +31,7 @@ from routing.redis.values import (
 )
 from routing.topology.model import Topology
 
-#: Most messages in one call that gives back.
+#: Most messages of one call that requeues.
 REQUEUE_AT_MOST = 800
 
 #: Most leases in one call that renews: 3,900 kept the server busy for 10 ms.

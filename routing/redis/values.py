@@ -12,7 +12,7 @@ FETCH_BYTES = 8 * 1024 * 1024
 
 
 class Mark(StrEnum):
-    """What is noted on a message that goes back to its queue."""
+    """What is noted on a message that is requeued."""
 
     NONE = ""  #: nobody may have begun it
     REDELIVERED = "redelivered"  #: it may have run in part: it was handed over
@@ -20,13 +20,13 @@ class Mark(StrEnum):
     LATER = "later"  #: it cannot be run now: it comes again after a delay that doubles each time
 
 
-#: Seconds until a message comes again that was given back later, at most.
+#: Seconds until a message comes again that was requeued for later, at most.
 LONGEST_RETURN_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """A held message that goes back to the front of its queue; the evidence says why charged."""
+    """A held message that is requeued at the front; the evidence says why charged."""
 
     tag: str
     message_id: str = ""

@@ -1,4 +1,4 @@
-"""Takes what has ended to the server: endings, dead letters, and messages that go back.
+"""Takes what has ended to the server: endings, dead letters, and messages to requeue.
 
 Each is taken from the outbox for one call, and put back when that may not have arrived: doing any
 of them twice changes nothing. So any thread may do it, with a client of its own.
@@ -63,7 +63,7 @@ class Carrier:
             raise fault
 
     def requeue(self) -> None:
-        """Carry what goes back to its queue."""
+        """Carry what is requeued."""
         if not (returns := self._outbox.take_returns()):
             return
         kept, fault = _each(returns, self._link.client, self._link.commands.requeue)

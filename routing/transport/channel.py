@@ -307,7 +307,7 @@ class EngineMixin(Publishing):
     # -- closing
 
     def close(self) -> None:
-        """Settle what has ended, give back what waits, close the connections."""
+        """Settle what has ended, requeue what waits, close the connections."""
         if "fetcher" in self.__dict__ and not self.closed:
             self._leave()
         super().close()  # type: ignore[misc]

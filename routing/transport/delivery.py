@@ -65,7 +65,7 @@ class Delivery:
         self._delivery_counts: dict[str, DeliveryCount] = {}
 
     def deliver(self, arrival: Arrival) -> None:
-        """Hand a message to its consumer; without one it goes back to its queue."""
+        """Hand a message to its consumer; without one it is requeued."""
         if self._holdings.state(arrival.tag) is None:
             return  # its lease ran out meanwhile: it is another worker's
         callback = self._consumer_of(arrival.queue)
@@ -186,7 +186,8 @@ class Delivery:
     def look_up_delivery_counts(self, arrivals: Sequence[Arrival]) -> bool:
         """Look up which of these messages were charged a delivery before.
 
-        False when the server does not say: then they go back, and nothing is fetched for a while.
+        False when the server does not say: then they are requeued, and nothing is fetched for a
+        while.
         """
         ids = {arrival.tag: run_id for arrival in arrivals if (run_id := _run_id_of(arrival))}
         if not ids:

@@ -314,7 +314,7 @@ class Fetcher:
     # -- stopping
 
     def stand_down(self) -> None:
-        """Stop fetching: read the reply that is out, give back what was not delivered, settle.
+        """Stop fetching: read the reply that is out, requeue what was not delivered, settle.
 
         What cannot be sent now (the connection is lost) stays with the holdings.
         """

@@ -23,10 +23,10 @@ class EngineMessage(virtual.Message):
 
     Attributes:
         is_held: this process held it when it came. What is consumed without acknowledgement, as
-            from a broadcast, never is: there is nothing to end, to give back, or to lose.
+            from a broadcast, never is: there is nothing to end, to requeue, or to lose.
         ending: name of the counter that the ending belongs to; None means "done".
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
-        loss: how it took its process down; a message that goes back then is charged a delivery.
+        loss: how it took its process down; a message that is requeued then is charged a delivery.
         evidence: why it will not be tried again, should it end as failed or rejected.
         link: the database that it came from.
         was_kept: the broker kept it until its ETA; no clock of this machine is to hold it again.
@@ -106,10 +106,10 @@ class EngineQoS(stock.QoS):
         return True
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Do nothing: what runs is kept, what waits is given back by the holdings."""
+        """Do nothing: what runs is kept, what waits is requeued by the holdings."""
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Do nothing: what runs is kept, what waits is given back by the holdings."""
+        """Do nothing: what runs is kept, what waits is requeued by the holdings."""
         self._on_collect.cancel()
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:

@@ -118,7 +118,7 @@ class Settler:
             self.flush()
 
     def requeue(self) -> None:
-        """Return what goes back to its queue; what is refused is kept, and holds up nothing."""
+        """Return what is requeued; what is refused is kept, and holds up nothing."""
         if self._outbox.has_returns:
             self._carry(self._carrier.requeue)
 

@@ -21,7 +21,7 @@ from routing.worker.stopping import is_cut_off
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a worker which stops gives to what is not stored yet; then the messages go back.
+#: Seconds that a worker which stops gives to what is not stored yet; then it is requeued.
 LAST_SECONDS = 2.0
 
 

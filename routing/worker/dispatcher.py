@@ -1,7 +1,7 @@
 """From "message received" to "handed to the pool": units of work wait here for a slot.
 
 A unit is one request, or a whole batch. It is handed over only when a slot is free, the queues
-taking turns by weight. So what waits here can still be given back, and what was handed over will
+taking turns by weight. So what waits here can still be requeued, and what was handed over will
 run.
 """
 
@@ -174,14 +174,14 @@ class Dispatcher(bootsteps.StartStopStep):
             self.holdings.keeper.leave()
 
     def shutdown(self, consumer: Any) -> None:
-        """Settle what the pool has ended, give back the rest."""
+        """Settle what the pool has ended, requeue the rest."""
         if self._channel is None:
             return
         holdings = self._channel.link.holdings
         CLERK.finish()
         returned = holdings.requeue_all()
         if returned:
-            logger.info("gave back %d unfinished messages", returned, extra={"event": "given_back"})
+            logger.info("requeued %d unfinished messages", returned, extra={"event": "given_back"})
         self._channel.runtime.is_worker = holdings.durable = False
         holdings.dismiss()  # first, as it may have endings in its hands
         if not self._channel.closed:

@@ -106,7 +106,7 @@ def _then_reject(message: EngineMessage, refuse: Callable[[], None]) -> None:
     try:
         refuse()
     except CutOff:
-        return  # the worker ends, and the message goes back
+        return  # the worker ends, and the message is requeued
     except Exception:
         logger.exception(
             "the failure of a refused message cannot be stored",

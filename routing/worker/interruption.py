@@ -1,6 +1,6 @@
 """Requests whose run may be interrupted: cancelled, or lost with its process.
 
-What a deploy cuts is nobody's fault: the message goes back, uncharged. What took its process down
+What a deploy cuts is nobody's fault: the message is requeued, uncharged. What took its process down
 by itself says so on its message.
 """
 
@@ -76,7 +76,7 @@ class InterruptibleRequest(stock.Request):
             self._requeue_cancelled()
             return
         logger.warning(
-            "%s was interrupted and goes back to its queue: %s",
+            "%s was interrupted and is requeued: %s",
             self,
             error,
             extra={"event": "interrupted"},
@@ -87,7 +87,7 @@ class InterruptibleRequest(stock.Request):
     def _requeue_cancelled(self) -> None:
         """Return the message of a cancelled run, which Celery leaves unacknowledged.
 
-        A worker that stops gives back all that it still holds, in order, so it need not.
+        A worker that stops requeues all that it still holds, in order, so it need not.
         """
         if not STOP.told and not self.acknowledged and isinstance(self.message, EngineMessage):
             # What gevent's pool reports as a success would not be run again by this worker.

@@ -3,7 +3,7 @@
 It is known once they have run, and is never found out again because it could not be stored or sent:
 it waits with its slot until the server takes it, whether that was away or refused (full memory,
 somebody's script). So a server that takes nothing stops the fetching, by the prefetch, and fills no
-memory. Only a cold shutdown ends the wait: then the message goes back.
+memory. Only a cold shutdown ends the wait: then the message is requeued.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _RETRYING: ContextVar[tuple[Any, Any] | None] = ContextVar("celeriac_retrying", 
 
 
 class CutOff(Reject):
-    """The worker stops cold while an outcome waits: its message goes back."""
+    """The worker stops cold while an outcome waits: its message is requeued."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error, requeue=True)
@@ -103,7 +103,7 @@ class WorkersWaiting:
         try:
             task.backend.mark_as_retry(request.id, error, trace, request=request)
         except CutOff:
-            raise  # the message goes back itself, so no retry of it may be sent
+            raise  # its own message is requeued, so no retry of it may be sent
         except Exception:
             # The tracer says what becomes of it, as it does without this.
             logger.debug("a retry could not be stored before it was sent", exc_info=True)

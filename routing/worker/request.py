@@ -226,7 +226,7 @@ class Request(InterruptibleRequest):
             self._end_failed(end)
 
     def _end_unless_cut_off(self, end: Callable[[], None]) -> None:
-        """End it; not where Celery would do so without a result: then the message goes back."""
+        """End it; not where Celery would do so without a result: then the message is requeued."""
         if not is_cut_off() or self.acknowledged:
             end()
 
@@ -242,7 +242,7 @@ class Request(InterruptibleRequest):
             yield
         except BaseException as error:
             if isinstance(error, CutOff):
-                raise  # the worker is cut off from its results as it ends: the message goes back
+                raise  # the worker is cut off from its results as it ends: the message is requeued
             if not isinstance(error, Exception) and not CLERK.is_here:
                 raise  # it ends the worker
             logger.exception(

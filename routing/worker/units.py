@@ -35,7 +35,7 @@ class UnitSource(Protocol):
         """Return how much of each queue has been gathered that still waits for company."""
 
     def clear(self) -> None:
-        """Forget everything; the messages are being given back."""
+        """Forget everything; the messages are being requeued."""
 
 
 class Owner(Protocol):

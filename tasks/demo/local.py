@@ -1,7 +1,7 @@
 """The processes that the demo needs: those that run are used, those that do not are started.
 
 What was started here is started again when it ends by itself and nobody takes its place, and is
-stopped at the end: workers first, so that they can give back what they hold, then the broker.
+stopped at the end: workers first, so that they can requeue what they hold, then the broker.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import _state
 from pydantic import BaseModel
 
 from routing.redis.permissions import COMMANDS
@@ -110,6 +111,7 @@ def test_the_snippets_of_the_readme_run(
 ) -> None:
     (tmp_path / "queues.toml").write_text(blocks("toml")[0])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_state, "_on_app_finalizers", set())  # its tasks are shared with all apps
 
     class Flight(BaseModel):
         number: int

@@ -195,7 +195,7 @@ def test_the_command_lets_clients_leave_before_the_server_goes(
             process.terminate()
             assert process.stdout is not None
             eventually(lambda: "stopping" in process.stdout.readline())
-            worker.lpush("bulk", "given back while stopping")
+            worker.lpush("bulk", "requeued while stopping")
         assert process.wait(30) == 0
 
 

@@ -76,7 +76,7 @@ def test_a_rate_limited_task_holds_its_queues_prefetch_and_another_goes_on(at: S
     assert at.broker.length("slow") == 20 - 1 - PREFETCH
 
     assert at.worker.terminate() == 0
-    assert at.broker.holds_nothing(), "a warm shutdown gives back what a rate limit kept waiting"
+    assert at.broker.holds_nothing(), "a warm shutdown requeues what a rate limit kept waiting"
     assert at.broker.length("slow") == 20 - 1
 
 

@@ -21,7 +21,7 @@
 
 local returned, bytes = 0, 0
 
--- Notes in the trailing object that a payload was given back once more; returns also how often before.
+-- Notes in the trailing object that a payload was requeued once more; returns also how often before.
 local function counted(payload)
   local object = object_in(payload)
   local before = object and string.match(object, '"returned":(%d+)')
