@@ -73,6 +73,10 @@ for everybody), `deadletters`, `doctor`, `cli`. ``docs/architecture.md`` draws t
 
 from __future__ import annotations
 
+from routing.upstream import check_versions
+
+check_versions()  # before anything of an older Celery is asked for what it does not have
+
 from routing.errors import (
     BrokerUnreachable,
     DeadLetter,

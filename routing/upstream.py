@@ -191,11 +191,8 @@ def names() -> Iterator[Private]:
             )
 
 
-def check(*, worker: bool = False) -> None:
-    """Refuse versions of Celery and kombu that lack what this package needs.
-
-    Arguments:
-        worker: look at everything; else only at what has been imported anyway.
+def check_versions() -> None:
+    """Refuse versions of Celery and kombu that are too old; nothing of them is imported.
 
     Raises:
         IncompatibleVersion: in one sentence what is needed and what is there.
@@ -208,6 +205,17 @@ def check(*, worker: bool = False) -> None:
             raise IncompatibleVersion(
                 f"celeriac needs {package.capitalize()} {wanted} or later, this is {found}"
             )
+
+
+def check(*, worker: bool = False) -> None:
+    """Refuse a Celery and a kombu that lack a name that this package needs.
+
+    Arguments:
+        worker: look at everything; else only at what has been imported anyway.
+
+    Raises:
+        IncompatibleVersion: in one sentence what is needed and what is there.
+    """
     for private in names():
         module = private.owner.partition(":")[0]
         is_there = module in sys.modules or (worker and _imports(module))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from celery import Celery
 
-from routing import install, upstream
+from routing import upstream
 from routing.errors import IncompatibleVersion
 
 ROOT = Path(__file__).parents[2]
-FILES = [path for name in ("routing", "batching") for path in sorted((ROOT / name).rglob("*.py"))]
+PACKAGES = ("routing", "batching")
+FILES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
 UPSTREAM = ("amqp", "billiard", "celery", "kombu", "redis", "vine")
 
 #: What stands for the object itself, where its class is one of ours over one of theirs.
@@ -78,15 +79,24 @@ def test_a_private_name_is_there_and_has_a_reason(private: upstream.Private) -> 
 
 
 @pytest.mark.parametrize("package", ["celery", "kombu"])
-def test_an_older_version_is_refused_in_one_sentence(
-    package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = {"celery": "5.7.0", "kombu": "5.7.0", package: "5.6.3"}
-    monkeypatch.setattr(upstream, "version", known.__getitem__)
-    with pytest.raises(IncompatibleVersion) as caught:
-        install(Celery("old", set_as_current=False), {"queues": {"a": {}}})
-    name = package.capitalize()
-    assert str(caught.value) == f"celeriac needs {name} 5.7 or later, this is 5.6.3"
+def test_an_older_version_is_refused_in_one_sentence(package: str, tmp_path: Path) -> None:
+    """It is found before anything of Celery is imported: here, nothing could be."""
+    (tmp_path / "celery.py").write_text("")
+    metadata = tmp_path / f"{package}-5.6.3.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 5.6.3\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    for name in PACKAGES:
+        found = subprocess.run(
+            [sys.executable, "-c", f"import {name}"],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+        assert found.stderr.splitlines()[-1] == (
+            "routing.errors.IncompatibleVersion: "
+            f"celeriac needs {package.capitalize()} 5.7 or later, this is 5.6.3"
+        )
 
 
 def test_a_name_that_has_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
