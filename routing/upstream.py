@@ -207,29 +207,18 @@ def check_versions() -> None:
             )
 
 
-def check(*, worker: bool = False) -> None:
+def check() -> None:
     """Refuse a Celery and a kombu that lack a name that this package needs.
 
-    Arguments:
-        worker: look at everything; else only at what has been imported anyway.
+    Only what has been imported is looked at: in a worker, the pool that it has.
 
     Raises:
         IncompatibleVersion: in one sentence what is needed and what is there.
     """
     for private in names():
         module = private.owner.partition(":")[0]
-        is_there = module in sys.modules or (worker and _imports(module))
-        if is_there and private.is_missing():
+        if module in sys.modules and private.is_missing():
             raise IncompatibleVersion(
                 f"celeriac needs {private.owner}.{private.name}, which Celery "
                 f"{version('celery')} with kombu {version('kombu')} does not have"
             )
-
-
-def _imports(module: str) -> bool:
-    """Return whether a module can be imported: gevent's pool needs gevent."""
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return False
-    return True

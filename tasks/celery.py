@@ -24,7 +24,7 @@ PLATFORM = frozenset(
     {"broker", "celery", "child", "database", "demo", "embedded", "settings", "up"}
 )
 
-#: Task modules of ours with the package that an extra of the same purpose brings.
+#: Task modules of ours with the package that they need.
 OPTIONAL = {"tasks.flights": "sqlalchemy"}
 
 
@@ -64,7 +64,7 @@ def _is_usable(name: str) -> bool:
     package = OPTIONAL.get(name)
     if package is None or importlib.util.find_spec(package) is not None:
         return True
-    logger.info("%s is left out: it needs the 'demo' extra", name)
+    logger.info("%s is left out: it needs %s: pip install -r tasks/requirements.txt", name, package)
     return False
 
 

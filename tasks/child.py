@@ -104,15 +104,22 @@ class Child:
 
     def stop(self, seconds: float) -> None:
         """Ask it to end, wait for so long, and end what is left; stopping twice is safe."""
-        if self._process is None:
+        if not self.running:
             return
         self.send()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             self.wait(max(0.0, seconds))
-        self.kill()
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._end()
 
     def kill(self) -> None:
-        """End it at once, and what is left of its group; killing twice is safe."""
+        """End it at once, and what it has started; killing twice is safe."""
+        if self.running:  # else its number may be another's by now
+            self._end()
+
+    def _end(self) -> None:
         if self._process is None:
             return
         if self._leads:

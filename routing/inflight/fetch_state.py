@@ -29,6 +29,6 @@ class Listening:
     queues: frozenset[str]
 
 
-State: TypeAlias = Idle | Exchanging | Listening
+FetchState: TypeAlias = Idle | Exchanging | Listening
 
 IDLE = Idle()

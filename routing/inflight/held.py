@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 
-from routing.redis.values import LONGEST_RETURN_SECONDS, NOT_COUNTED, DeliveryCount
+from routing.redis.values import LONGEST_RETURN_SECONDS, NOT_COUNTED, DeliveryCount, Mark
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ class Held:
     watch: Watch | None = None
 
     @property
-    def has_begun(self) -> bool:
-        """Whether it may have run in part: it was handed over."""
-        return self.state is not State.WAITING
+    def mark(self) -> Mark:
+        """What is noted when it is requeued: whether it may have run in part."""
+        return Mark.NONE if self.state is State.WAITING else Mark.REDELIVERED
 
     def say_later(self) -> None:
         """Log that it is requeued and comes again later."""

@@ -50,7 +50,7 @@ class Holdings:
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
         #: Whether the worker that owns them was told to stop.
-        self.is_stopping: Callable[[], bool] = lambda: False
+        self.is_stopping: Callable[[], bool] = bool
         self._reset()
         in_children(self._leave_to_the_parent)
 
@@ -98,8 +98,7 @@ class Holdings:
 
     def unanswered(self, fetch: Fetch) -> None:
         """Remember a fetch whose reply was lost: what it took must be requeued by enumeration."""
-        with self._lock:
-            self.credit.release(fetch)
+        self.refused(fetch)
         self.outbox.add_unread(fetch)
 
     def refused(self, fetch: Fetch) -> None:
@@ -230,16 +229,15 @@ class Holdings:
 
         Arguments:
             up_to: only what has come no further.
-            of: only what the channel of this name fetched.
+            of: only what the channel of this name, all of one length, fetched.
         """
-        prefix = f"{of}:" if of else ""
         with self._lock:
-            held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(prefix)]
+            held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(of)]
             for one in held:
                 self._drop(one.tag)
         for one in held:
             # Ending it early was the worker's choice, so it is not charged.
-            self._return(one, Mark.REDELIVERED if one.has_begun else Mark.NONE)
+            self._return(one, one.mark)
         return len(held)
 
     def requeue_forsaken(self) -> int:
@@ -250,8 +248,7 @@ class Holdings:
         returned = 0
         while self._forsaken:
             if (held := self.get(self._forsaken.popleft())) is not None:
-                mark = Mark.REDELIVERED if held.has_begun else Mark.NONE
-                returned += self.requeue(held.tag, mark)
+                returned += self.requeue(held.tag, held.mark)
         return returned
 
     def _drop(self, tag: str) -> Held | None:
@@ -270,8 +267,13 @@ class Holdings:
             settler.ended(at_once=at_once)
         if self.keeper is not None:
             self.keeper.ended()
+        self.made_room([queue])
+
+    def made_room(self, queues: Iterable[str]) -> None:
+        """Tell the channels that wait for it that more of these queues may be fetched."""
         for call in list(self.await_room.values()):
-            call(queue)
+            for queue in queues:
+                call(queue)
 
     # -- leases
 
@@ -341,7 +343,8 @@ class Holdings:
         return self._settlers.get(name) or next(iter(self._settlers.values()), None)
 
     def dismiss(self) -> None:
-        """Let nobody renew leases any more; dismissing twice is safe."""
+        """Let nobody renew leases any more: the worker has stopped. Dismissing twice is safe."""
+        self.is_stopping = bool
         keeper, self.keeper = self.keeper, None
         if keeper is not None:
             keeper.stop()

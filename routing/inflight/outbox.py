@@ -7,6 +7,7 @@ changes nothing when it is done twice.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -37,6 +38,8 @@ class Outbox:
         self._returned = 0.0
         self._returns: dict[str, list[Return]] = {}
         self._unread: list[Fetch] = []
+        #: What a call of its own carries now: queue -> messages.
+        self._carried: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Return how many endings and burials wait."""
@@ -65,6 +68,23 @@ class Outbox:
     def has_returns(self) -> bool:
         """Whether messages wait to be requeued."""
         return bool(self._returns or self._unread)
+
+    def carried(self, queue: str) -> int:
+        """Return how many messages of a queue may be unacknowledged, though they have ended.
+
+        A call of its own carries them, which a fetch may overtake.
+        """
+        return self._carried[queue] if self._carried else 0
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether a call of its own carries something now."""
+        return bool(self._carried)
+
+    def arrived(self, carried: Mapping[str, int]) -> None:
+        """Note that a call has ended which carried so many messages of each queue."""
+        with self._lock:
+            self._carried -= Counter(carried)
 
     def tags(self) -> list[str]:
         """Return the tags of everything that has ended: they are unacknowledged until settled."""
@@ -107,13 +127,20 @@ class Outbox:
 
     # -- taking out
 
-    def take_settlement(self) -> Settlement:
-        """Take the oldest endings, for a call that will carry them."""
+    def take_settlement(self, *, rides: bool = False) -> Settlement:
+        """Take the oldest endings, for a call that will carry them.
+
+        Arguments:
+            rides: the call is a fetch, which settles before it takes anything.
+        """
         with self._lock:
             # A signal's handler may come in here and add to it.
             ended, self._ended = self._ended, []
             self._ended[:0] = ended[SETTLE_AT_MOST:]
-        return Settlement(ended[:SETTLE_AT_MOST])
+            settlement = Settlement(ended[:SETTLE_AT_MOST])
+            if not rides:
+                self._carried.update(settlement.queues())
+        return settlement
 
     def restore_settlement(self, settlement: Settlement) -> None:
         """Take endings back whose call may not have arrived; settling twice changes nothing."""
@@ -127,6 +154,7 @@ class Outbox:
         """Take the dead letters of each queue, for calls that will carry them."""
         with self._lock:
             burials, self._burials = self._burials, {}
+            self._carried.update({queue: len(entries) for queue, entries in burials.items()})
         return burials
 
     def restore_burials(self, burials: Mapping[str, Sequence[Burial]]) -> None:
@@ -141,6 +169,7 @@ class Outbox:
         with self._lock:
             returns, self._returns = self._returns, {}
             unread, self._unread = self._unread, []
+            self._carried.update({queue: len(entries) for queue, entries in returns.items()})
         # What is requeued last stands first: so the newest fetch goes before what was held earlier.
         taken = [
             (queue, [Return(tag) for tag in fetch.tags(position)])

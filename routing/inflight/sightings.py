@@ -49,10 +49,9 @@ class Sightings:
             self._looked_at = now
             # What had no room was not asked, so nobody knows whether it is empty.
             self.quiet.intersection_update(reply.left)
-        self._left.update(reply.left)
+        self._left = dict(reply.left)
         for queue, left in reply.left.items():
-            # What a stale reply calls empty is asked again.
-            if left or self.is_stale:
+            if left:
                 self.quiet.discard(queue)
             else:
                 self.quiet.add(queue)
@@ -75,10 +74,9 @@ class Sightings:
             self.quiet.discard(queue)
 
     def held_up(self, seconds: float) -> None:
-        """Note that the loop stood still: what was known to be empty may not be so any more."""
+        """Note that the loop stood still: more may be left now than was."""
         if seconds > STALE_SECONDS:
             self.is_stale = True
-            self.quiet.clear()
 
     def left(self, queue: str) -> int:
         """Return how many messages of a queue were left behind at the last look."""

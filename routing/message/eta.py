@@ -15,10 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
+from kombu.compression import decompress
 
-from routing.message.codec import JSON, decode
+from routing.message.codec import JSON, check_inflated, decode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: What every task message of protocol 1 has in its body.
+_TASK = {"id", "task"}
+
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -52,21 +56,24 @@ def take_eta(message: dict[str, Any]) -> datetime | None:
 def task_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of a task message: its headers or, for protocol 1, its body.
 
-    Empty for what is no task, and for a body of protocol 1 that is not plain JSON.
+    Empty for what is no task, and for a body of protocol 1 that is not JSON.
     """
     headers = message.get("headers") or {}
     if "task" in headers:
         return headers
-    if message.get("content-type") != JSON or headers.get("compression"):
+    if message.get("content-type") != JSON:
         return {}
     try:
         body = message["body"]
         if (message.get("properties") or {}).get("body_encoding") == "base64":
             body = base64.b64decode(body)
+        if compression := headers.get("compression"):
+            check_inflated(body, compression)
+            body = decompress(body, compression)
         fields = decode(body if isinstance(body, bytes) else body.encode())
-    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
+    except Exception:  # what cannot be read is found out where it is taken in
         return {}
-    return fields if isinstance(fields, dict) and "task" in fields else {}
+    return fields if isinstance(fields, dict) and fields.keys() >= _TASK else {}
 
 
 def was_kept(message: Mapping[str, Any]) -> bool:

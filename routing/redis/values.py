@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -68,6 +69,10 @@ class Settlement:
         for ending in self.endings:
             groups.setdefault((ending.queue, ending.name), []).append(ending.tag)
         return groups
+
+    def queues(self) -> Counter[str]:
+        """Return how many of them are each queue's."""
+        return Counter(ending.queue for ending in self.endings)
 
     def counted_ids(self) -> list[str]:
         """Return the message ids whose delivery count is over."""

@@ -6,7 +6,8 @@ of them twice changes nothing. So any thread may do it, with a client of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from routing.redis.faults import is_lost
@@ -49,9 +50,11 @@ class Carrier:
     def _settle(self, settlement: Settlement) -> None:
         try:
             self._link.commands.exchange(self._link.client, settlement, Fetch("", ()))
-        except Exception:
+        except BaseException:
             self._outbox.restore_settlement(settlement)
             raise
+        finally:
+            self._has_ended(settlement.queues())
 
     def bury(self) -> None:
         """Carry what became dead letters."""
@@ -60,6 +63,8 @@ class Carrier:
         kept, fault = _each(burials.items(), self._link.client, self._link.commands.bury)
         if fault is not None:
             self._outbox.restore_burials(dict(kept))
+        self._has_ended(_counts(burials.items()))
+        if fault is not None:
             raise fault
 
     def requeue(self) -> None:
@@ -69,24 +74,38 @@ class Carrier:
         kept, fault = _each(returns, self._link.client, self._link.commands.requeue)
         if fault is not None:
             self._outbox.restore_returns(kept)
+        self._has_ended(_counts(returns))
+        if fault is not None:
             raise fault
+
+    def _has_ended(self, carried: Mapping[str, int]) -> None:
+        """Note that a call has ended which carried so many messages of each queue."""
+        self._outbox.arrived(carried)
+        self._link.holdings.made_room(carried)
+
+
+def _counts(by_queue: Iterable[tuple[str, Sequence[Any]]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for queue, entries in by_queue:
+        counts[queue] += len(entries)
+    return counts
 
 
 def _each(
     by_queue: Iterable[tuple[str, list[T]]], client: Any, run: Callable[..., Any]
-) -> tuple[Sequence[tuple[str, list[T]]], Exception | None]:
+) -> tuple[Sequence[tuple[str, list[T]]], BaseException | None]:
     """Run a command for each queue; return what it did not do, and why.
 
     What the server refuses of one queue holds up no other; a lost connection ends it.
     """
     kept: list[tuple[str, list[T]]] = []
-    fault: Exception | None = None
+    fault: BaseException | None = None
     for queue, entries in by_queue:
         try:
-            if fault is not None and is_lost(fault):
+            if fault is not None and (is_lost(fault) or not isinstance(fault, Exception)):
                 raise fault
             run(client, queue, entries)
-        except Exception as error:
+        except BaseException as error:
             kept.append((queue, entries))
             fault = error
     return kept, fault

@@ -25,7 +25,7 @@ from routing.inflight.fetch_policy import (
     Situation,
     next_step,
 )
-from routing.inflight.fetch_state import IDLE, Exchanging, Listening, State
+from routing.inflight.fetch_state import IDLE, Exchanging, FetchState, Listening
 from routing.inflight.resting import Resting
 from routing.inflight.sightings import Sightings
 from routing.redis.backoff import Backoff
@@ -79,7 +79,7 @@ class Fetcher:
         self.bell = OwnBell(link, self.name, self._rooms, loop)
         self._bell_of = link.commands.keys.bell
         self._calls = itertools.count(1)
-        self._state: State = IDLE
+        self._state: FetchState = IDLE
         self.sightings = Sightings()
         self._last_reply = 0.0
         self._resting = Resting()
@@ -156,7 +156,7 @@ class Fetcher:
     def _send_exchange(self, step: Exchange) -> None:
         self._settler.bury()
         fetch = self._rooms.fetch(step.asked, prefix=self.next_prefix(), quiet=step.quiet)
-        settlement = self._holdings.outbox.take_settlement()
+        settlement = self._holdings.outbox.take_settlement(rides=True)
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)
         self._settler.rides = True
@@ -212,7 +212,7 @@ class Fetcher:
             self.sightings.hear(q for q in self._consumed.engine_queues if self._bell_of(q) == bell)
         return False
 
-    def _end_command(self) -> State:
+    def _end_command(self) -> FetchState:
         state, self._state = self._state, IDLE
         self.bell.is_over()
         return state

@@ -226,5 +226,7 @@ class Renewer:
             self._next_carry = 0.0
         except (*LOST, exceptions.RedisError) as error:
             logger.debug("what has ended is settled a little later: %s", error)
+        except Exception:
+            logger.exception("what has ended could not be settled")
         finally:
             self._is_carrying = False

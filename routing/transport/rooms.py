@@ -54,7 +54,8 @@ class Rooms:
             most = min(count, prefetch.ceiling(queue))
         if waiting >= INBOX_HIGH or not size_bytes:
             return Room(queue, 0, count)
-        return Room(queue, self._holdings.credit.left(queue, most), count, size_bytes)
+        left = self._holdings.credit.left(queue, most) - self._holdings.outbox.carried(queue)
+        return Room(queue, left, count, size_bytes)
 
     def fetch(self, rooms: Iterable[Room], *, prefix: str, quiet: tuple[str, ...]) -> Fetch:
         """Return the fetch that asks for what these rooms have place for.

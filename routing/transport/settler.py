@@ -64,8 +64,16 @@ class Settler:
         """Note that something waits; with `at_once` it is settled before this returns."""
         if at_once or self.is_prompt:
             self.flush()
+            self._await_others()
         elif not self._later.is_set:
             self.look_later()
+
+    def _await_others(self) -> None:
+        """Wait for what the thread that renews has just taken: its call may be on its way."""
+        while self._outbox.is_carried:
+            time.sleep(0.001)
+        if len(self._outbox):  # that call has failed
+            self.flush()
 
     def look_later(self) -> None:
         """Wake the loop in some milliseconds, to settle what waits then."""

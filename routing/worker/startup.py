@@ -39,7 +39,7 @@ class CheckTable(bootsteps.Step):
         """Check, once the pool knows its size."""
         if (table := topology_of(parent.app)) is None:
             return
-        upstream.check(worker=True)
+        upstream.check()
         queues = list(parent.app.amqp.queues.consume_from)
         wait_for_results(
             parent.app,

@@ -87,6 +87,7 @@ class LocalPlatform:
             what = child.log.stem
             logger.warning("%s has ended, starting it again; its log: %s", what, child.log)
             child.start()
+            self._ended_at.pop(child, None)
 
     def _children(self) -> list[Child]:
         return [child for child in (self._broker, *self._workers) if child is not None]

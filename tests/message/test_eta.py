@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -159,5 +160,10 @@ def test_the_fields_of_protocol_1_are_those_of_its_body() -> None:
     assert task_fields(old) == body
     assert eta_of(task_fields(old)) == datetime(2030, 1, 1, tzinfo=UTC)
     assert task_fields({**old, "body": "?"}) == {}
+    packed = base64.b64encode(zlib.compress(json.dumps(body).encode())).decode()
+    assert task_fields({**old, "body": packed, "headers": {"compression": "gzip"}}) == body
+    assert task_fields({**old, "headers": {"compression": "gzip"}}) == {}
+    lunch = base64.b64encode(json.dumps({"task": "lunch", "eta": body["eta"]}).encode()).decode()
+    assert task_fields({**old, "body": lunch}) == {}, "no task of Celery's"
     assert task_fields({**old, "content-type": "application/x-python-serialize"}) == {}
     assert task_fields({**old, "headers": {"task": "t"}}) == {"task": "t"}

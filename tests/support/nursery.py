@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,12 @@ class Forked:
 
     def kill(self) -> None:
         """End it at once, and what is left of its group."""
-        if self.running:
-            os.killpg(self.pid, signal.SIGKILL)
-            self.wait()
+        if not self.running:
+            return
+        for kill in (os.killpg, os.kill):  # it may lead no group yet
+            with suppress(ProcessLookupError):
+                kill(self.pid, signal.SIGKILL)
+        self.wait()
 
     def _ended(self, seconds: float | None) -> int | None:
         if self._code is not None:

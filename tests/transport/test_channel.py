@@ -17,13 +17,12 @@ from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.asynchronous import Hub
 
 from routing import BrokerUnreachable, QueueFull
-from routing.redis.commands import Commands
 from routing.redis.faults import Fault, fault_of
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, numbered
 from tests.support.servers import Server, free_port
-from tests.support.wait import elapse, eventually
+from tests.support.wait import eventually
 
 
 @pytest.fixture(params=["", "shop:"], ids=["plain", "key prefix"])
@@ -116,62 +115,6 @@ def test_what_a_plain_consumer_raises_reaches_its_caller(app: Celery, broker: Br
         connection.drain_events(timeout=5)
     assert broker.length("default") == 1
     assert broker.length("default.dead") == 0
-
-
-def test_an_early_ack_that_another_thread_carries_is_waited_for(
-    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    carries, order = threading.Event(), []
-
-    def slow(commands: Commands, *args: Any) -> Any:
-        carries.set()
-        elapse(0.2)
-        reply = exchange(commands, *args)
-        order.append("carried")
-        return reply
-
-    for _ in range(2):
-        app.send_task("basic.add", (1, 1), queue="default")
-    with app.connection_for_read() as connection:
-        channel = connection.channel()
-        tags = [channel.basic_get("default").delivery_tag for _ in range(2)]
-        exchange = Commands.exchange
-        monkeypatch.setattr(Commands, "exchange", slow)
-        channel.settler.is_prompt = False  # as where somebody consumes
-        channel.link.holdings.end(tags[0], "started")
-        carrying = threading.Thread(target=channel.settler.flush)
-        carrying.start()
-        assert carries.wait(10)
-        channel.settler.flush()
-        order.append("went on")
-        carrying.join()
-        monkeypatch.undo()
-    assert order == ["carried", "went on"]
-
-
-def test_what_the_renewing_thread_carries_has_arrived_when_nobody_renews_any_more(
-    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    carries = threading.Event()
-
-    def slow(commands: Commands, *args: Any) -> Any:
-        carries.set()
-        elapse(0.2)
-        return exchange(commands, *args)
-
-    app.send_task("basic.add", (1, 1), queue="default")
-    with app.connection_for_read() as connection:
-        channel = connection.channel()
-        tag = channel.basic_get("default").delivery_tag
-        exchange = Commands.exchange
-        monkeypatch.setattr(Commands, "exchange", slow)
-        channel.settler.is_prompt = False  # as where somebody consumes
-        channel.settler._later.within(3600)  # in an event loop that is busy
-        channel.link.holdings.end(tag, "done")
-        assert carries.wait(10)
-        assert broker.unacked("default") == 1
-        channel.link.holdings.dismiss()
-        assert broker.unacked("default") == 0
 
 
 def test_a_simple_queue_gives_and_takes(app: Celery, broker: Broker) -> None:

@@ -23,12 +23,8 @@ if ARGV[2] == '1' then
   end
 end
 
--- The stamp is the last thing in a payload, so its tail is enough, however large the message is.
-local function stamp_of(payload)
-  return tonumber(string.match(string.sub(payload, -300), '.*,"celeriac":{"at":(%d+)'))
-end
-
 -- include: time
+-- include: trailing
 
 local reply = {now}
 for key = 3, #KEYS, 4 + lists do

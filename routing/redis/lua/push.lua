@@ -21,7 +21,7 @@
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
 --        of these or of those that waited
 
-local limit, max_bytes, policy, mode = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local limit, max_bytes, policy, terms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local ledger, first, count = KEYS[3], 7, #ARGV - 6
 local bounded = limit > 0 or max_bytes > 0
 local waiting, bytes = 0, 0
@@ -72,12 +72,12 @@ end
 
 -- Which of the new messages are appended: all from `low` to `high`.
 local low, high, gone, change = 1, count, {}, 0
-if bounded and mode ~= 'exempt' and policy == 'drop_oldest' then
+if bounded and terms ~= 'exempt' and policy == 'drop_oldest' then
   low = count - fitting(count, -1, limit, max_bytes) + 1
   gone, change = make_room(low)
-elseif bounded and mode ~= 'exempt' then
-  high = mode == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
-  if mode == 'whole' and high < count then high = 0 end
+elseif bounded and terms ~= 'exempt' then
+  high = terms == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
+  if terms == 'whole' and high < count then high = 0 end
 end
 local payloads = {}
 for i = low, high do
@@ -88,7 +88,7 @@ append(KEYS[1], payloads)
 local refuses = policy == 'reject' or policy == 'block'
 local accepted = refuses and #payloads or count
 local dropped = refuses and 0 or count - #payloads + #gone
-local refused = (policy ~= 'block' or mode == 'none') and count - accepted or 0
+local refused = (policy ~= 'block' or terms == 'none') and count - accepted or 0
 
 if dropped > 0 then
   local dead, from = {}, policy == 'drop_oldest' and 1 or high + 1
@@ -105,15 +105,15 @@ if ledger ~= KEYS[1] then
   if accepted > 0 then redis.call('HINCRBY', ledger, 'accepted', accepted) end
   if change ~= 0 then redis.call('HINCRBY', ledger, 'bytes', change) end
   if refused > 0 then redis.call('HINCRBY', ledger, 'refused', refused) end
-  local fits = mode == 'exempt' and bounded and fitting(1, 1, limit - waiting, max_bytes - bytes) or count
+  local fits = terms == 'exempt' and bounded and fitting(1, 1, limit - waiting, max_bytes - bytes) or count
   if fits < count then redis.call('HINCRBY', ledger, 'overshoot', count - fits) end
 end
 
 local age = 0
 for k = 6, refused > 0 and #KEYS or 0 do
   local oldest = age == 0 and redis.call('LINDEX', KEYS[k], -1)
-  local at = oldest and string.match(string.sub(oldest, -300), ',"celeriac":{"at":(%d+)')
-  if at then age = math.max(0, now - tonumber(at)) end
+  local at = oldest and stamp_of(oldest)
+  if at then age = math.max(0, now - at) end
 end
 if #payloads > 0 then ring(KEYS[2]) end
 return {accepted, waiting, bytes, dropped, age}

@@ -10,11 +10,13 @@ local function message_in(record)
   return record and string.match(record, '^%[(.*),"",".-"%]$')
 end
 
--- Takes a tag out: the message is nobody's then.
-local function release(tag)
-  redis.call('HDEL', UNACKED, tag)
-  redis.call('ZREM', INDEX, tag)
-  redis.call('ZREM', LEASES, tag)
-  redis.call('HDEL', ORIGINS, tag)
-  redis.call('HDEL', STARTED, tag)
+-- Takes tags out, at most what Lua's stack holds: the messages are nobody's then. Returns how many
+-- were somebody's.
+local function release(...)
+  local removed = redis.call('HDEL', UNACKED, ...)
+  redis.call('ZREM', INDEX, ...)
+  redis.call('ZREM', LEASES, ...)
+  redis.call('HDEL', ORIGINS, ...)
+  redis.call('HDEL', STARTED, ...)
+  return removed
 end

@@ -1,31 +1,29 @@
 -- The writing half of an exchange.
 
--- Calls a command with all values from ARGV[from] to ARGV[to], in pieces that Lua's stack holds.
-local function on_args(command, name, from, to)
+-- Calls a function with all values from ARGV[from] to ARGV[to], in pieces that Lua's stack holds.
+local function on_args(call, from, to)
   local answer = 0
   for i = from, to, 3500 do
-    answer = answer + redis.call(command, name, unpack(ARGV, i, math.min(i + 3499, to)))
+    answer = answer + call(unpack(ARGV, i, math.min(i + 3499, to)))
   end
   return answer
 end
+
+local function forgive(...) return redis.call('HDEL', DELIVERIES, ...) end
 
 -- Takes out what has ended, by group; returns where keys and arguments go on. Removing comes first: a
 -- server at its memory limit still lets a script run whose first write removes.
 local function settle()
   local key, arg, groups, ids = 7, 8, tonumber(ARGV[1]), tonumber(ARGV[7])
   if ids > 0 then
-    on_args('HDEL', DELIVERIES, arg, arg + ids - 1)
+    on_args(forgive, arg, arg + ids - 1)
   elseif groups == 0 then
     redis.call('HDEL', DELIVERIES, '')
   end
   arg = arg + ids
   for _ = 1, groups do
     local ending, from, to = ARGV[arg], arg + 2, arg + 1 + tonumber(ARGV[arg + 1])
-    local removed = on_args('HDEL', UNACKED, from, to)
-    on_args('ZREM', INDEX, from, to)
-    on_args('ZREM', LEASES, from, to)
-    on_args('HDEL', ORIGINS, from, to)
-    on_args('HDEL', STARTED, from, to)
+    local removed = on_args(release, from, to)
     if KEYS[key] ~= KEYS[1] and removed > 0 then
       redis.call('HINCRBY', KEYS[key], ending, removed)
       redis.call('HINCRBY', KEYS[key], 'unacked', -removed)
@@ -56,10 +54,7 @@ local function record_all(tags, takes, writes)
     if not refusal then gone = gone + take[2] end
   end
   for i = gone + 1, refusal and #tags or 0 do
-    redis.pcall('HDEL', UNACKED, tags[i])
-    redis.pcall('ZREM', INDEX, tags[i])
-    redis.pcall('ZREM', LEASES, tags[i])
-    redis.pcall('HDEL', ORIGINS, tags[i])
+    pcall(release, tags[i])
   end
   return refusal
 end

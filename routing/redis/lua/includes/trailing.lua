@@ -13,6 +13,11 @@ local function object_in(payload)
   return string.match(string.sub(payload, -300), ',"celeriac":{[^{}]*}}$')
 end
 
+-- When a payload was pushed, by the server's clock; nil when its producer was stock.
+local function stamp_of(payload)
+  return tonumber(string.match(string.sub(payload, -300), '.*,"celeriac":{"at":(%d+)'))
+end
+
 -- A payload with one entry more in that object.
 local function with_entry(payload, entry)
   if object_in(payload) then return string.sub(payload, 1, -3) .. ',' .. entry .. '}}' end

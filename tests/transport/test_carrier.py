@@ -1,0 +1,163 @@
+"""What has ended on its way to the server, by calls of several threads at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from routing.redis.commands import Commands
+from routing.transport.carrier import Carrier
+from routing.transport.channel import EngineMixin
+from routing.transport.inbox import Inbox
+from routing.transport.rooms import Rooms
+from tests.apps.basic import close, create
+from tests.support.broker import Broker
+from tests.support.wait import eventually
+
+SECONDS = 10
+
+
+class Gate:
+    """Holds calls up on their way to the server until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self._is_open = threading.Event(), threading.Event()
+
+    def close(self, patch: pytest.MonkeyPatch) -> None:
+        """Hold up the next calls."""
+        exchange = Commands.exchange
+
+        def held_up(commands: Commands, *args: Any) -> Any:
+            self.reached.set()
+            assert self._is_open.wait(SECONDS)
+            return exchange(commands, *args)
+
+        patch.setattr(Commands, "exchange", held_up)
+
+    def open(self) -> None:
+        """Let them go on."""
+        self._is_open.set()
+
+
+class OneQueue:
+    """What a channel consumes."""
+
+    engine_queues = ("default",)
+    free_queues = ()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that is open at the end."""
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def channel(broker_url: str) -> Iterator[EngineMixin]:
+    """A channel that holds a message, and settles as where somebody consumes."""
+    app: Celery = create(broker_url)
+    app.send_task("basic.add", (1, 1), queue="default")
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        assert channel.basic_get("default") is not None
+        channel.settler.is_prompt = False
+        channel.settler._later.within(3600)  # in an event loop that is busy
+        yield channel
+    close(app)
+
+
+def held_tag(channel: EngineMixin) -> str:
+    """Return the tag of what it holds."""
+    ((tag, _),) = channel.link.holdings.leases()
+    return tag
+
+
+@pytest.mark.parametrize("who", ["another thread of the channel", "the thread that renews"])
+def test_an_early_ack_that_another_thread_carries_is_waited_for(
+    channel: EngineMixin, broker: Broker, monkeypatch: pytest.MonkeyPatch, gate: Gate, who: str
+) -> None:
+    settler, is_done = channel.settler, threading.Event()
+
+    def end_early() -> None:
+        settler.ended(at_once=True)
+        is_done.set()
+
+    gate.close(monkeypatch)
+    channel.link.holdings.end(held_tag(channel), "started")
+    is_own = who == "another thread of the channel"
+    threading.Thread(target=settler.flush if is_own else Carrier(channel.link).carry_all).start()
+    assert gate.reached.wait(SECONDS)
+    threading.Thread(target=end_early).start()
+    assert not is_done.wait(0.1)
+    assert broker.unacked("default") == 1
+    gate.open()
+    assert is_done.wait(SECONDS)
+    assert broker.unacked("default") == 0
+
+
+def test_what_a_call_of_its_own_carries_counts_until_that_has_arrived(
+    channel: EngineMixin, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    """A fetch could overtake it, and more than the prefetch would be unacknowledged."""
+    holdings, told = channel.link.holdings, list[str]()
+    rooms = Rooms(OneQueue(), holdings, Inbox())
+    (full,) = rooms.all()
+    holdings.await_room["test"] = told.append
+    gate.close(monkeypatch)
+    holdings.end(held_tag(channel), "done")
+    (free,) = rooms.all()
+    assert free.credit == full.credit + 1, "an exchange would carry it along"
+    told.clear()
+    threading.Thread(target=Carrier(channel.link).carry_all).start()
+    assert gate.reached.wait(SECONDS)
+    assert rooms.all()[0].credit == full.credit
+    assert not told
+    gate.open()
+    assert eventually(lambda: told) == ["default"]
+    assert rooms.all()[0].credit == free.credit
+
+
+def test_what_the_renewing_thread_carries_has_arrived_when_nobody_renews_any_more(
+    channel: EngineMixin, broker: Broker, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    is_done = threading.Event()
+
+    def dismiss() -> None:
+        channel.link.holdings.dismiss()
+        is_done.set()
+
+    gate.close(monkeypatch)
+    channel.link.holdings.end(held_tag(channel), "done")
+    assert gate.reached.wait(SECONDS), "the thread that renews has seen it"
+    threading.Thread(target=dismiss).start()
+    assert not is_done.wait(0.1)
+    gate.open()
+    assert is_done.wait(SECONDS)
+    assert broker.unacked("default") == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_what_a_call_that_was_interrupted_has_carried_is_kept(
+    channel: EngineMixin, broker: Broker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def interrupted(*args: Any) -> Any:
+        raise error
+
+    holdings, tag = channel.link.holdings, held_tag(channel)
+    holdings.dismiss()  # it would carry it, too
+    with monkeypatch.context() as patch:
+        patch.setattr(Commands, "exchange", interrupted)
+        patch.setattr(Commands, "requeue", interrupted)
+        holdings.end(tag, "done")
+        with pytest.raises(error):
+            Carrier(channel.link).carry_all()
+        assert holdings.outbox.tags() == [tag]
+        assert not holdings.outbox.is_carried
+    Carrier(channel.link).carry_all()
+    assert broker.holds_nothing()
