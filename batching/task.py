@@ -25,6 +25,7 @@ from batching.outcomes import OUTCOME, Dead, Done, Failed, Outcome, Repeated, Re
 from batching.pool import results
 from batching.pool.call import CALLING, ReplaceBatch, RetryBatch
 from batching.pool.run import run_one
+from routing import upstream
 from routing.errors import DeadLetter
 from routing.publish.task import BulkMethods
 from routing.transport.outage import waiting_of
@@ -68,7 +69,7 @@ class BatchTask(BulkMethods, Task):
         own = dict(vars(cls))
         name = own.get("name") or cls.__name__
         check(name, own)
-        if own.get("_dump_pydantic_arguments") is not None:
+        if own.get(upstream.DUMP_MODELS.name) is not None:
             raise InvalidOption(
                 name, "pydantic", "is for one call per message; use model=YourModel"
             )

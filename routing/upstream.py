@@ -2,6 +2,7 @@
 
 Public names are enough for most; these are the rest, each with where it is and why. Nobody else
 writes them: whoever needs one asks `Private.of`, or puts something else there with `Private.put`.
+Public ones in whose place we put something else are listed in `REBOUND`.
 Private methods that a class of ours overrides, and attributes that it inherits, stay in its room
 and are listed in `INHERITED`. `check` says in one sentence what is missing.
 """
@@ -44,6 +45,10 @@ class Private:
         # Asked for on every message: the quickest way there is.
         object.__setattr__(self, "of", attrgetter(self.name))
 
+    def find(self, holder: Any, default: Any = None) -> Any:
+        """Return what an object has under this name, the default where it has nothing."""
+        return getattr(holder, self.name, default)
+
     def put(self, holder: Any, value: Any) -> None:
         """Put something else there."""
         setattr(holder, self.name, value)
@@ -63,6 +68,8 @@ _CHANNEL = "kombu.transport.virtual.base:Channel"
 _TRANSPORT = "kombu.transport.virtual.base:Transport"
 _BACKEND = "celery.backends.base:Backend"
 _ASYNPOOL = "celery.concurrency.asynpool:AsynPool"
+_ASYNPOOL_MODULE = "celery.concurrency.asynpool"
+_POLLER = "kombu.transport.redis:MultiChannelPoller"
 _RESULTS = "celery.concurrency.asynpool:ResultHandler"
 _JOB = "billiard.pool:ApplyResult"
 
@@ -150,6 +157,51 @@ ETA_TIMER = Private(
     "celery.worker.request:Request", "_eta_timer_entry", "a revoked item leaves the timer"
 )
 
+CHORD_ZSET = Private(
+    "celery.backends.redis:RedisBackend", "_chord_zset", "it is cached for the client that it had"
+)
+SENTINEL = Private(_ASYNPOOL_MODULE, "_sentinel_poll", "a process whose end was noticed", True)
+WAKER = Private("kombu.asynchronous.hub:Hub", "_waker", "a signal ends the loop's poll", True)
+SOCKET = Private("redis.connection:AbstractConnection", "_sock", "a reply that nobody read", True)
+
+#: Timers of kombu's own cycle, which it leaves in the loop when the connection is lost.
+CYCLE_TIMERS = tuple(
+    Private(_POLLER, name, "kombu leaves it behind a lost connection", True)
+    for name in (
+        "_restore_messages_tref", "_subclient_health_tref", "_brpop_health_tref", "_reauth_tref",
+        "_binding_expiry_tref",
+    )
+)  # fmt: skip
+
+#: Public names in whose place we put something else: owner -> {name: why}.
+REBOUND: dict[str, dict[str, str]] = {
+    "celery.worker.consumer.consumer:Consumer": {
+        "cancel_active_requests": "a cold shutdown cuts when the loop has ended",
+        "create_task_handler": "no promise between a message and its strategy",
+        "loop": "a cold shutdown cuts when the loop has ended",
+        "on_decode_error": "what is refused becomes a dead letter",
+        "on_invalid_task": "what is refused becomes a dead letter",
+        "on_task_request": "requests go to the dispatcher",
+        "on_unknown_message": "what is refused becomes a dead letter",
+        "on_unknown_task": "what is refused becomes a dead letter",
+    },
+    "celery.worker.worker:WorkController": {
+        "terminate": "a cold shutdown cuts when the loop has ended",
+        "wait_for_soft_shutdown": "a soft shutdown says goodbye when it begins",
+    },
+    "celery.concurrency.base:BasePool": {
+        "flush": "what was handed over survives a reconnect",
+        "on_apply": "slots are counted",
+        "stop": "a cold shutdown cuts when the loop has ended",
+    },
+    "kombu.transport.virtual.base:QoS": {"can_consume": "the credit of each queue decides"},
+    "celery.canvas:group": {"apply_async": "published whole or not at all"},
+    "celery.canvas:_chord": {"apply_async": "published whole or not at all"},
+}
+
+#: Those of them that each instance sets.
+_REBOUND_LATER = frozenset({"loop", "on_task_request"})
+
 #: Private names that our classes override or inherit: owner -> names.
 INHERITED: dict[str, tuple[str, ...]] = {
     "kombu.transport.redis:Channel": (
@@ -160,7 +212,7 @@ INHERITED: dict[str, tuple[str, ...]] = {
     ),
     "kombu.transport.virtual.base:Channel": ("_get_message_priority", "_purge"),
     "kombu.transport.redis:SentinelChannel": ("_sentinel_managed_pool",),
-    "kombu.transport.virtual.base:Message": ("_decode", "_state"),
+    "kombu.message:Message": ("_decode", "_state"),
     "kombu.transport.virtual.base:QoS": ("_on_collect",),
     "kombu.messaging:Producer": ("_publish",),
     "redis.connection:AbstractConnection": ("_connect",),
@@ -184,6 +236,10 @@ def names() -> Iterator[Private]:
     for found in list(globals().values()):
         if isinstance(found, Private):
             yield found
+    yield from CYCLE_TIMERS
+    for owner, reasons in REBOUND.items():
+        for name, why in reasons.items():
+            yield Private(owner, name, why, name in _REBOUND_LATER)
     for owner, inherited in INHERITED.items():
         for name in inherited:
             yield Private(

@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+#: Seconds between two looks whether it is ready.
+POLL_SECONDS = 0.05
 
 
 class Child:
@@ -85,6 +89,20 @@ class Child:
     def running(self) -> bool:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self, is_ready: Callable[[], bool], seconds: float) -> bool:
+        """Return whether it is ready, after so many seconds at most; False when it has ended.
+
+        Arguments:
+            is_ready: says whether; asked again and again.
+            seconds: how long to wait.
+        """
+        until = time.monotonic() + seconds
+        while not is_ready():
+            if not self.running or time.monotonic() > until:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
 
     def send(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Send it a signal, unless it has ended."""

@@ -184,11 +184,8 @@ class EmbeddedBroker:
         return moved
 
     def _wait_ready(self, url: str) -> None:
-        def ready() -> bool:
+        if self._server is None or not self._server.wait_ready(lambda: answers(url), START_SECONDS):
             self.check()
-            return answers(url)
-
-        if not _until(ready, START_SECONDS):
             raise BrokerError(
                 f"valkey-server does not answer within {START_SECONDS:.0f} s; see {self.log_path}"
             )

@@ -1,8 +1,8 @@
 """Says that messages are dropped, without flooding the log.
 
 The first drop of a queue is logged at once; then at most one line a second per queue, with the
-number since the last line. A daemon timer, or the end of the process, writes the last line of a
-burst. The ledger counts in any case.
+number since the last line. A thread, or the end of the process, writes the last line of a burst.
+The ledger counts in any case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+
+from routing.transport.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ class _Burst:
     policy: str
     count: int = 0
     last_line: float = float("-inf")
-    is_timed: bool = False
 
 
 class Drops:
@@ -38,34 +39,29 @@ class Drops:
     def __init__(self, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._interval = interval_seconds
         self._reset()
-        # Timers do not survive a fork, and the parent writes its own lines.
+        # Threads do not survive a fork, and the parent writes its own lines.
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._bursts: dict[str, _Burst] = {}
+        self._later = Wakeup(self._tell_what_is_due, lambda: None)
 
     def note(self, queue: str, policy: str, count: int) -> None:
         """Count drops of a queue, and log them now or within the interval."""
         with self._lock:
             burst = self._bursts.setdefault(queue, _Burst(policy))
             burst.count += count
-            wait = burst.last_line + self._interval - time.monotonic()
-            if wait > 0 and not burst.is_timed:
-                burst.is_timed = True
-                self._start_timer(queue, wait)
-        if wait <= 0:
-            self._tell(queue)
+        self._tell_what_is_due()
 
-    def _start_timer(self, queue: str, seconds: float) -> None:
-        timer = threading.Timer(seconds, self._on_timer, (queue,))
-        timer.daemon = True
-        timer.start()
-
-    def _on_timer(self, queue: str) -> None:
-        if (burst := self._bursts.get(queue)) is not None:
-            burst.is_timed = False
-        self._tell(queue)
+    def _tell_what_is_due(self) -> None:
+        now = time.monotonic()
+        for queue, burst in list(self._bursts.items()):
+            wait = burst.last_line + self._interval - now
+            if burst.count and wait > 0:
+                self._later.within(wait)
+            elif burst.count:
+                self._tell(queue)
 
     def flush(self) -> None:
         """Log what no line has told yet."""

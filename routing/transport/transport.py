@@ -15,6 +15,7 @@ from typing import Any
 
 from kombu.transport import redis as stock
 
+from routing import upstream
 from routing.transport.channel import EngineChannel, EngineSentinelChannel
 from routing.transport.wakeup import HubLoop
 
@@ -98,8 +99,8 @@ class TransportMixin:
             return
         self.loop.hub.on_tick.discard(self._tick)
         # kombu cancels only those of its own cycle, and each connection has a new one.
-        for name, entry in vars(self.cycle).items():
-            if name.endswith("_tref") and entry is not None:
+        for timer in upstream.CYCLE_TIMERS:
+            if (entry := timer.find(self.cycle)) is not None:
                 entry.cancel()
         if self._watch is not None:
             self._watch.cancel()

@@ -125,7 +125,7 @@ class Wire:
         connection, sent_at = upstream.IN_POLL.of(self._polled), upstream.SENT_AT.of(self._polled)
         if not connection or sent_at is None or time.monotonic() - sent_at < seconds:
             return False
-        sock = getattr(connection, "_sock", None)
+        sock = upstream.SOCKET.find(connection)
         return sock is not None and not _is_readable(sock)
 
 

@@ -68,7 +68,7 @@ class Pipes:
         Stock Celery then watches None and the worker ends (as in celery/celery#9250). The pool puts
         a new process in its place by itself, within seconds.
         """
-        if getattr(process, "_sentinel_poll", True) is not None:
+        if upstream.SENTINEL.find(process, True) is not None:
             self._watch_process(process, hub)
 
     def _replace(self, hub: Any, process: Any, looks: int = EXIT_LOOKS) -> None:
@@ -175,7 +175,7 @@ def _raise(error: Exception) -> NoReturn:
 
 
 def _writer_of(job: Any) -> Coroutine | None:
-    reference = getattr(job, upstream.JOB_WRITER.name, None)
+    reference = upstream.JOB_WRITER.find(job)
     return reference() if reference is not None else None
 
 

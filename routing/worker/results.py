@@ -245,7 +245,7 @@ def _patient(backend: Any) -> Any:
     if not issubclass(kind, Patient):
         backend.__class__ = _patient_class(kind)
         # Made for the class that it had.
-        for name in ("client", *(name for name in vars(kind) if name.startswith("_chord_"))):
+        for name in ("client", upstream.CHORD_ZSET.name):
             vars(backend).pop(name, None)
     conf = backend.app.conf
     if is_redis(kind):

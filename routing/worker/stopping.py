@@ -18,6 +18,8 @@ from celery import signals
 from celery.bootsteps import RUN
 from celery.worker import state
 
+from routing import upstream
+
 #: What a deploy, a supervisor or a terminal sends.
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -140,7 +142,7 @@ class Cut:
             self._cancel()
             return
         self._is_owed = True
-        if (waker := getattr(self._consumer.hub, "_waker", None)) is not None:
+        if (waker := upstream.WAKER.find(self._consumer.hub)) is not None:
             waker.wake()  # a handler does not end the loop's poll
 
     def stop(self) -> None:

@@ -120,8 +120,5 @@ class LocalPlatform:
         return Child([sys.executable, "-m", *module], log=log).start()
 
     def _wait_for(self, child: Child, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + broker.START_SECONDS
-        while not ready():
-            if not child.running or time.monotonic() > deadline:
-                raise LocalPlatformError(f"{child.log.stem} did not start; see {child.log}")
-            time.sleep(broker.POLL_SECONDS)
+        if not child.wait_ready(ready, broker.START_SECONDS):
+            raise LocalPlatformError(f"{child.log.stem} did not start; see {child.log}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +57,13 @@ def foreign(path: Path, own: set[str]) -> Iterator[str]:
                 if is_private(alias.name)
                 if alias.name != "_state"  # the module, which `TASK_STACK` asks
             )
+        if isinstance(node, ast.Call) and _reads_by_name(node):
+            yield from (
+                f"{where} reads {argument.value!r}"
+                for argument in node.args
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+                if is_private(argument.value) and not argument.value.startswith("_celeriac")
+            )
         if not isinstance(node, ast.Attribute) or not is_private(node.attr):
             continue
         base = ast.unparse(node.value)
@@ -62,6 +72,11 @@ def foreign(path: Path, own: set[str]) -> Iterator[str]:
                 yield f"{where} inherits {base}.{node.attr}"
         elif (node.attr in seam or node.attr not in own) and not node.attr.startswith("_celeriac"):
             yield f"{where} uses {base}.{node.attr}"
+
+
+def _reads_by_name(call: ast.Call) -> bool:
+    name = ast.unparse(call.func).rpartition(".")[2]
+    return name in ("getattr", "hasattr", "setattr", "get", "pop", "startswith", "endswith")
 
 
 def test_private_names_are_used_through_one_seam() -> None:
@@ -76,6 +91,9 @@ def test_private_names_are_used_through_one_seam() -> None:
 def test_a_private_name_is_there_and_has_a_reason(private: upstream.Private) -> None:
     assert not private.is_missing()
     assert private.why
+    if private.is_set_later:
+        module = importlib.import_module(private.owner.partition(":")[0])
+        assert re.search(rf"\b{private.name}\b", inspect.getsource(module)), "nobody sets it"
 
 
 @pytest.mark.parametrize("package", ["celery", "kombu"])

@@ -17,7 +17,6 @@ import pytest
 import redis
 
 from tasks.child import Child
-from tests.support.wait import eventually
 
 #: Each test gets a database of its own: what a former test left running touches nothing of it.
 DATABASES = 4096
@@ -135,11 +134,9 @@ class Server:
         if self.running:
             return
         self._child.start()
-        eventually(self._answers, 20, message=lambda: self.log_path.read_text()[-2000:])
+        assert self._child.wait_ready(self._answers, 20), self.log_path.read_text()[-2000:]
 
     def _answers(self) -> bool:
-        if not self.running:
-            raise AssertionError(f"the server ended: {self.log_path.read_text()[-2000:]}")
         try:
             with redis.Redis.from_url(self.url) as client:
                 return bool(client.ping())

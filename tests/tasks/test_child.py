@@ -44,6 +44,14 @@ def test_it_is_started_again_after_its_end(tmp_path: Path) -> None:
     assert one.log.read_text() == "again\nagain\n"
 
 
+def test_one_is_ready_when_it_says_so_and_never_when_it_has_ended(tmp_path: Path) -> None:
+    one = child(tmp_path, f"print('up'); {SLEEPS}").start()
+    assert one.wait_ready(lambda: one.log.read_text() == "up\n", 60)
+    assert not one.wait_ready(lambda: False, 0.1)
+    one.kill()
+    assert not one.wait_ready(lambda: False, 60)
+
+
 def test_it_is_asked_before_it_is_ended(tmp_path: Path) -> None:
     one = child(tmp_path, SLEEPS).start()
     one.stop(60)
