@@ -298,21 +298,14 @@ class Shipment:
     def send(self, channel: Any) -> Refused:
         """Push what is left; refuse what is too large, or what the queue has no room for."""
         destination = self._destination
-        overflow: Overflow = channel.overflow(destination.queue, delayed=destination.delayed)
+        overflow: Overflow = channel.overflow(destination)
         if not destination.exempt and overflow.largest is not None:
             self._refuse_too_large(overflow)
         if not self._payloads:
             return self._refused
         terms: Terms = "exempt" if destination.exempt else ""
         count = len(self._payloads)
-        pushed = channel.push(
-            destination.queue,
-            tuple(self._payloads),
-            priority=destination.priority,
-            terms=terms,
-            delayed=destination.delayed,
-            took=self._took,
-        )
+        pushed = overflow.push(tuple(self._payloads), terms, took=self._took)
         if self._positions:
             full = Refusal("full", str(overflow.full(pushed, count)))
             self._refused.update(dict.fromkeys(self._positions, full))

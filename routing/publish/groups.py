@@ -140,7 +140,11 @@ class Publication:
 
     def _send(self, channel: Any) -> None:
         if len(self._calls) == 1 and not self._calls[0][0].exempt:
-            _push_whole(channel, *self._calls[0])
+            destination, payloads = self._calls[0]
+            overflow: Overflow = channel.overflow(destination)
+            pushed = overflow.push(payloads, "whole")
+            if pushed.accepted < len(payloads):
+                raise overflow.full(pushed, len(payloads), together=len(payloads))
             return
         if not self._terms:
             shares = {
@@ -156,7 +160,7 @@ class Publication:
                 if destination.exempt
                 else self._terms[destination.queue, destination.delayed]
             )
-            _push(channel, destination, payloads, terms)
+            channel.overflow(destination).push(payloads, terms)
             self._calls.pop(0)
 
     def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
@@ -165,18 +169,18 @@ class Publication:
         Raises:
             QueueFull: it does not.
         """
-        overflow: Overflow = channel.overflow(queue, delayed=delayed)
+        overflow: Overflow = channel.overflow(Destination(queue=queue, delayed=delayed))
         policy = overflow.config.overflow
         if policy == "drop_oldest" or not overflow.bounds.are_set:
             return ""
         payloads = list(self._share(queue, delayed))
         patience = overflow.patience()
-        while not overflow.fits(found := channel.push(queue, [], delayed=delayed), payloads):
+        while not overflow.fits(found := overflow.push([]), payloads):
             if policy not in ("reject", "block"):
                 return "none"
             empty = Pushed(0, 0, found.limit)
             if not overflow.fits(empty, payloads) or not patience.wait():
-                refused = channel.push(queue, payloads, terms="none", delayed=delayed)
+                refused = overflow.push(payloads, "none")
                 raise overflow.full(refused, len(payloads), together=len(payloads))
             patience.tell(overflow, found)
         return "exempt"
@@ -188,23 +192,3 @@ class Publication:
                 delayed,
             ) and not destination.exempt:
                 yield from payloads
-
-
-def _push_whole(channel: Any, destination: Destination, payloads: list[str | Delay]) -> None:
-    pushed = _push(channel, destination, payloads, "whole")
-    if pushed.accepted < len(payloads):
-        overflow: Overflow = channel.overflow(destination.queue, delayed=destination.delayed)
-        raise overflow.full(pushed, len(payloads), together=len(payloads))
-
-
-def _push(
-    channel: Any, destination: Destination, payloads: list[str | Delay], terms: Terms
-) -> Pushed:
-    pushed: Pushed = channel.push(
-        destination.queue,
-        payloads,
-        priority=destination.priority,
-        terms=terms,
-        delayed=destination.delayed,
-    )
-    return pushed

@@ -22,8 +22,10 @@ class Destination:
     """What messages share that travel in one call."""
 
     queue: str
-    priority: int
-    exempt: bool
+    #: kombu's priority step.
+    priority: int = 0
+    #: No bound refuses them: see `routing.message.exemption`.
+    exempt: bool = False
     #: The messages are delayed: each travels as a `Delay`.
     delayed: bool = False
 

@@ -21,6 +21,7 @@ from routing.redis.values import Pushed
 from routing.topology.model import QueueConfig, Topology
 from routing.transport.blocking import why_not
 from routing.transport.drops import DROPS
+from routing.transport.gathering import Destination
 from routing.transport.link import Link
 from routing.transport.refusals import patiently
 
@@ -57,17 +58,23 @@ class Overflow:
 
     Attributes:
         link: the database.
-        queue: the queue.
-        priority: kombu's priority step of the messages.
+        destination: what the messages share.
         is_worker: whether this is a worker's own process.
-        delayed: whether it is about delayed messages, which have a bound of their own.
     """
 
     link: Link
-    queue: str
-    priority: int = 0
+    destination: Destination
     is_worker: bool
-    delayed: bool = False
+
+    @property
+    def queue(self) -> str:
+        """The queue."""
+        return self.destination.queue
+
+    @property
+    def delayed(self) -> bool:
+        """Whether it is about delayed messages, which have a bound of their own."""
+        return self.destination.delayed
 
     @property
     def topology(self) -> Topology:
@@ -111,7 +118,11 @@ class Overflow:
 
         def attempt() -> Pushed:
             pushed: Pushed = run(
-                self.link.client, self.queue, payloads, priority=self.priority, terms=terms
+                self.link.client,
+                self.queue,
+                payloads,
+                priority=self.destination.priority,
+                terms=terms,
             )
             return pushed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -13,14 +13,12 @@ from kombu.utils.json import dumps
 
 from routing.message.eta import Delay, take_eta
 from routing.message.exemption import is_exempt
-from routing.redis.bounds import Terms
 from routing.redis.commands import Commands
 from routing.redis.keys import Keys
-from routing.redis.values import Pushed
 from routing.transport import gathering
 from routing.transport.gathering import Destination
 from routing.transport.link import Link
-from routing.transport.overflow import Overflow, Took, forget
+from routing.transport.overflow import Overflow
 from routing.transport.refusals import patiently
 from routing.transport.runtime import Database, Runtime, database_of, lookup
 
@@ -80,33 +78,9 @@ class Publishing:
             self._plain_client = redis.Redis(connection_pool=self.pool)
         return self._plain_client
 
-    def overflow(self, queue: str, *, priority: int = 0, delayed: bool = False) -> Overflow:
-        """Return what pushes to a queue, and what becomes of messages for which it has no room."""
-        return Overflow(
-            link=self.link,
-            queue=queue,
-            priority=priority,
-            is_worker=self.runtime.is_worker,
-            delayed=delayed,
-        )
-
-    def push(
-        self,
-        queue: str,
-        payloads: Sequence[str | bytes | Delay],
-        *,
-        priority: int = 0,
-        terms: Terms = "",
-        delayed: bool = False,
-        took: Took = forget,
-    ) -> Pushed:
-        """Append complete messages to a queue; see `Overflow.push` and `Commands.push`.
-
-        Delayed ones are all given as `Delay`; see `Commands.delay`.
-        """
-        return self.overflow(queue, priority=priority, delayed=delayed).push(
-            payloads, terms, took=took
-        )
+    def overflow(self, destination: Destination) -> Overflow:
+        """Return what pushes messages there, and what becomes of those that find no room."""
+        return Overflow(link=self.link, destination=destination, is_worker=self.runtime.is_worker)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, is_worker=self.runtime.is_worker)
@@ -150,9 +124,7 @@ class Publishing:
             this._maybe_update_queues_expire(self.plain_client, queue)
 
     def _put_payload(self, destination: Destination, payload: str | Delay) -> None:
-        overflow = self.overflow(
-            destination.queue, priority=destination.priority, delayed=destination.delayed
-        )
+        overflow = self.overflow(destination)
         if not destination.exempt:
             overflow.check_size(payload)
         if (gathered := gathering.current()) is not None and gathered.takes(destination):

@@ -16,6 +16,7 @@ from routing.message.codec import wrap
 from routing.message.evidence import of_error
 from routing.redis.letters import StoredLetters
 from routing.transport.channel import EngineMixin
+from routing.transport.gathering import Destination
 from tests.cli.conftest import Run
 from tests.support.broker import Broker
 from tests.support.messages import ids_of, task_message
@@ -45,7 +46,9 @@ def kill(
 ) -> None:
     """Let messages with these ids die."""
     for task_id in ids:
-        channel.push(queue, [task_message(task, args, queue=queue, message_id=task_id, body=body)])
+        channel.overflow(Destination(queue=queue)).push(
+            [task_message(task, args, queue=queue, message_id=task_id, body=body)]
+        )
         message = channel.basic_get(queue)
         assert message is not None
         message.ending = "failed"

@@ -17,6 +17,7 @@ from routing import install
 from routing.cli.queues import queues, table_lines
 from routing.redis.ledger import Ledger, QueueLedger
 from routing.transport.channel import EngineMixin
+from routing.transport.gathering import Destination
 from tests.cli.conftest import Run
 from tests.support.broker import Broker
 from tests.support.messages import numbered, task_message
@@ -49,7 +50,7 @@ def test_every_queue_of_the_table_has_a_row(run: Run, app: Celery) -> None:
 
 
 def test_the_figures_of_a_queue_are_shown(run: Run, channel: EngineMixin) -> None:
-    channel.push("bulk", numbered(5, queue="bulk"))
+    channel.overflow(Destination(queue="bulk")).push(numbered(5, queue="bulk"))
     channel.basic_get("bulk")
     channel.basic_ack(channel.basic_get("bulk").delivery_tag)  # type: ignore[union-attr]
     at = figures(run(queues, "--json"), "bulk")
@@ -94,7 +95,7 @@ def test_messages_that_came_uncounted_make_a_queue_incomplete_until_booked(
 
 
 def test_a_rebase_leaves_queues_that_balance_alone(run: Run, channel: EngineMixin) -> None:
-    channel.push("bulk", numbered(2, queue="bulk"))
+    channel.overflow(Destination(queue="bulk")).push(numbered(2, queue="bulk"))
     assert run(queues, "--rebase").stderr == ""
     assert "unaccounted" not in channel.plain_client.hgetall("celeriac:ledger:bulk")
 
@@ -109,7 +110,7 @@ def test_what_is_dropped_makes_a_queue_incomplete(run: Run, broker: Broker) -> N
 def test_verifying_says_whether_the_records_agree(
     run: Run, channel: EngineMixin, broker: Broker
 ) -> None:
-    channel.push("bulk", numbered(3, queue="bulk"))
+    channel.overflow(Destination(queue="bulk")).push(numbered(3, queue="bulk"))
     message = channel.basic_get("bulk")
     assert message is not None
     agreed = run(queues, "--verify")

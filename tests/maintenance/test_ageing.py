@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from routing.maintenance.ageing import AgeDeadLetters
 from routing.message.evidence import Evidence
+from routing.transport.gathering import Destination
 from tests.apps.basic import TABLE, close, create
 from tests.support.broker import Broker
 from tests.support.messages import numbered
@@ -18,7 +19,7 @@ def test_a_worker_drops_dead_letters_that_are_too_old_in_every_queue(
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         for queue in queues:
-            channel.push(queue, numbered(2, queue=queue))
+            channel.overflow(Destination(queue=queue)).push(numbered(2, queue=queue))
             while message := channel.basic_get(queue):
                 channel.link.holdings.bury(message.delivery_tag, Evidence(reason="failed"))
         job = AgeDeadLetters(SimpleNamespace(app=app))

@@ -432,7 +432,8 @@ def test_the_receipts_of_what_was_sent_survive_a_broker_that_goes_away(
             app.tasks["load"].delay_many(_dropping(items(), connection), connection=connection)
     finally:
         broker.client.config_set("maxclients", 1000)
-    assert caught.value.receipts.accepted == 500
+    # On a busy machine the last of the first 500 share a chunk with the one that comes too late.
+    assert 0 < caught.value.receipts.accepted == broker.ledger("bulk")["accepted"]
 
 
 @pytest.mark.parametrize("send", ["apply_async", "apply_many"])

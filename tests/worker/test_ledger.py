@@ -19,6 +19,7 @@ from celery import Celery
 from routing.redis import ledger as books
 from routing.redis.ledger import Ledger, QueueLedger
 from routing.transport.channel import EngineMixin
+from routing.transport.gathering import Destination
 from tests.apps.basic import Traces, close
 from tests.apps.endings import TABLE, create
 from tests.support.servers import Server
@@ -202,7 +203,9 @@ def test_an_unknown_task_is_counted_once(shop: Shop, queue: str) -> None:
     ids=["no JSON", "an empty object", "content of another type"],
 )
 def test_what_is_no_message_is_counted_once(shop: Shop, queue: str, text: str) -> None:
-    ended = shop.endings_of(lambda: shop.channel.push(queue, [text]), queue)
+    ended = shop.endings_of(
+        lambda: shop.channel.overflow(Destination(queue=queue)).push([text]), queue
+    )
     assert ended == {"accepted": 1, ENDS_AS[queue]: 1}
 
 

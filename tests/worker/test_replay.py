@@ -11,6 +11,7 @@ from routing.deadletters.letter import Filter
 from routing.deadletters.replay import Plan, Replay, Replayed
 from routing.redis.letters import StoredLetters
 from routing.transport.channel import EngineMixin
+from routing.transport.gathering import Destination
 from tests.support.messages import task_message
 from tests.support.servers import Server
 from tests.support.station import Station, station
@@ -70,7 +71,7 @@ def test_what_has_no_id_is_noticed_too_when_it_dies_again(at: Station, text: str
     at.wait_until_settled()
     at.broker.client.delete(at.broker.key("default.dead"))
     with at.app.connection_for_write() as connection:
-        connection.default_channel.push("default", [text] * 3)
+        connection.default_channel.overflow(Destination(queue="default")).push([text] * 3)
     eventually(lambda: at.broker.length("default.dead") == 3)
     done = replay(at, [""])
     assert done.count == 3
