@@ -48,7 +48,8 @@ class BatchTask(BulkMethods, Task):
     - ``throws``: as in Celery, exceptions that are logged in one line; without it, those of items
       that do not fit the model or end as dead letters.
 
-    Items are acknowledged late, after their outcome is stored; a lost pool process gives them back.
+    Items are acknowledged late, after their outcome is stored; when their pool process is lost,
+    they are requeued.
     """
 
     abstract = True

@@ -9,14 +9,14 @@
     ├── MessageTooLarge                               a message is bigger than its queue allows
     ├── Dropped                                       a queue's bound dropped an accepted message
     ├── DeadLetter                                    a task says that trying it again is useless
-    ├── TooManyDeliveries                             a message took its worker down too often
+    ├── TooManyDeliveries                             a message killed its worker too often
     ├── AnswerUnreadable                              what a pool process answered cannot be read
     ├── PublishRefused                                some messages of a bulk call were refused
     ├── IncompatibleVersion  (also an ImportError)    Celery or kombu is too old, or too new
     ├── NotEditable                                   a dead letter's arguments cannot be edited
     ├── BrokerUnreachable    (also kombu's OperationalError)  no broker took the message
     └── EngineError                                   the Redis engine cannot work with this server
-        └── ScriptError                               a Lua verb is malformed or answered nonsense
+        └── ScriptError                               a script is malformed or answered nonsense
 
 Each message says what happened, then what to do. All of them survive pickling, so that they can
 travel through a result backend or a process pool.
@@ -167,7 +167,7 @@ class DeadLetter(RoutingError):
 
 
 class TooManyDeliveries(RoutingError):
-    """A message took its worker down as often as ``max_deliveries`` of its queue allows; it was not
+    """A message killed its worker as often as ``max_deliveries`` of its queue allows; it was not
     run again.
 
     Find out what it does to a worker, then replay it from the dead letters.
@@ -184,7 +184,7 @@ class TooManyDeliveries(RoutingError):
 
     def __str__(self) -> str:
         return (
-            f"it took its worker down {self.count} times, as often as max_deliveries allows; the "
+            f"it killed its worker {self.count} times, as often as max_deliveries allows; the "
             f"last time: {self.last}"
         )
 
@@ -240,5 +240,5 @@ class EngineError(RoutingError):
 
 
 class ScriptError(EngineError):
-    """A Lua verb has no proper header, or its reply is not what the header promises: a defect or an
+    """A script has no proper header, or its reply is not what the header promises: a defect or an
     installation that mixes two versions. Install the package again."""

@@ -53,7 +53,7 @@ def start(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., None]:
     """Return the message handler of a batch task, as Celery's strategies do.
 
     Called at each (re)connect: what an earlier connection had buffered is forgotten, because the
-    engine or the broker gives it back.
+    engine or the broker requeues it.
     """
     earlier = consumer.strategies.get(task.name)
     if isinstance(earlier, MethodType) and isinstance(earlier.__self__, Intake):

@@ -31,7 +31,7 @@ class BatchSlots(Protocol):
         """Free the slot of a unit that turned out to have nothing to run."""
 
     def failed(self, unit: Unit) -> None:
-        """Give back the messages of a unit that the pool refused."""
+        """Requeue the messages of a unit that the pool refused."""
 
 
 def slots_for(message: Any, consumer: Any) -> BatchSlots:

@@ -1,6 +1,6 @@
 """What waits for its batch: one open window per group, in order of arrival.
 
-Pure: no clock and no I/O. The strategy adds entries, tells the time, and gives what comes out its
+Pure: no clock and no I/O. The intake adds entries, tells the time, and gives what comes out its
 turn for a slot. A window with a turn stays open: later entries of its group join it until it is
 full, or until a slot takes it. So batches grow while slots are busy, and one that waits costs its
 entries nothing. The buffer is bounded by the credit of the queues that feed it: it never holds more

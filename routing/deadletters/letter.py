@@ -183,7 +183,7 @@ def _fits(wanted: Sequence[str], value: str) -> bool:
 
 
 def _unstamped(payload: bytes) -> bytes:
-    """Return what is no message without the stamps of its deliveries, one for each."""
+    """Return a malformed payload without the stamps of its deliveries, one for each."""
     payload = payload.rstrip()
     if not payload.endswith(b"}"):
         return payload

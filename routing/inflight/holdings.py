@@ -122,7 +122,7 @@ class Holdings:
         Arguments:
             tag: the message.
             message_id: its id.
-            delivery_count: how often it took a process down before.
+            delivery_count: how often it killed a process before.
             at_ms: when it was pushed, by the server's clock; 0 when nobody has noted it.
             returned: how often it was requeued because it could not be run then.
         """
@@ -189,7 +189,7 @@ class Holdings:
         Arguments:
             tag: the delivery tag.
             evidence: why.
-            payload: what is kept in its place, for a message that is none.
+            payload: what is kept in its place, for a malformed message.
         """
         held = self._held.get(tag)
         if held is None or not self.topology.queue(held.queue).max_dead:
@@ -225,7 +225,7 @@ class Holdings:
         return True
 
     def requeue_all(self, *, up_to: State = State.STARTED, of: str = "") -> int:
-        """Give back all that has not ended; returns how many.
+        """Requeue all that has not ended; returns how many.
 
         Arguments:
             up_to: only what has come no further.
@@ -241,7 +241,7 @@ class Holdings:
         return len(held)
 
     def requeue_forsaken(self) -> int:
-        """Give back messages that died before they ended, as their callbacks were lost.
+        """Requeue messages that died before they ended, as their callbacks were lost.
 
         Uncharged: the process that they ran in lives.
         """

@@ -124,7 +124,7 @@ class FinishDropped:
         except OperationalError:
             raise
         except NO_MESSAGE as error:
-            # Nobody can wait for what is no message, and it must not hold up what is.
+            # Nobody can wait for a malformed message, and it must not hold up the others.
             logger.debug("queue %r dropped what is no task message: %s", queue, error)
 
     def _request(self, message: EngineMessage) -> Context:

@@ -2,7 +2,7 @@
 
 Bodies are decoded by orjson, except where its answer could differ from kombu's. A compressed body
 that would fill the worker's memory is refused: 1 MB can hold 1 GB of zeros. An entry of a queue
-that is no message gets the form of one, so that it can be kept, looked at and replayed.
+that is malformed gets the form of a message, so that it can be kept, looked at and replayed.
 """
 
 from __future__ import annotations

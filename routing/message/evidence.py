@@ -21,7 +21,7 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.utils.serialization import get_pickled_exception
 
 #: failed: the task raised, and has no retries (left). dead: it said so itself, by `item.dead()` or
-#: `DeadLetter`. rejected: `Reject(requeue=False)`. poison: it took its worker down too often.
+#: `DeadLetter`. rejected: `Reject(requeue=False)`. poison: it killed its worker too often.
 #: undecodable: no task message, or arguments that cannot be read. unknown_task: nobody knows its
 #: task. overflow: its queue was full, and keeps what overflows.
 Reason = Literal["failed", "dead", "rejected", "poison", "undecodable", "unknown_task", "overflow"]

@@ -29,7 +29,7 @@ _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """One verb: its Lua text, the SHA1 that the server knows it by, and its header."""
+    """One script: its source, the SHA1 that the server knows it by, and its header."""
 
     name: str
     text: str
@@ -96,7 +96,7 @@ def load_all(client: redis.Redis) -> None:
 
 
 def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-    """Return the EVALSHA command of a verb, for a connection that is driven by hand.
+    """Return the EVALSHA command of a script, for a connection that is driven by hand.
 
     An empty key stands for none. The script gets its first one there: an empty one is among those
     that a user who may touch certain keys may not.
@@ -106,7 +106,7 @@ def command(name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
 
 
 def run_script(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-    """Run a verb and return its reply.
+    """Run a script and return its reply.
 
     Raises:
         redis.exceptions.ConnectionError: the server is away.

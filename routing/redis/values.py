@@ -17,7 +17,7 @@ class Mark(StrEnum):
 
     NONE = ""  #: nobody may have begun it
     REDELIVERED = "redelivered"  #: it may have run in part: it was handed over
-    COUNTED = "counted"  #: the same, and it counts as a delivery that took a process down
+    COUNTED = "counted"  #: the same, and it counts as a delivery that killed a process
     LATER = "later"  #: it cannot be run now: it comes again after a delay that doubles each time
 
 
@@ -38,7 +38,7 @@ class Return:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCount:
-    """How often a message took a process down, and how it did the last time."""
+    """How often a message killed a process, and how it did the last time."""
 
     count: int = 0
     evidence: str = ""
@@ -84,7 +84,7 @@ class Burial:
     """A held message on its way to the dead letters of its queue.
 
     `evidence` is JSON without its opening brace; `payload` is kept in the place of the held
-    message, which is none.
+    message, which is malformed.
     """
 
     tag: str

@@ -108,7 +108,7 @@ class QueueConfig(BaseModel):
     )
     max_deliveries: Annotated[int, Field(ge=1)] = Field(
         5,
-        description="Times that a message may take its worker down before it is dead-lettered. "
+        description="Times that a message may kill its worker before it is dead-lettered. "
         "Default 5: enough for a machine that fails now and then, few enough that one message "
         "does not keep a fleet restarting. Only starts are counted.",
     )

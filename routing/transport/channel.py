@@ -241,7 +241,7 @@ class EngineMixin(Publishing):
                 self.fetcher.bell.ring()
 
     def _deliver_free(self, message: Any, queue: str) -> None:
-        """Hand a message without acknowledgement to its consumer; what is none is only logged."""
+        """Hand on a message without acknowledgement; a malformed one is only logged."""
         try:
             upstream.DELIVER.of(self.connection)(message, queue)
         except NO_MESSAGE as error:

@@ -1,6 +1,6 @@
 """One fetched message on its way into kombu: decoded, checked, handed to its consumer.
 
-Each message is decoded in its own ``try``: what is no message is set aside and never ends the
+Each message is decoded in its own ``try``: a malformed one is set aside and never ends the
 worker.
 """
 
@@ -27,7 +27,7 @@ from routing.transport.link import Link
 logger = logging.getLogger(__name__)
 
 
-#: What Celery and kombu raise on a message that is none: fields missing, or of another type.
+#: What Celery and kombu raise on a malformed message: fields missing, or of another type.
 NO_MESSAGE = (
     LookupError,
     TypeError,
@@ -94,7 +94,7 @@ class Delivery:
     def _refused(self, arrival: Arrival, error: Exception) -> None:
         """Find out what became of a message that could not be taken in, and see to the rest."""
         if self._holdings.state(arrival.tag) is not State.WAITING:
-            # It has ended, and then its result could not be stored, for an id that is none.
+            # It has ended, and then its result could not be stored, for an id that cannot be one.
             logger.error(
                 "queue %r: a message was refused, and its result could not be stored",
                 arrival.queue,
@@ -117,10 +117,10 @@ class Delivery:
             self._holdings.requeue(arrival.tag, Mark.LATER)
 
     def message_or_refuse(self, arrival: Arrival) -> dict[str, Any]:
-        """Decode a message that was fetched by itself; what is none is set aside.
+        """Decode a message that was fetched by itself; a malformed one is set aside.
 
         Raises:
-            queue.Empty: it was none.
+            queue.Empty: it was malformed.
         """
         try:
             return self.message(arrival)
@@ -168,7 +168,7 @@ class Delivery:
         self._holdings.bury(arrival.tag, evidence, payload)
 
     def _set_aside(self, arrival: Arrival, error: Exception) -> None:
-        """Keep what is no message: it must neither end the worker nor vanish."""
+        """Keep a malformed message: it must neither end the worker nor vanish."""
         evidence = of_error("undecodable", error, queue=arrival.queue)
         self._bury(arrival, evidence, wrap(arrival.payload, queue=arrival.queue))
         logger.error(
@@ -212,7 +212,7 @@ def _run_id_of(arrival: Arrival) -> str:
 def _run_id(headers: Mapping[str, Any]) -> str:
     """Return what deliveries are counted under: a retry has the id of the message that sent it.
 
-    That one would be forgiven when the retry ends, and could go on to take its process down.
+    That one would be forgiven when the retry ends, and could go on to kill its process.
     """
     message_id, retries = _as_id(headers.get("id")), headers.get("retries")
     is_retry = message_id and type(retries) is int and retries
@@ -224,7 +224,7 @@ def _message_id(arrival: Arrival) -> str:
 
 
 def _headers_of(arrival: Arrival) -> Mapping[str, Any]:
-    """Return the headers of what has been fetched; none for what is no message."""
+    """Return the headers of what has been fetched; none for a malformed one."""
     try:
         headers = decode(arrival.payload)["headers"]
     except NO_MESSAGE:

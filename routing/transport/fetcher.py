@@ -339,7 +339,7 @@ class Fetcher:
             self._drop_connection()
 
     def return_inbox(self, queue: str | None = None) -> None:
-        """Give back what was fetched and not delivered, of one queue or of all."""
+        """Requeue what was fetched and not delivered, of one queue or of all."""
         for arrival in self.inbox.take_all(queue):
             self._holdings.requeue(arrival.tag)
 

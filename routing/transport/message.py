@@ -26,7 +26,7 @@ class EngineMessage(virtual.Message):
             from a broadcast, never is: there is nothing to end, to requeue, or to lose.
         ending: name of the counter that the ending belongs to; None means "done".
         ends_at_start: acknowledged early, so the broker must know before the task runs on.
-        loss: how it took its process down; a message that is requeued then is charged a delivery.
+        loss: how it killed its process; a message that is requeued then is charged a delivery.
         evidence: why it will not be tried again, should it end as failed or rejected.
         link: the database that it came from.
         was_kept: the broker kept it until its ETA; no clock of this machine is to hold it again.

@@ -154,7 +154,7 @@ class Dispatcher(bootsteps.StartStopStep):
         return self._channel.engine_queues if self._channel is not None else ()
 
     def stop(self, consumer: Any) -> None:
-        """Give back what was not handed over: the pool is closing, or the connection is lost."""
+        """Requeue what was not handed over: the pool is closing, or the connection is lost."""
         self._running = False
         if consumer.blueprint.state != bootsteps.RUN:  # as by remote control, without a signal
             STOP.note()
@@ -249,7 +249,7 @@ class Dispatcher(bootsteps.StartStopStep):
         return self._channel is not None and self._channel.fetcher.backlog(queue)
 
     def failed(self, unit: Unit) -> None:
-        """Give back a unit that the pool did not take; it comes again later."""
+        """Requeue a unit that the pool did not take; it comes again later."""
         self.unused_slot()
         self._requeue(unit.requests)
 

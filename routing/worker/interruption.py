@@ -1,6 +1,6 @@
 """Requests whose run may be interrupted: cancelled, or lost with its process.
 
-What a deploy cuts is nobody's fault: the message is requeued, uncharged. What took its process down
+What a deploy cuts is nobody's fault: the message is requeued, uncharged. What killed its process
 by itself says so on its message.
 """
 

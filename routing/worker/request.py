@@ -63,7 +63,7 @@ class Request(InterruptibleRequest):
         )
 
     def is_void(self) -> bool:
-        """Whether it must not run: another worker has it; or it is too old, or took its worker down
+        """Whether it must not run: another worker has it; or it is too old, or killed its worker
         too often, and is ended now."""
         if (holdings := holdings_of(self.message)) is None:
             return False

@@ -41,7 +41,7 @@ class Slots(Protocol):
         """Learn when the next slot frees, as none is free now."""
 
     def release(self) -> None:
-        """Give back a slot that was taken and not used."""
+        """Return a slot that was taken and not used."""
 
     def reset(self, running: int) -> None:
         """Begin anew after Celery cleared its own count, with so many units still running."""
@@ -145,7 +145,7 @@ class SemaphoreSlots:
             self._semaphore.release()
 
     def release(self) -> None:
-        """Give back a slot that was taken and not used."""
+        """Return a slot that was taken and not used."""
         self._semaphore.release()
 
     def reset(self, running: int) -> None:

@@ -49,7 +49,7 @@ class Owner(Protocol):
         """Release the slot of a unit that turned out to have nothing to run."""
 
     def failed(self, unit: Unit) -> None:
-        """Give back a unit that the pool did not take."""
+        """Requeue a unit that the pool did not take."""
 
 
 class RequestUnit:

@@ -62,7 +62,7 @@ class LocalPlatform:
         self.stop()
 
     def stop(self) -> None:
-        """Stop what was started here; the broker last: workers give back to it what they hold."""
+        """Stop what was started here; the broker last: workers requeue what they hold."""
         deadline = time.monotonic() + STOP_SECONDS
         for worker in self._workers:
             worker.send()

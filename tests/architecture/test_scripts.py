@@ -1,4 +1,4 @@
-"""Every Lua verb states its keys, arguments and reply, and is called that way."""
+"""Every script states its keys, arguments and reply, and is called that way."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KINDS = {
 
 
 class Recorder:
-    """Notes the call that a verb makes."""
+    """Notes the call that a script makes."""
 
     def __init__(self, reply: Any) -> None:
         self.reply = reply
@@ -68,7 +68,7 @@ def commands() -> Commands:
     return Commands(keys=Keys(), topology=table)
 
 
-#: verb -> (a call of it, the number of keys and of arguments after the numbered ones)
+#: script -> (a call of it, the number of keys and of arguments after the numbered ones)
 CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     "push": (lambda client: commands().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
     "delay": (
@@ -161,7 +161,7 @@ def code(script: Script) -> str:
 
 def test_every_script_file_is_a_verb() -> None:
     assert script_names() == sorted(SCRIPTS)
-    assert sorted(CALLS) == sorted(SCRIPTS), "a new verb needs a call in this test"
+    assert sorted(CALLS) == sorted(SCRIPTS), "a new script needs a call in this test"
 
 
 @pytest.mark.parametrize("name", script_names())
@@ -186,9 +186,9 @@ def test_a_body_uses_only_numbered_keys_and_arguments_of_its_header(name: str) -
 
 @pytest.mark.parametrize("name", script_names())
 def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
-    verb, reply, more_keys, more_args = CALLS[name]
+    command, reply, more_keys, more_args = CALLS[name]
     client = Recorder(reply)
-    verb(client)
+    command(client)
     keys, args = (numbered(SCRIPTS[name].header[part]) for part in ("KEYS", "ARGV"))
     assert len(client.keys) == len(keys) + more_keys
     assert len(client.args) == len(args) + more_args

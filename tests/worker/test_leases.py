@@ -158,7 +158,7 @@ def test_a_message_that_keeps_killing_its_process_becomes_a_dead_letter(valkey: 
     with station(valkey.fresh_url(), "prefork", 1, settings=SETTINGS) as at:
         good = at.app.tasks["basic.mark"].si("errback")
         result = at.send("dies", "poison", queue="poison", link_error=good)
-        with pytest.raises(TooManyDeliveries, match="took its worker down 2 times"):
+        with pytest.raises(TooManyDeliveries, match="killed its worker 2 times"):
             result.get(timeout=30)
         assert at.traces.counts("started")["poison"] == 2
         eventually(lambda: at.traces.counts().get("errback") == 1)

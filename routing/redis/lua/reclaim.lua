@@ -35,7 +35,7 @@ if now - beat > lease / 3 then
 end
 if now < not_before then return -1 end
 
--- Only what was started is charged: its neighbours did not take the worker down.
+-- Only what was started is charged: its neighbours did not kill the worker.
 local function count_started(tag)
   local id = redis.call('HGET', STARTED, tag)
   if not id then return end

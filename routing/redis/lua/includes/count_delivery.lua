@@ -1,4 +1,4 @@
--- Counts a delivery that took a process down, and notes why.
+-- Counts a delivery that killed a process, and notes why.
 local function count_delivery(id, why)
   local count = string.match(redis.call('HGET', DELIVERIES, id) or '0', '^%d+')
   redis.call('HSET', DELIVERIES, id, (count + 1) .. ' ' .. why)

@@ -24,7 +24,7 @@ local function add_to(pushes, member, due_ms, value)
 end
 
 -- Appends what is due to the ready lists, first due first; returns what the server refuses, which
--- stays delayed. What has no payload (it was evicted, or never came) is no message. Age counts from the
+-- stays delayed. What has no payload (it was evicted, or never came) is malformed. Age counts from the
 -- due time, and the mark tells the worker that no clock of its own is to be asked again. What was
 -- requeued waited in line before: it goes to the front, with its own age and marks.
 local function promote(delayed, payloads, ledger)
