@@ -31,6 +31,7 @@ from routing.transport.link import Link
 from routing.transport.message import EngineMessage, EngineQoS
 from routing.transport.producing import Publishing
 from routing.transport.renewer import keep_leases
+from routing.transport.rooms import Consumed
 from routing.transport.schemes import stock_url
 from routing.transport.settler import Settler
 from routing.transport.wire import Wire
@@ -51,9 +52,10 @@ class EngineMixin(Publishing):
     connection_class: Any
     client: Any
     closed: bool
+    active_queues: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._engine_consumers: dict[str, str] = {}
+        self._consumed = Consumed(lambda: self.active_queues)
         #: For what is consumed without acknowledgement, which holds up nothing else.
         self._taking = Backoff("let this worker take what is not acknowledged")
         super().__init__(*args, **kwargs)
@@ -70,7 +72,7 @@ class EngineMixin(Publishing):
         fetcher = Fetcher(
             self.link,
             wire,
-            self,
+            self._consumed,
             settler=self.settler,
             delivery=self._delivery,
             loop=self._loop,
@@ -170,37 +172,37 @@ class EngineMixin(Publishing):
     @property
     def engine_queues(self) -> Sequence[str]:
         """The queues that this channel consumes with acknowledgement."""
-        return list(dict.fromkeys(self._engine_consumers.values()))
+        return self._consumed.engine_queues
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume from a queue; with acknowledgement it becomes the engine's."""
         this: Any = self
         consumed = super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
         if not no_ack and queue not in this._fanout_queues:
-            self._engine_consumers[kwargs["consumer_tag"]] = queue
+            self._consumed.add(kwargs["consumer_tag"], queue)
             self.settler.is_prompt = False
             self.keep_leases()
             self.fetcher.bell.ring_for_room()
         return consumed
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
-        queue = self._engine_consumers.pop(consumer_tag, None)
+        queue = self._consumed.remove(consumer_tag)
         cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
         if queue is not None:
             self.fetcher.return_inbox(queue)
-            if not self._engine_consumers:
+            if not self._consumed:
                 self.settler.rides = False
         return cancelled
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if self._engine_consumers:
+        if self._consumed:
             self.fetcher.send_next()
         else:
             super()._brpop_start(timeout)  # type: ignore[misc]
 
     def _brpop_read(self, **options: Any) -> bool:
         this: Any = self
-        if not self._engine_consumers and not self._engine_is_out:
+        if not self._consumed and not self._engine_is_out:
             return bool(super()._brpop_read(**options))  # type: ignore[misc]
         try:
             arrived = self.fetcher.read_reply()
@@ -216,18 +218,11 @@ class EngineMixin(Publishing):
     def _engine_is_out(self) -> bool:
         return "fetcher" in self.__dict__ and self.fetcher.is_out
 
-    @property
-    def free_queues(self) -> Sequence[str]:
-        """The queues without acknowledgement that share the channel with the engine's."""
-        this: Any = self
-        ours = self.engine_queues
-        return [queue for queue in this.active_queues if queue not in ours]
-
     def _read_free_queues(self) -> None:
         """Deliver from the queues without acknowledgement, a slice of each."""
         if self._taking.seconds_left:
             return
-        for queue in self.free_queues:
+        for queue in self._consumed.free_queues:
             for _ in range(SLICE_MESSAGES):
                 try:
                     message = self._take(queue)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from routing.inflight.fetch_policy import Room
 from routing.inflight.holdings import Holdings
@@ -15,16 +14,38 @@ from routing.transport.inbox import Inbox
 INBOX_HIGH = 256
 
 
-class Consumed(Protocol):
-    """The queues that a channel consumes from."""
+class Consumed:
+    """The queues that a channel consumes from; true while any is consumed with acknowledgement.
+
+    Arguments:
+        active: returns those that kombu asks for messages, fanouts apart.
+    """
+
+    def __init__(self, active: Callable[[], Iterable[str]]) -> None:
+        self._active = active
+        self._by_tag: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_tag)
+
+    def add(self, consumer_tag: str, queue: str) -> None:
+        """Note that a queue is consumed with acknowledgement."""
+        self._by_tag[consumer_tag] = queue
+
+    def remove(self, consumer_tag: str) -> str | None:
+        """Note that a consumer was cancelled; returns its queue, None without acknowledgement."""
+        return self._by_tag.pop(consumer_tag, None)
 
     @property
     def engine_queues(self) -> Sequence[str]:
-        """Those with acknowledgement."""
+        """Those with acknowledgement, which are the engine's."""
+        return list(dict.fromkeys(self._by_tag.values()))
 
     @property
     def free_queues(self) -> Sequence[str]:
-        """Those without."""
+        """Those without, which share the channel."""
+        ours = self.engine_queues
+        return [queue for queue in self._active() if queue not in ours]
 
 
 class Rooms:

@@ -13,7 +13,7 @@ from routing.redis.commands import Commands
 from routing.transport.carrier import Carrier
 from routing.transport.channel import EngineMixin
 from routing.transport.inbox import Inbox
-from routing.transport.rooms import Rooms
+from routing.transport.rooms import Consumed, Rooms
 from tests.apps.basic import close, create
 from tests.support.broker import Broker
 from tests.support.wait import eventually
@@ -41,13 +41,6 @@ class Gate:
     def open(self) -> None:
         """Let them go on."""
         self._is_open.set()
-
-
-class OneQueue:
-    """What a channel consumes."""
-
-    engine_queues = ("default",)
-    free_queues = ()
 
 
 @pytest.fixture
@@ -106,7 +99,9 @@ def test_what_a_call_of_its_own_carries_counts_until_that_has_arrived(
 ) -> None:
     """A fetch could overtake it, and more than the prefetch would be unacknowledged."""
     holdings, told = channel.link.holdings, list[str]()
-    rooms = Rooms(OneQueue(), holdings, Inbox())
+    consumed = Consumed(lambda: ["default"])
+    consumed.add("a consumer", "default")
+    rooms = Rooms(consumed, holdings, Inbox())
     (full,) = rooms.all()
     holdings.await_room["test"] = told.append
     gate.close(monkeypatch)

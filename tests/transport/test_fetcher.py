@@ -15,6 +15,7 @@ from routing.redis.values import Exchanged, Fetch
 from routing.topology.model import Topology
 from routing.transport.fetcher import Fetcher
 from routing.transport.link import Link
+from routing.transport.rooms import Consumed
 from routing.transport.settler import Settler
 
 TABLE = Topology.load({"queues": {"q": {"prefetch": 100}}, "default_queue": "q"})
@@ -78,13 +79,6 @@ class SilentWire:
         self.sent.append(args)
 
 
-class Consumed:
-    """One queue, with acknowledgement."""
-
-    engine_queues = ["q"]
-    free_queues: list[str] = []
-
-
 def test_a_loop_that_rests_is_always_woken_again(clock: Clock) -> None:
     """The timer of an ending may be due before what was found at the last look is out of date."""
     link = Link(
@@ -97,7 +91,9 @@ def test_a_loop_that_rests_is_always_woken_again(clock: Clock) -> None:
     settler = Settler(link, lambda: loop)
     settler.is_prompt = False
     delivery: Any = None
-    fetcher = Fetcher(link, wire, Consumed(), settler=settler, delivery=delivery, loop=lambda: loop)
+    consumed = Consumed(lambda: ["q"])
+    consumed.add("a consumer", "q")
+    fetcher = Fetcher(link, wire, consumed, settler=settler, delivery=delivery, loop=lambda: loop)
     holdings = link.holdings
     holdings.attach(fetcher.name, settler)
 
