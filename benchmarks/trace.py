@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = tuple(f"{ROOT / package}/" for package in ("routing", "batching"))
 
 #: Tasks of each kind, one after the other.
-TASKS = 8
+TASKS = 30
 
 #: Where a part of the way begins and ends: the functions that are called there.
 REPLY, SETTLED = "deliver", "take_settlement"
