@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from routing.inflight.fetch_policy import byte_rooms
+from routing.inflight.fetch_policy import byte_allowances
 from routing.inflight.prefetch import Prefetch
 from routing.redis.values import Fetch
 
@@ -45,9 +45,9 @@ class Credit:
         """Return how many bytes of a queue's messages are held."""
         return self._bytes.get(queue, 0)
 
-    def byte_rooms(self, queues: Sequence[str]) -> dict[str, int]:
+    def byte_allowances(self, queues: Sequence[str]) -> dict[str, int]:
         """Return how many bytes may be fetched from each of these queues, the consumed ones."""
-        return byte_rooms(dict(self._bytes), queues, total=self._max_bytes)
+        return byte_allowances(dict(self._bytes), queues, total=self._max_bytes)
 
     def queues(self) -> list[str]:
         """Return the queues that something was held of."""

@@ -39,7 +39,7 @@ SETTLE_COUNT = 50
 ASK_AT_MOST = 1000
 
 
-class Room(NamedTuple):
+class Allowance(NamedTuple):
     """A queue's credit now, and its prefetch."""
 
     queue: str
@@ -59,7 +59,9 @@ class Room(NamedTuple):
         return self.credit * 2 >= self.prefetch
 
 
-def byte_rooms(held: Mapping[str, int], queues: Sequence[str], *, total: int) -> dict[str, int]:
+def byte_allowances(
+    held: Mapping[str, int], queues: Sequence[str], *, total: int
+) -> dict[str, int]:
     """Return how many bytes may be fetched from each queue before something has to end.
 
     Half of the total is anybody's, the other half is divided among the queues: however much one of
@@ -70,57 +72,57 @@ def byte_rooms(held: Mapping[str, int], queues: Sequence[str], *, total: int) ->
         queues: the queues that are consumed.
         total: most bytes that all of them may hold.
 
-    >>> byte_rooms({"bulk": 90}, ["bulk", "urgent"], total=100)
+    >>> byte_allowances({"bulk": 90}, ["bulk", "urgent"], total=100)
     {'bulk': 0, 'urgent': 25}
-    >>> byte_rooms({}, ["bulk", "urgent"], total=100)
+    >>> byte_allowances({}, ["bulk", "urgent"], total=100)
     {'bulk': 75, 'urgent': 75}
     """
     floor = max(1, total // (2 * max(1, len(queues))))
-    rooms = dict.fromkeys(queues, floor)
-    shared = total - floor * len(rooms)
+    allowances = dict.fromkeys(queues, floor)
+    shared = total - floor * len(allowances)
     for queue, size_bytes in held.items():
-        left = rooms.get(queue, 0) - size_bytes
+        left = allowances.get(queue, 0) - size_bytes
         if left < 0:
             shared, left = shared + left, 0
-        if queue in rooms:
-            rooms[queue] = left
+        if queue in allowances:
+            allowances[queue] = left
     if shared > 0:
-        for queue in rooms:
-            rooms[queue] += shared
-    return rooms
+        for queue in allowances:
+            allowances[queue] += shared
+    return allowances
 
 
 def should_call(
-    rooms: Iterable[Room], *, endings: int, ending_age: float, since_last_call: float
+    allowances: Iterable[Allowance], *, endings: int, ending_age: float, since_last_call: float
 ) -> bool:
     """Return whether to settle and fetch now rather than to wait for more to carry.
 
     Arguments:
-        rooms: the credit of each consumed queue.
+        allowances: the credit of each consumed queue.
         endings: number of endings that wait.
         ending_age: seconds that the oldest of them has waited.
         since_last_call: seconds since the last call's reply.
     """
     if endings >= SETTLE_COUNT or (endings and ending_age >= SETTLE_SECONDS):
         return True
-    open_rooms = [room for room in rooms if room.credit > 0]
-    if any(room.is_worth_a_call for room in open_rooms):
+    open_ones = [one for one in allowances if one.credit > 0]
+    if any(one.is_worth_a_call for one in open_ones):
         return True
-    return bool(open_rooms) and since_last_call >= SETTLE_SECONDS
+    return bool(open_ones) and since_last_call >= SETTLE_SECONDS
 
 
-def endings_to_call(rooms: Iterable[Room], *, endings: int) -> int:
+def endings_to_call(allowances: Iterable[Allowance], *, endings: int) -> int:
     """Return how many more messages have to end before `should_call` may say so for their sake.
 
     Arguments:
-        rooms: the credit of each queue that may have something.
+        allowances: the credit of each queue that may have something.
         endings: number of endings that wait.
 
-    >>> endings_to_call([Room("q", 2, 10, 1_000)], endings=2)
+    >>> endings_to_call([Allowance("q", 2, 10, 1_000)], endings=2)
     3
     """
     # A queue without room in bytes has some as soon as anything ends, however much.
-    needed = ((room.prefetch + 1) // 2 - room.credit if room.size_bytes else 0 for room in rooms)
+    needed = ((one.prefetch + 1) // 2 - one.credit if one.size_bytes else 0 for one in allowances)
     return max(0, min([SETTLE_COUNT - endings, *needed]))
 
 
@@ -129,7 +131,7 @@ class Situation:
     """What a fetcher knows while none of its commands is out.
 
     Attributes:
-        rooms: what may be fetched of each queue that is consumed with acknowledgement.
+        allowances: what may be fetched of each queue that is consumed with acknowledgement.
         quiet: queues that had nothing at the last look and whose bells were not heard since.
         endings: number of endings that wait and may be carried now.
         ending_age: seconds that the oldest of them has waited.
@@ -140,7 +142,7 @@ class Situation:
         hears_others: whether the connection also listens for queues without acknowledgement.
     """
 
-    rooms: Sequence[Room]
+    allowances: Sequence[Allowance]
     quiet: frozenset[str] = frozenset()
     endings: int = 0
     ending_age: float = 0.0
@@ -155,7 +157,7 @@ class Situation:
 class Exchange:
     """Settle, and ask these queues; the bells of the quiet ones are only looked at."""
 
-    asked: tuple[Room, ...]
+    asked: tuple[Allowance, ...]
     quiet: tuple[str, ...]
     looks_at_all: bool
 
@@ -185,25 +187,25 @@ Step: TypeAlias = Exchange | Listen | Rest
 
 def next_step(now: Situation) -> Step:
     """Return what to send next."""
-    open_rooms = [room for room in now.rooms if room.credit > 0]
+    open_ones = [one for one in now.allowances if one.credit > 0]
     looks_at_all = now.since_look >= LISTEN_SECONDS
-    asked = [room for room in open_rooms if looks_at_all or room.queue not in now.quiet]
+    asked = [one for one in open_ones if looks_at_all or one.queue not in now.quiet]
     if _calls(asked, now):
-        quiet = (room.queue for room in open_rooms if room not in asked)
+        quiet = (one.queue for one in open_ones if one not in asked)
         return Exchange(tuple(asked), tuple(quiet), looks_at_all)
-    if now.has_loop and _rests(open_rooms, asked, now):
+    if now.has_loop and _rests(open_ones, asked, now):
         age = max(now.since_reply, now.ending_age)
-        rooms = [room for room in now.rooms if room.queue not in now.quiet]
-        needed = endings_to_call(rooms, endings=now.endings)
+        allowances = [one for one in now.allowances if one.queue not in now.quiet]
+        needed = endings_to_call(allowances, endings=now.endings)
         looks_again = bool(asked or now.endings or now.since_ending < BUSY_SECONDS)
         return Rest(max(0.0, SETTLE_SECONDS - age), needed, looks_again)
     # Not for longer than to the next look at all of them.
     left = max(0.01, LISTEN_SECONDS - now.since_look)
-    seconds = min(LISTEN_SECONDS, left) if open_rooms else LISTEN_SECONDS
-    return Listen(tuple(room.queue for room in open_rooms), seconds)
+    seconds = min(LISTEN_SECONDS, left) if open_ones else LISTEN_SECONDS
+    return Listen(tuple(one.queue for one in open_ones), seconds)
 
 
-def _calls(asked: Sequence[Room], now: Situation) -> bool:
+def _calls(asked: Sequence[Allowance], now: Situation) -> bool:
     if not now.has_loop:
         return bool(asked or now.endings)
     return should_call(
@@ -211,7 +213,7 @@ def _calls(asked: Sequence[Room], now: Situation) -> bool:
     )
 
 
-def _rests(open_rooms: Sequence[Room], asked: Sequence[Room], now: Situation) -> bool:
-    is_busy = now.since_ending < BUSY_SECONDS and len(open_rooms) < len(now.rooms)
-    is_deaf = not open_rooms and not now.hears_others
+def _rests(open_ones: Sequence[Allowance], asked: Sequence[Allowance], now: Situation) -> bool:
+    is_busy = now.since_ending < BUSY_SECONDS and len(open_ones) < len(now.allowances)
+    is_deaf = not open_ones and not now.hears_others
     return bool(asked) or is_deaf or is_busy

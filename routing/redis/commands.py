@@ -137,8 +137,8 @@ class Commands:
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]
-        rooms = fetch.rooms or (FETCH_BYTES,) * len(fetch.asked)
-        for (queue, credit), room_bytes in zip(fetch.asked, rooms, strict=True):
+        allowances = fetch.allowances or (FETCH_BYTES,) * len(fetch.asked)
+        for (queue, credit), room_bytes in zip(fetch.asked, allowances, strict=True):
             lists = self.keys.ready_lists(queue)
             keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
             args += [json.dumps(queue), credit, room_bytes, len(lists)]

@@ -97,14 +97,14 @@ class Burial:
 class Fetch:
     """A fetch whose reply has not been read: its tag prefix and what was asked of each queue.
 
-    `rooms` has the most bytes of each queue; without them the bound of a fetch holds for each.
+    `allowances` has the most bytes of each queue; without them the bound of a fetch holds for each.
     `most_queues` is from how many queues messages are taken. `quiet` are queues that are not asked:
     the reply says which of them may have something.
     """
 
     prefix: str
     asked: tuple[tuple[str, int], ...]
-    rooms: tuple[int, ...] = ()
+    allowances: tuple[int, ...] = ()
     most_queues: int = 1_000_000
     quiet: tuple[str, ...] = ()
 

@@ -23,6 +23,7 @@ from routing.redis.backoff import Backoff
 from routing.redis.faults import ANSWERED, Sorting, sorting
 from routing.redis.silence import set_timeouts, wary
 from routing.redis.values import Mark
+from routing.transport.allowances import Consumed
 from routing.transport.delivery import NO_MESSAGE, Delivery
 from routing.transport.fetcher import Fetcher
 from routing.transport.getter import Getter
@@ -31,7 +32,6 @@ from routing.transport.link import Link
 from routing.transport.message import EngineMessage, EngineQoS
 from routing.transport.producing import Publishing
 from routing.transport.renewer import keep_leases
-from routing.transport.rooms import Consumed
 from routing.transport.schemes import stock_url
 from routing.transport.settler import Settler
 from routing.transport.wire import Wire

@@ -33,11 +33,11 @@ from routing.redis.clocks import boot_seconds
 from routing.redis.faults import ANSWERED, LOST, NO_WRITES, ServerRefused, answer_of
 from routing.redis.scripts import command, load_all
 from routing.redis.values import Exchanged
+from routing.transport.allowances import Allowances, Consumed
 from routing.transport.delivery import Delivery
 from routing.transport.inbox import Inbox
 from routing.transport.link import Link
 from routing.transport.own_bell import OwnBell
-from routing.transport.rooms import Consumed, Rooms
 from routing.transport.settler import Settler
 from routing.transport.wakeup import Loop, Wakeup
 from routing.transport.wire import Wire
@@ -75,8 +75,8 @@ class Fetcher:
         self._link, self._wire, self._consumed = link, wire, consumed
         self._holdings, self._commands = link.holdings, link.commands
         self._settler, self._delivery, self._loop = settler, delivery, loop
-        self._rooms = Rooms(consumed, link.holdings, self.inbox)
-        self.bell = OwnBell(link, self.name, self._rooms, loop)
+        self._allowances = Allowances(consumed, link.holdings, self.inbox)
+        self.bell = OwnBell(link, self.name, self._allowances, loop)
         self._bell_of = link.commands.keys.bell
         self._calls = itertools.count(1)
         self._state: FetchState = IDLE
@@ -102,7 +102,7 @@ class Fetcher:
         self._holdings.requeue_forsaken()
         self._settler.requeue()
         self.sightings.hear_what_is_due()
-        freed = self._holdings.credit.freed  # before the rooms, which other threads make larger
+        freed = self._holdings.credit.freed  # first: other threads make the allowances larger
         step = next_step(self._situation())
         match step:
             case Exchange():
@@ -116,7 +116,7 @@ class Fetcher:
     def _situation(self) -> Situation:
         now, outbox = time.monotonic(), self._holdings.outbox
         return Situation(
-            rooms=self._rooms.all(),
+            allowances=self._allowances.all(),
             quiet=frozenset(self.sightings.quiet),
             # What cannot be carried yet is no reason to call.
             endings=outbox.endings if self._settler.pause_seconds else len(outbox),
@@ -155,7 +155,7 @@ class Fetcher:
 
     def _send_exchange(self, step: Exchange) -> None:
         self._settler.bury()
-        fetch = self._rooms.fetch(step.asked, prefix=self.next_prefix(), quiet=step.quiet)
+        fetch = self._allowances.fetch(step.asked, prefix=self.next_prefix(), quiet=step.quiet)
         settlement = self._holdings.outbox.take_settlement(rides=True)
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)

@@ -13,8 +13,8 @@ from redis import exceptions
 
 from routing.inflight.fetch_policy import SETTLE_SECONDS
 from routing.redis.faults import LOST, is_lost
+from routing.transport.allowances import Allowances
 from routing.transport.link import Link
-from routing.transport.rooms import Rooms
 from routing.transport.wakeup import Loop, Wakeup
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,16 @@ class OwnBell:
     Arguments:
         link: the database.
         name: the channel's.
-        rooms: what may be fetched.
+        allowances: what may be fetched.
         loop: returns the event loop, None where there is none.
     """
 
     def __init__(
-        self, link: Link, name: str, rooms: Rooms, loop: Callable[[], Loop | None]
+        self, link: Link, name: str, allowances: Allowances, loop: Callable[[], Loop | None]
     ) -> None:
         self.key = link.commands.keys.own_bell(name)
         self._name = name
-        self._link, self._rooms, self._loop = link, rooms, loop
+        self._link, self._allowances, self._loop = link, allowances, loop
         #: The queues that are listened to; None while nobody waits, or when it has been rung.
         self._listened: Collection[str] | None = None
         self._for_room = Wakeup(self.ring_for_room, loop)
@@ -73,8 +73,8 @@ class OwnBell:
             return
         loop = self._loop()
         is_own = queue not in listened and loop is not None and loop.is_here
-        rooms = self._rooms.all() if is_own else ()
-        if any(room.is_worth_a_call for room in rooms if room.queue == queue):
+        allowances = self._allowances.all() if is_own else ()
+        if any(one.is_worth_a_call for one in allowances if one.queue == queue):
             self._ring_if_listening()
         else:
             self._for_room.within(SETTLE_SECONDS)
@@ -82,7 +82,7 @@ class OwnBell:
     def ring_for_room(self) -> None:
         """Ring when a queue that is not listened to has room."""
         if (listened := self._listened) is not None and any(
-            room.credit > 0 for room in self._rooms.all() if room.queue not in listened
+            one.credit > 0 for one in self._allowances.all() if one.queue not in listened
         ):
             self._ring_if_listening()
 

@@ -10,10 +10,10 @@ import pytest
 from celery import Celery
 
 from routing.redis.commands import Commands
+from routing.transport.allowances import Allowances, Consumed
 from routing.transport.carrier import Carrier
 from routing.transport.channel import EngineMixin
 from routing.transport.inbox import Inbox
-from routing.transport.rooms import Consumed, Rooms
 from tests.apps.basic import close, create
 from tests.support.broker import Broker
 from tests.support.wait import eventually
@@ -101,21 +101,21 @@ def test_what_a_call_of_its_own_carries_counts_until_that_has_arrived(
     holdings, told = channel.link.holdings, list[str]()
     consumed = Consumed(lambda: ["default"])
     consumed.add("a consumer", "default")
-    rooms = Rooms(consumed, holdings, Inbox())
-    (full,) = rooms.all()
+    allowances = Allowances(consumed, holdings, Inbox())
+    (full,) = allowances.all()
     holdings.await_room["test"] = told.append
     gate.close(monkeypatch)
     holdings.end(held_tag(channel), "done")
-    (free,) = rooms.all()
+    (free,) = allowances.all()
     assert free.credit == full.credit + 1, "an exchange would carry it along"
     told.clear()
     threading.Thread(target=Carrier(channel.link).carry_all).start()
     assert gate.reached.wait(SECONDS)
-    assert rooms.all()[0].credit == full.credit
+    assert allowances.all()[0].credit == full.credit
     assert not told
     gate.open()
     assert eventually(lambda: told) == ["default"]
-    assert rooms.all()[0].credit == free.credit
+    assert allowances.all()[0].credit == free.credit
 
 
 def test_what_the_renewing_thread_carries_has_arrived_when_nobody_renews_any_more(

@@ -13,9 +13,9 @@ from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.values import Exchanged, Fetch
 from routing.topology.model import Topology
+from routing.transport.allowances import Consumed
 from routing.transport.fetcher import Fetcher
 from routing.transport.link import Link
-from routing.transport.rooms import Consumed
 from routing.transport.settler import Settler
 
 TABLE = Topology.load({"queues": {"q": {"prefetch": 100}}, "default_queue": "q"})

@@ -110,11 +110,11 @@ def test_what_is_gone_is_forgotten_and_its_ending_ignored() -> None:
 
 def test_bytes_are_counted_until_their_message_ends() -> None:
     holdings = holding("1", "2", size_bytes=60)
-    assert holdings.credit.byte_rooms(["a"]) == {"a": 0}
+    assert holdings.credit.byte_allowances(["a"]) == {"a": 0}
     holdings.end("1", "done")
-    assert holdings.credit.byte_rooms(["a"]) == {"a": 40}
+    assert holdings.credit.byte_allowances(["a"]) == {"a": 40}
     holdings.requeue("2")
-    assert holdings.credit.byte_rooms(["a"]) == {"a": 100}
+    assert holdings.credit.byte_allowances(["a"]) == {"a": 100}
 
 
 def test_every_channel_that_awaits_room_hears_of_every_ending() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from routing.inflight.fetch_policy import Room
+from routing.inflight.fetch_policy import Allowance
 from routing.inflight.holdings import Holdings
 from routing.redis.values import Fetch
 from routing.transport.inbox import Inbox
@@ -48,8 +48,8 @@ class Consumed:
         return [queue for queue in self._active() if queue not in ours]
 
 
-class Rooms:
-    """The rooms of one channel.
+class Allowances:
+    """The allowances of one channel.
 
     Arguments:
         consumed: the queues.
@@ -60,13 +60,13 @@ class Rooms:
     def __init__(self, consumed: Consumed, holdings: Holdings, inbox: Inbox) -> None:
         self._consumed, self._holdings, self._inbox = consumed, holdings, inbox
 
-    def all(self) -> list[Room]:
+    def all(self) -> list[Allowance]:
         """Return the room of each queue that is consumed with acknowledgement."""
         queues = self._consumed.engine_queues
-        size_bytes = self._holdings.credit.byte_rooms(queues)
-        return [self._room(queue, size_bytes[queue]) for queue in queues]
+        size_bytes = self._holdings.credit.byte_allowances(queues)
+        return [self._allowance(queue, size_bytes[queue]) for queue in queues]
 
-    def _room(self, queue: str, size_bytes: int) -> Room:
+    def _allowance(self, queue: str, size_bytes: int) -> Allowance:
         waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
         count = prefetch.of(queue)
         most = count
@@ -74,27 +74,29 @@ class Rooms:
             waiting = INBOX_HIGH * len(self._inbox)  # they take the slots that seem to be free
             most = min(count, prefetch.ceiling(queue))
         if waiting >= INBOX_HIGH or not size_bytes:
-            return Room(queue, 0, count)
+            return Allowance(queue, 0, count)
         left = self._holdings.credit.left(queue, most) - self._holdings.outbox.carried(queue)
-        return Room(queue, left, count, size_bytes)
+        return Allowance(queue, left, count, size_bytes)
 
-    def fetch(self, rooms: Iterable[Room], *, prefix: str, quiet: tuple[str, ...]) -> Fetch:
-        """Return the fetch that asks for what these rooms have place for.
+    def fetch(
+        self, allowances: Iterable[Allowance], *, prefix: str, quiet: tuple[str, ...]
+    ) -> Fetch:
+        """Return the fetch that asks for what these allow.
 
         A reply has one bound for all queues, and who comes first finds place: first comes who holds
         the fewest bytes for its weight.
 
         Arguments:
-            rooms: the rooms of the queues that are asked.
+            allowances: those of the queues that are asked.
             prefix: what the tags begin with.
             quiet: the queues whose bells are only looked at.
         """
         held, config = self._holdings.credit.held_bytes, self._holdings.topology.queue
-        order = sorted(rooms, key=lambda room: held(room.queue) / config(room.queue).weight)
+        order = sorted(allowances, key=lambda one: held(one.queue) / config(one.queue).weight)
         fetch = Fetch(
             prefix,
-            tuple((room.queue, room.ask) for room in order),
-            tuple(room.size_bytes for room in order),
+            tuple((one.queue, one.ask) for one in order),
+            tuple(one.size_bytes for one in order),
             quiet=quiet,
         )
         # What a slot can run is the same slot's for every queue.
