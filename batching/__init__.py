@@ -6,7 +6,7 @@ A batch task is written for many items at once and called like any other task:
 
     @app.task(base=BatchTask, model=Flight, max_size=500, max_wait=0.2)
     def load(batch: Batch[Flight]):
-        for item, error in insert_many(batch):
+        for item, error in insert_many(batch):  # those that it could not insert
             item.fail(error)            # the others are done
 
     load.delay(row)                     # one item, as always

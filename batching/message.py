@@ -148,7 +148,8 @@ def _invalid(error: ValidationError) -> InvalidItem:
     if first["type"] != "missing":
         reason = f"{reason}, got {_short(first['input'])}"
     if others:
-        reason = f"{reason}; also {', '.join(_name(other['loc']) for other in others)}"
+        names = [repr(_name(other["loc"])) for other in others]
+        reason = f"{reason}; also field{'s' if len(names) > 1 else ''} {', '.join(names)}"
     return InvalidItem(_name(first["loc"]), reason)
 
 

@@ -63,8 +63,9 @@ A message's trip through the rooms, each step with its file:
 - *hand-over*: it becomes a request (`worker/intake.py`, `worker/request.py`) and waits for a slot,
   by weight, reserve and limit (`worker/dispatcher.py`, `worker/fairness.py`).
 - *ending*: whatever its run raises comes back as an ending (`worker/traced.py`); the request says
-  which (`worker/request.py`), and it leaves with the next exchange or within milliseconds
-  (`transport/settler.py`).
+  which (`worker/request.py`) by ack or reject (`transport/message.py`); its credit is free
+  (`inflight/holdings.py`), it waits in the outbox (`inflight/outbox.py`), and leaves with the next
+  exchange or within milliseconds (`transport/settler.py`, `transport/carrier.py`).
 
 The rooms: `topology` (the table), `message` (one message), `redis` (the server), `inflight` (what
 this process holds), `transport` (kombu's side), `publish`, `worker`, `maintenance` (what workers do

@@ -1,4 +1,4 @@
-"""Every private name of Celery, kombu and billiard that this package leans on, or puts another in.
+"""Every private name of Celery, kombu, billiard and redis-py that this package leans on.
 
 Public names are enough for most; these are the rest, each with where it is and why. Nobody else
 writes them: whoever needs one asks `Private.of`, or puts something else there with `Private.put`.

@@ -79,7 +79,7 @@ def engine_channel(app: Any) -> Iterator[EngineMixin]:
                 raise
             remedy = app.conf.get("broker_remedy")
             raise Unavailable(
-                f"the broker at {connection.as_uri()} does not answer: {error}"
+                f"the broker at {connection.as_uri()} does not answer: {str(error).rstrip('.')}"
                 + (f"; {remedy}" if remedy else "")
             ) from error
 

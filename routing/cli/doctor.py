@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
@@ -74,7 +73,7 @@ def doctor(
     if as_json:
         _print(findings)
     else:
-        _show(ctx.obj, findings, levels)
+        _show(ctx, findings, levels)
     if levels["error"]:
         ctx.exit(FAILED)
     if strict and levels["warn"]:
@@ -87,13 +86,15 @@ def _print(findings: Sequence[Finding]) -> None:
     click.echo(json.dumps({**counts, "findings": [asdict(one) for one in findings]}))
 
 
-def _show(obj: Any, findings: Sequence[Finding], levels: Counter[Level]) -> None:
+def _show(ctx: click.Context, findings: Sequence[Finding], levels: Counter[Level]) -> None:
+    obj, app = ctx.obj, ctx.find_root().params.get("app")
     width = max(len(finding.check) for finding in findings)
     for one in findings:
         level = obj.style(f"{one.level:<5}", fg=COLOURS[one.level])
         obj.echo(f"{level}  {one.check:<{width}}  {one.what}")
         if one.advice:
-            obj.echo(f"{'':<5}  {'':<{width}}  -> {one.advice}")
+            advice = one.advice.replace("<app>", app) if isinstance(app, str) else one.advice
+            obj.echo(f"{'':<5}  {'':<{width}}  -> {advice}")
     obj.echo(f"\n{_plural(levels['error'], 'error')}, {_plural(levels['warn'], 'warning')}")
 
 

@@ -132,7 +132,10 @@ def _read(app: Any, names: Sequence[str], *, recount: bool) -> Ledger:
 def _rebase(app: Any, names: Sequence[str]) -> None:
     with engine_channel(app) as channel:
         client, commands = channel.plain_client, channel.commands
-        for ledger in read(client, commands, names, recount=True).queues:
+        ledgers = read(client, commands, names, recount=True).queues
+        if not any(ledger.difference or ledger.misheld for ledger in ledgers):
+            click.echo("every queue adds up: there is nothing to book", err=True)
+        for ledger in ledgers:
             if not ledger.difference and not ledger.misheld:
                 continue
             if rebase(client, commands, ledger):

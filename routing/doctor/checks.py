@@ -131,7 +131,10 @@ def _memory(snapshot: Snapshot) -> Iterator[Judgement]:
     of = "maxmemory" if server.max_bytes else "the machine's memory"
     used = server.used_bytes / limit if limit else 0.0
     what = f"{_size(server.used_bytes)} in use" + (f", {used:.0%} of {of}" if limit else "")
-    advice = "drain or bound the longest queues (celery queues), trim dead letters, or add memory"
+    advice = (
+        "drain or bound the longest queues (celery -A <app> queues), trim dead letters, or add "
+        "memory"
+    )
     if used >= MEMORY_ERROR:
         yield "error", what, advice
     elif used >= MEMORY_WARN:
@@ -241,7 +244,7 @@ def _ledger(snapshot: Snapshot) -> Iterator[Judgement]:
             yield (
                 "warn",
                 f"queue {queue.queue!r}: {'; '.join(remarks)}",
-                "see: celery queues --verify",
+                "see: celery -A <app> queues --verify",
             )
         if queue["results_lost"]:
             what = f"queue {queue.queue!r}: {queue['results_lost']} dropped tasks stay PENDING"
@@ -262,7 +265,7 @@ def _dead_letters(snapshot: Snapshot) -> Iterator[Judgement]:
         if queue.dead_letters >= limit:
             what += ", as many as are kept: the oldest make room"
             level = "warn"
-        yield level, what, f"look at them: celery deadletter groups --queue {queue.queue}"
+        yield level, what, f"look at them: celery -A <app> deadletter groups --queue {queue.queue}"
     if not found:
         yield "ok", "no dead letters", ""
 

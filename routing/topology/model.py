@@ -27,7 +27,7 @@ LEVELS = ("critical", "high", "normal", "low")
 #: The level that a route's plain queue serves when the route does not name another for it.
 NORMAL = "normal"
 
-Overflow = Literal["reject", "block", "drop_oldest", "drop_newest", "dead_letter"]
+OverflowPolicy = Literal["reject", "block", "drop_oldest", "drop_newest", "dead_letter"]
 
 
 #: Slots are asked for in whole messages; text and booleans are mistakes, not numbers.
@@ -85,7 +85,7 @@ class QueueConfig(BaseModel):
         description="Most messages with a countdown or an ETA that may wait for their time; above "
         "that they overflow as the others do. Default none, as for max_length.",
     )
-    overflow: Overflow = Field(
+    overflow: OverflowPolicy = Field(
         "reject",
         description="What happens to a message above a bound of the queue. Default reject: the "
         "producer gets QueueFull and decides, which is the only policy that never surprises.",

@@ -116,7 +116,7 @@ class Account:
                 _line("seconds", f"{self.seconds:,.1f}", f"{self.items_per_second:,.0f} items/s"),
                 "",
                 "Urgent calls meanwhile",
-                _line("calls", len(self.urgent_ms), "one every 50 ms"),
+                _line("calls", len(self.urgent_ms), "at most one every 50 ms"),
                 _line("start p50", _milliseconds(p50)),
                 _line("start p99", _milliseconds(p99)),
                 "",

@@ -123,6 +123,11 @@ def test_the_snippets_of_the_readme_run(
     app = known["app"]
     with Broker(broker_url) as broker:
         assert sum(broker.length(queue) for queue in app.amqp.topology.queues) == 4
+    app.conf.task_always_eager = True
+    known["insert_many"] = lambda batch: []
+    assert known["load"].delay(row).successful()
+    known["insert_many"] = lambda batch: [(item, ValueError("no")) for item in batch]
+    assert known["load"].delay(row).failed()
     app.pool.force_close_all()
     app.close()
 

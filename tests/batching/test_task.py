@@ -74,7 +74,7 @@ def test_a_model_is_built_from_one_argument_or_from_the_keywords(app: Celery) ->
     [
         ({"day": "2013-01-02"}, "number", "Field required"),
         ({"number": "x", "day": "2013-01-02"}, "number", "got 'x'"),
-        ({}, "number", "also day"),
+        ({}, "number", "also field 'day'"),
     ],
 )
 def test_an_invalid_item_names_its_field(

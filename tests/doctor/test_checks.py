@@ -166,4 +166,4 @@ def test_dead_letters_are_no_trouble_but_are_shown() -> None:
     assert [one for one in findings if one.level != "ok"] == []
     (letters,) = [one for one in findings if one.check == "dead letters"]
     assert letters.what == "1 dead letter of queue 'orders'"
-    assert letters.advice == "look at them: celery deadletter groups --queue orders"
+    assert letters.advice == "look at them: celery -A <app> deadletter groups --queue orders"
