@@ -143,8 +143,7 @@ class Holdings:
 
     def state(self, tag: str) -> State | None:
         """Return how far a message has come, None when it is not held."""
-        held = self._held.get(tag)
-        return held.state if held else None
+        return held.state if (held := self._held.get(tag)) else None
 
     def mark(self, tag: str, state: State) -> None:
         """Note how far a message has come."""
@@ -173,11 +172,13 @@ class Holdings:
         ended: list[Ending] = []
         with self._lock:
             for tag, name in endings:
-                if held := self._drop(tag):
+                if held := self._held.get(tag):
                     counted_id = held.message_id if held.delivery_count.count else ""
                     ended.append(Ending(held.queue, name, tag, counted_id))
-        if ended:
+            # First, as a fetch with the credit that is freed then must carry it along.
             self.outbox.add_endings(ended)
+            ended = [ending for ending in ended if self._drop(ending.tag)]
+        if ended:
             self._tell(ended[-1].tag, ended[-1].queue, at_once=at_once)
         return len(ended)
 
@@ -194,12 +195,13 @@ class Holdings:
         held = self._held.get(tag)
         if held is None or not self.topology.queue(held.queue).max_dead:
             return self.end(tag, evidence.ending)
-        with self._lock:
-            if self._drop(tag) is None:
-                return False
         known = replace(evidence, queue=held.queue)
         burial = Burial(tag, held.message_id, known.rest(), payload)
-        self.outbox.add_burial(held.queue, burial)
+        with self._lock:
+            if tag not in self._held:
+                return False
+            self.outbox.add_burial(held.queue, burial)
+            self._drop(tag)
         self._tell(tag, held.queue)
         return True
 
@@ -215,10 +217,9 @@ class Holdings:
             evidence: why it is charged a delivery.
         """
         with self._lock:
-            held = self._drop(tag)
-            if held is None:
+            if (held := self._held.get(tag)) is None:
                 return False
-        self._return(held, mark, evidence)
+            self._return(held, mark, evidence)
         if mark is Mark.LATER:
             held.say_later()
         self._tell(tag, held.queue)
@@ -234,10 +235,8 @@ class Holdings:
         with self._lock:
             held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(of)]
             for one in held:
-                self._drop(one.tag)
-        for one in held:
-            # Ending it early was the worker's choice, so it is not charged.
-            self._return(one, one.mark)
+                # Ending it early was the worker's choice, so it is not charged.
+                self._return(one, one.mark)
         return len(held)
 
     def requeue_forsaken(self) -> int:
@@ -260,6 +259,7 @@ class Holdings:
     def _return(self, held: Held, mark: Mark, evidence: str = "") -> None:
         returned = Return(held.tag, held.message_id, mark, evidence, held.order)
         self.outbox.add_return(held.queue, returned)
+        self._drop(held.tag)
 
     def _tell(self, tag: str, queue: str, *, at_once: bool = False) -> None:
         self.last_ended = time.monotonic()

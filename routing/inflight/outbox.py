@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from routing.inflight.locks import new_lock
 from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
@@ -18,6 +18,10 @@ from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
 #: Most tags in one settlement: well below what one script call can unpack, and about 10 ms of the
 #: server.
 SETTLE_AT_MOST = 3000
+
+
+#: What one call carries, or several for one queue each.
+Taken: TypeAlias = Settlement | dict[str, list[Burial]] | list[tuple[str, list[Return]]]
 
 
 class Settles(Protocol):
@@ -38,8 +42,8 @@ class Outbox:
         self._returned = 0.0
         self._returns: dict[str, list[Return]] = {}
         self._unread: list[Fetch] = []
-        #: What a call of its own carries now: queue -> messages.
-        self._carried: Counter[str] = Counter()
+        #: What calls of their own carry now, and since when.
+        self._under_way: list[tuple[float, Taken]] = []
 
     def __len__(self) -> int:
         """Return how many endings and burials wait."""
@@ -57,34 +61,51 @@ class Outbox:
 
     @property
     def waits_seconds(self) -> float:
-        """Seconds since the oldest of all that waits came, returns too; 0 when there is none."""
-        if not self.has_returns:
-            return self.age
-        return time.monotonic() - (
-            min(self._oldest, self._returned) if len(self) else self._returned
-        )
+        """Seconds since the oldest of all that is owed came or left; 0 when there is none."""
+        since = [self._oldest] if len(self) else []
+        since += [self._returned] if self.has_returns else []
+        since += [began for began, _ in self._under_way]
+        return time.monotonic() - min(since) if since else 0.0
+
+    @property
+    def has_burials(self) -> bool:
+        """Whether messages wait to become dead letters."""
+        return bool(self._burials)
 
     @property
     def has_returns(self) -> bool:
         """Whether messages wait to be requeued."""
         return bool(self._returns or self._unread)
 
-    def carried(self, queue: str) -> int:
-        """Return how many messages of a queue may be unacknowledged, though they have ended.
+    def unsettled(self) -> Counter[str]:
+        """Return how many messages of each queue a fetch may overtake, though they have ended.
 
-        A call of its own carries them, which a fetch may overtake.
+        They wait for a call of their own, or such a call carries them. The endings that wait go
+        along with the fetch.
         """
-        return self._carried[queue] if self._carried else 0
+        if not (self._under_way or self._burials or self.has_returns):
+            return Counter()
+        with self._lock:
+            every: list[Taken] = [taken for _, taken in self._under_way]
+            every += [self._burials, list(self._returns.items()), *map(_asked, self._unread)]
+            return sum(map(_counts, every), Counter())
 
     @property
     def is_carried(self) -> bool:
         """Whether a call of its own carries something now."""
-        return bool(self._carried)
+        return bool(self._under_way)
 
-    def arrived(self, carried: Mapping[str, int]) -> None:
-        """Note that a call has ended which carried so many messages of each queue."""
+    def overdue(self, seconds: float) -> list[Taken]:
+        """Return what calls have carried for longer: their thread may stand still."""
+        until = time.monotonic() - seconds
         with self._lock:
-            self._carried -= Counter(carried)
+            return [taken for began, taken in self._under_way if began <= until]
+
+    def arrived(self, taken: Taken) -> Counter[str]:
+        """Note that the call for this has ended; returns how many messages each queue had in it."""
+        with self._lock:
+            self._under_way = [one for one in self._under_way if one[1] is not taken]
+        return _counts(taken)
 
     def tags(self) -> list[str]:
         """Return the tags of everything that has ended: they are unacknowledged until settled."""
@@ -139,8 +160,12 @@ class Outbox:
             self._ended[:0] = ended[SETTLE_AT_MOST:]
             settlement = Settlement(ended[:SETTLE_AT_MOST])
             if not rides:
-                self._carried.update(settlement.queues())
+                self._leaves(settlement)
         return settlement
+
+    def _leaves(self, taken: Taken) -> None:
+        if _counts(taken):
+            self._under_way.append((time.monotonic(), taken))
 
     def restore_settlement(self, settlement: Settlement) -> None:
         """Take endings back whose call may not have arrived; settling twice changes nothing."""
@@ -154,7 +179,7 @@ class Outbox:
         """Take the dead letters of each queue, for calls that will carry them."""
         with self._lock:
             burials, self._burials = self._burials, {}
-            self._carried.update({queue: len(entries) for queue, entries in burials.items()})
+            self._leaves(burials)
         return burials
 
     def restore_burials(self, burials: Mapping[str, Sequence[Burial]]) -> None:
@@ -169,18 +194,18 @@ class Outbox:
         with self._lock:
             returns, self._returns = self._returns, {}
             unread, self._unread = self._unread, []
-            self._carried.update({queue: len(entries) for queue, entries in returns.items()})
-        # What is requeued last stands first: so the newest fetch goes before what was held earlier.
-        taken = [
-            (queue, [Return(tag) for tag in fetch.tags(position)])
-            for fetch in reversed(unread)
-            for position, (queue, _) in enumerate(fetch.asked)
-        ]
-        taken += [
-            (queue, sorted(entries, key=lambda returned: returned.order))
-            for queue, entries in returns.items()
-        ]
-        return taken
+            # What is requeued last stands first: the newest fetch before what was held earlier.
+            taken = [
+                (queue, [Return(tag) for tag in fetch.tags(position)])
+                for fetch in reversed(unread)
+                for position, (queue, _) in enumerate(fetch.asked)
+            ]
+            taken += [
+                (queue, sorted(entries, key=lambda returned: returned.order))
+                for queue, entries in returns.items()
+            ]
+            self._leaves(taken)
+            return taken
 
     def restore_returns(self, returns: Iterable[tuple[str, Sequence[Return]]]) -> None:
         """Take returns back whose call may not have arrived; requeueing twice changes nothing."""
@@ -188,3 +213,17 @@ class Outbox:
             for queue, entries in returns:
                 kept = self._returns.setdefault(queue, [])
                 kept[:0] = [replace(entry, order=-1) for entry in entries]
+
+
+def _asked(fetch: Fetch) -> Taken:
+    return [(queue, [Return("")] * count) for queue, count in fetch.asked]
+
+
+def _counts(taken: Taken) -> Counter[str]:
+    """Return how many messages of each queue there are in what was taken."""
+    if isinstance(taken, Settlement):
+        return taken.queues()
+    counts: Counter[str] = Counter()
+    for queue, entries in taken.items() if isinstance(taken, dict) else taken:
+        counts[queue] += len(entries)
+    return counts

@@ -64,9 +64,10 @@ class Allowances:
         """Return the room of each queue that is consumed with acknowledgement."""
         queues = self._consumed.engine_queues
         size_bytes = self._holdings.credit.byte_allowances(queues)
-        return [self._allowance(queue, size_bytes[queue]) for queue in queues]
+        unsettled = self._holdings.outbox.unsettled()
+        return [self._allowance(queue, size_bytes[queue], unsettled[queue]) for queue in queues]
 
-    def _allowance(self, queue: str, size_bytes: int) -> Allowance:
+    def _allowance(self, queue: str, size_bytes: int, unsettled: int) -> Allowance:
         waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
         count = prefetch.of(queue)
         most = count
@@ -75,7 +76,7 @@ class Allowances:
             most = min(count, prefetch.ceiling(queue))
         if waiting >= INBOX_HIGH or not size_bytes:
             return Allowance(queue, 0, count)
-        left = self._holdings.credit.left(queue, most) - self._holdings.outbox.carried(queue)
+        left = self._holdings.credit.left(queue, most) - unsettled
         return Allowance(queue, left, count, size_bytes)
 
     def fetch(

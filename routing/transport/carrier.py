@@ -6,10 +6,10 @@ of them twice changes nothing. So any thread may do it, with a client of its own
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from routing.inflight.outbox import Taken
 from routing.redis.faults import is_lost
 from routing.redis.values import Fetch, Settlement
 from routing.transport.link import Link
@@ -54,7 +54,7 @@ class Carrier:
             self._outbox.restore_settlement(settlement)
             raise
         finally:
-            self._has_ended(settlement.queues())
+            self._has_ended(settlement)
 
     def bury(self) -> None:
         """Carry what became dead letters."""
@@ -63,7 +63,7 @@ class Carrier:
         kept, fault = _each(burials.items(), self._link.client, self._link.commands.bury)
         if fault is not None:
             self._outbox.restore_burials(dict(kept))
-        self._has_ended(_counts(burials.items()))
+        self._has_ended(burials)
         if fault is not None:
             raise fault
 
@@ -74,21 +74,32 @@ class Carrier:
         kept, fault = _each(returns, self._link.client, self._link.commands.requeue)
         if fault is not None:
             self._outbox.restore_returns(kept)
-        self._has_ended(_counts(returns))
+        self._has_ended(returns)
         if fault is not None:
             raise fault
 
-    def _has_ended(self, carried: Mapping[str, int]) -> None:
-        """Note that a call has ended which carried so many messages of each queue."""
-        self._outbox.arrived(carried)
-        self._link.holdings.made_room(carried)
+    def carry_again(self, seconds: float) -> None:
+        """Carry what calls have carried for so long: a greenlet that computes may hold them up.
 
+        Raises:
+            Exception: the server is away, or refuses; those calls will see to it.
+        """
+        for taken in self._outbox.overdue(seconds):
+            fault: BaseException | None = None
+            match taken:
+                case Settlement():
+                    self._link.commands.exchange(self._link.client, taken, Fetch("", ()))
+                case dict():
+                    _, fault = _each(taken.items(), self._link.client, self._link.commands.bury)
+                case _:
+                    _, fault = _each(taken, self._link.client, self._link.commands.requeue)
+            if fault is not None:
+                raise fault
+            self._has_ended(taken)
 
-def _counts(by_queue: Iterable[tuple[str, Sequence[Any]]]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for queue, entries in by_queue:
-        counts[queue] += len(entries)
-    return counts
+    def _has_ended(self, taken: Taken) -> None:
+        """Note that the call has ended which carried this."""
+        self._link.holdings.made_room(self._outbox.arrived(taken))
 
 
 def _each(

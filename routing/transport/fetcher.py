@@ -2,8 +2,7 @@
 
 Two commands alternate on the channel's own connection. An *exchange* settles and fetches; when no
 queue has anything left, a blocking pop of *bells* waits until a producer rings. Neither is sent
-while the other's reply is out. Which comes next is decided by `fetch_policy.next_step`; what cannot
-ride on an exchange goes by the `Settler`.
+while the other's reply is out; which comes next is decided by `fetch_policy.next_step`.
 """
 
 from __future__ import annotations
@@ -104,6 +103,9 @@ class Fetcher:
         self.sightings.hear_what_is_due()
         freed = self._holdings.credit.freed  # first: other threads make the allowances larger
         step = next_step(self._situation())
+        if isinstance(step, Exchange) and self._holdings.outbox.has_burials:
+            self._settler.bury()  # before the fetch that uses the credit that they have freed
+            step = next_step(self._situation())
         match step:
             case Exchange():
                 self._send_exchange(step)
@@ -154,7 +156,6 @@ class Fetcher:
         return False
 
     def _send_exchange(self, step: Exchange) -> None:
-        self._settler.bury()
         fetch = self._allowances.fetch(step.asked, prefix=self.next_prefix(), quiet=step.quiet)
         settlement = self._holdings.outbox.take_settlement(rides=True)
         self._holdings.asking(fetch)

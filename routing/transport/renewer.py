@@ -222,6 +222,7 @@ class Renewer:
         self._is_carrying = True  # before it looks, so that `stop` waits for it or it does nothing
         try:
             if not self._stopped:
+                self._carrier.carry_again(CARRY_AFTER_SECONDS)
                 self._carrier.carry_all()
             self._next_carry = 0.0
         except (*LOST, exceptions.RedisError) as error:

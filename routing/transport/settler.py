@@ -131,7 +131,7 @@ class Settler:
             self._carry(self._carrier.requeue)
 
     def bury(self) -> None:
-        """Bury what became dead letters, before a fetch uses the credit that they have freed."""
+        """Bury what became dead letters."""
         self._carry(self._carrier.bury)
 
     def _carry(self, carry: Callable[[], None]) -> None:
