@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from routing.message.evidence import Evidence
 from routing.redis.commands import Commands
 from routing.transport.allowances import Allowances, Consumed
 from routing.transport.carrier import Carrier
@@ -156,3 +157,63 @@ def test_what_a_call_that_was_interrupted_has_carried_is_kept(
         assert not holdings.outbox.is_carried
     Carrier(channel.link).carry_all()
     assert broker.holds_nothing()
+
+
+def test_what_a_thread_that_stands_still_has_taken_is_carried_by_another(
+    channel: EngineMixin, broker: Broker, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    """A greenlet may have taken it, and then another one computes."""
+    holdings = channel.link.holdings
+    tag = held_tag(channel)
+    holdings.dismiss()
+    holdings.end(tag, "done")
+    with monkeypatch.context() as patch:
+        gate.close(patch)
+        thread = threading.Thread(target=Carrier(channel.link).carry_all)
+        thread.start()
+        assert gate.reached.wait(SECONDS)
+    assert holdings.outbox.waits_seconds > 0
+    Carrier(channel.link).carry_again(3600)
+    assert broker.unacked("default") == 1, "it may be on its way"
+    Carrier(channel.link).carry_again(0)
+    assert broker.holds_nothing()
+    assert not holdings.outbox.is_carried
+    gate.open()
+    thread.join()
+    assert broker.ledger("default")["done"] == 1
+
+
+@pytest.mark.parametrize("how", ["end", "bury", "requeue", "requeue_all"])
+def test_credit_is_free_when_a_fetch_can_no_longer_overtake_the_ending(
+    channel: EngineMixin, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    holdings, tag = channel.link.holdings, held_tag(channel)
+    consumed = Consumed(lambda: ["default"])
+    consumed.add("a consumer", "default")
+    allowances = Allowances(consumed, holdings, Inbox())
+    (full,) = allowances.all()
+    seen = []
+    for name in ("add_endings", "add_burial", "add_return"):
+        add = getattr(holdings.outbox, name)
+
+        def look(*args: Any, add: Any = add) -> None:
+            seen.append(allowances.all() == [full])
+            add(*args)
+
+        monkeypatch.setattr(holdings.outbox, name, look)
+    holdings.dismiss()
+    match how:
+        case "end":
+            holdings.end(tag, "done")
+        case "bury":
+            holdings.bury(tag, Evidence(reason="rejected"))
+        case "requeue":
+            holdings.requeue(tag)
+        case _:
+            holdings.requeue_all()
+    assert seen == [True]
+    # An exchange carries endings along; the others have calls of their own.
+    free = full.credit + 1
+    assert allowances.all()[0].credit == (free if how == "end" else full.credit)
+    Carrier(channel.link).carry_all()
+    assert allowances.all()[0].credit == free
