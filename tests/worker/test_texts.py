@@ -12,7 +12,7 @@ import pytest
 from celery.exceptions import InvalidTaskError
 
 from tests.apps.basic import close
-from tests.apps.payloads import create
+from tests.apps.texts import create
 from tests.support.broker import Broker
 from tests.support.messages import task_message
 from tests.support.results import value
@@ -28,7 +28,7 @@ VALUES = [NAME, {NAME: [NAME]}, math.inf, 10**40, -(2**65), "\x00", [[[[]]]], {"
 @pytest.fixture(scope="module", params=["prefork", "threads"])
 def url(request: pytest.FixtureRequest, valkey: Server) -> Iterator[str]:
     url = valkey.fresh_url()
-    with Worker("tests.apps.payloads", request.param, env={"CELERIAC_TEST_BROKER": url}):
+    with Worker("tests.apps.texts", request.param, env={"CELERIAC_TEST_BROKER": url}):
         yield url
 
 
