@@ -51,7 +51,7 @@ def writer_for(line: Line) -> Writer:
     """
     transport = line.producer.connection.get_transport_cls()
     # Other transports have no push, and some of them (AMQP) no class of channels to look at.
-    if not hasattr(getattr(transport, "Channel", None), "push"):
+    if not hasattr(getattr(transport, "Channel", None), "overflow"):
         return Published(line)
     if line.call.is_watched or line.call.is_customised:
         return Made(line)

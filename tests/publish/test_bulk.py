@@ -207,6 +207,13 @@ def test_items_arrive_in_order_and_each_has_its_receipt(app: Celery, broker: Bro
     assert len(set(receipts.ids)) == 1203
 
 
+def test_a_chunk_is_one_call_of_the_server(app: Celery, broker: Broker) -> None:
+    app.tasks["load"].delay_many(range(2))  # declares what is not declared yet
+    before = broker.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    app.tasks["load"].delay_many(range(200))
+    assert broker.client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 1
+
+
 def test_an_object_that_is_yielded_again_with_other_contents_is_sent_as_it_was(
     app: Celery, broker: Broker
 ) -> None:
