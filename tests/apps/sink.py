@@ -102,8 +102,9 @@ def _add_plain(app: Celery, sink: Sink, traces: Traces) -> None:
     def insert(self: Any, number: int) -> None:
         """Write a row; the first time, do not come to the end."""
         sink.write([(self.request.id, number)])
-        traces.started(self.request.id)
-        if traces.client.setnx("written", 1):
+        is_first = traces.client.setnx("written", 1)
+        traces.started(self.request.id)  # last: whoever hears of it may kill this process at once
+        if is_first:
             traces.wait("never")
 
     @app.task(name="sink.count", shared=False, ignore_result=True)
@@ -155,9 +156,10 @@ def _add_inserts(app: Celery, sink: Sink, traces: Traces) -> None:
     def insert_batch(batch: Batch[int]) -> None:
         """Write a batch; the first time, do not come to the end."""
         sink.write([_row(item) for item in batch])
+        is_first = traces.client.setnx("written", 1)
         for item in batch:
             traces.started(item.id)
-        if traces.client.setnx("written", 1):
+        if is_first:
             traces.wait("never")
 
     @app.task(name="sink.insert_and_die", **BATCHES)
