@@ -89,14 +89,11 @@ def environment(settings: Settings) -> dict[str, str]:
 def wait_ready(started: list[Child], directory: Path) -> None:
     """Return when every worker has left its ready file."""
     deadline = time.monotonic() + READY_SECONDS
-    for process in started:
-        is_up = process.wait_ready(
-            lambda: len(list(directory.glob("ready.*"))) >= len(started),
-            deadline - time.monotonic(),
-        )
-        if not is_up:
-            check_alive(started, directory)
+    while len(list(directory.glob("ready.*"))) < len(started):
+        check_alive(started, directory)
+        if time.monotonic() > deadline:
             raise BenchmarkError(f"workers not ready in {READY_SECONDS:g} s\n{logs(directory)}")
+        time.sleep(0.02)
 
 
 def check_alive(started: list[Child], directory: Path) -> None:

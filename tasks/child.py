@@ -1,7 +1,7 @@
 """One child process: started with its output in a log, asked to end, and ended with its group.
 
 A child leads a process group of its own, so that Ctrl-C in a terminal reaches it only through its
-starter, and what it has started ends with it.
+starter. When its starter ends it, what it has started ends with it.
 """
 
 from __future__ import annotations

@@ -95,7 +95,6 @@ class Fleet:
         for place, worker in enumerate(self.workers):
             if not worker.process.running:
                 self._note_end(worker)
-                worker.process.kill()
                 self.workers[place] = self._started(worker.name)
             elif worker.told_at is None:
                 self._look_at_pool(worker)

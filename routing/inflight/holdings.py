@@ -50,7 +50,7 @@ class Holdings:
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
         #: Whether the worker that owns them was told to stop.
-        self.is_stopping: Callable[[], bool] = bool
+        self.is_stopping: Callable[[], bool] = lambda: False
         self._reset()
         in_children(self._leave_to_the_parent)
 
@@ -195,8 +195,7 @@ class Holdings:
         held = self._held.get(tag)
         if held is None or not self.topology.queue(held.queue).max_dead:
             return self.end(tag, evidence.ending)
-        known = replace(evidence, queue=held.queue)
-        burial = Burial(tag, held.message_id, known.rest(), payload)
+        burial = Burial(tag, held.message_id, replace(evidence, queue=held.queue).rest(), payload)
         with self._lock:
             if tag not in self._held:
                 return False
@@ -230,10 +229,11 @@ class Holdings:
 
         Arguments:
             up_to: only what has come no further.
-            of: only what the channel of this name, all of one length, fetched.
+            of: only what the channel of this name fetched.
         """
+        prefix = f"{of}:" if of else ""
         with self._lock:
-            held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(of)]
+            held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(prefix)]
             for one in held:
                 # Ending it early was the worker's choice, so it is not charged.
                 self._return(one, one.mark)
@@ -344,7 +344,7 @@ class Holdings:
 
     def dismiss(self) -> None:
         """Let nobody renew leases any more: the worker has stopped. Dismissing twice is safe."""
-        self.is_stopping = bool
+        self.is_stopping = lambda: False
         keeper, self.keeper = self.keeper, None
         if keeper is not None:
             keeper.stop()

@@ -20,10 +20,10 @@ from kombu.compression import decompress
 from routing.message.codec import JSON, check_inflated, decode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
 #: What every task message of protocol 1 has in its body.
 _TASK = {"id", "task"}
-
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)

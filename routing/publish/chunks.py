@@ -50,7 +50,7 @@ def writer_for(line: Line) -> Writer:
         BrokerUnreachable: the broker is away.
     """
     transport = line.producer.connection.get_transport_cls()
-    # Other transports have no push, and some of them (AMQP) no class of channels to look at.
+    # Channels of other transports have no overflow, and some (AMQP) have no class to look at.
     if not hasattr(getattr(transport, "Channel", None), "overflow"):
         return Published(line)
     if line.call.is_watched or line.call.is_customised:

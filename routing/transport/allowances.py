@@ -61,7 +61,7 @@ class Allowances:
         self._consumed, self._holdings, self._inbox = consumed, holdings, inbox
 
     def all(self) -> list[Allowance]:
-        """Return the room of each queue that is consumed with acknowledgement."""
+        """Return the allowance of each queue that is consumed with acknowledgement."""
         queues = self._consumed.engine_queues
         size_bytes = self._holdings.credit.byte_allowances(queues)
         unsettled = self._holdings.outbox.unsettled()
