@@ -114,6 +114,11 @@ class Intake:
                 count[group.queue] += size
         return count
 
+    def drop_lost(self) -> None:
+        """Forget items whose messages are not held any more."""
+        with self._lock:
+            self._buffer.drop(lambda request: request.is_lost(), lambda one: one.size_bytes)
+
     def clear(self) -> None:
         """Forget what waits: its messages are requeued by whoever delivered them."""
         with self._lock:
@@ -219,12 +224,15 @@ class Intake:
         group = self._group(request)
         slots = self._slots_for(request)
         with self._lock:
+            window = self._buffer.open_window(group)
             full = self._buffer.add(
                 request, group, size_bytes=request.size_bytes, now=time.monotonic()
             )
-        for window in full:
-            self._submit(window)
-        if not slots.backlog(group.queue) and slots.idle(group.queue):
+        joined = window if window is not None and window.entries[-1] is request else None
+        request.waits(has_turn=joined is not None and joined.reason is not None)
+        for one in full:
+            self._submit(one)
+        if not slots.backlog(group.queue) and slots.idle(group.queue, self.task.name):
             self._flush_due()
         elif self._timer is None:
             self._set_timer()
@@ -262,12 +270,14 @@ class Intake:
         with self._lock:
             return self._buffer.next_due(
                 time.monotonic(),
-                idle=lambda group: slots.idle(group.queue),
+                idle=lambda group: slots.idle(group.queue, self.task.name),
                 backlog=lambda group: slots.backlog(group.queue),
             )
 
     def _submit(self, window: Window[BatchGroup, ItemRequest]) -> None:
         """Give a batch its turn; it takes items until `_close` is called."""
+        for request in window.entries:
+            request.waits(has_turn=True)
         slots = self._slots_for(window.entries[0])
         slots.submit(
             BatchUnit(
@@ -289,6 +299,8 @@ class Intake:
         with self._lock:
             if not self._buffer.reopen(window, until=time.monotonic() + PATIENCE_SECONDS):
                 return False
+        for request in window.entries:
+            request.waits(has_turn=False)
         self.consumer.timer.call_after(PATIENCE_SECONDS, self._flush_due)
         return True
 

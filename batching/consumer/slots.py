@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class BatchSlots(Protocol):
     """What a batch task asks of the pool."""
 
-    def idle(self, queue: str) -> bool:
-        """Whether a slot is free that nothing waits for and that this queue may take."""
+    def idle(self, queue: str, task: str) -> bool:
+        """Whether a slot is free that nothing waits for and that this task may take."""
 
     def backlog(self, queue: str) -> bool:
         """Whether more messages of this queue are known to be on their way."""
@@ -52,9 +52,9 @@ class DispatcherSlots:
         self.failed = dispatcher.failed
         self._idle_slots = dispatcher.idle_slots
 
-    def idle(self, queue: str) -> bool:
-        """Whether a slot is free that nothing waits for and that this queue may take."""
-        return bool(self._idle_slots(queue) > 0)
+    def idle(self, queue: str, task: str) -> bool:
+        """Whether a slot is free that nothing waits for and that this task may take."""
+        return bool(self._idle_slots(queue, task) > 0)
 
 
 class StockSlots:
@@ -65,7 +65,7 @@ class StockSlots:
         semaphore = getattr(consumer.controller, "semaphore", None)
         self._semaphore = semaphore if consumer.pool.uses_semaphore else None
 
-    def idle(self, queue: str) -> bool:
+    def idle(self, queue: str, task: str) -> bool:
         """Whether the semaphore has a value left; without one, nobody counts the slots."""
         return self._semaphore is None or self._semaphore.value > 0
 

@@ -54,6 +54,10 @@ class Buffer(Generic[G, E]):
     def __len__(self) -> int:
         return sum(len(window.entries) for window in self._open.values())
 
+    def open_window(self, group: G) -> Window[G, E] | None:
+        """Return the window that the next entry of a group would join, None for a new one."""
+        return self._open.get(group)
+
     def sizes(self) -> Iterator[tuple[G, int]]:
         """Yield each group whose next batch is open, with the number of its entries."""
         for group, window in self._open.items():
@@ -117,6 +121,17 @@ class Buffer(Generic[G, E]):
         if self._open.get(window.group) is window:
             self._forget(window)
         return window.entries
+
+    def drop(self, is_lost: Callable[[E], bool], size_of: Callable[[E], int]) -> None:
+        """Forget the entries that are lost; a window that had nothing else is closed."""
+        for window in list(self._open.values()):
+            kept = [entry for entry in window.entries if not is_lost(entry)]
+            if len(kept) == len(window.entries):
+                continue
+            window.entries[:] = kept  # its unit has the same list
+            window.count, window.size_bytes = len(kept), sum(map(size_of, kept))
+            if not kept:
+                self._forget(window)
 
     def clear(self) -> list[E]:
         """Forget what is open; what was held is returned in order of arrival within each group."""

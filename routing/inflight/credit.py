@@ -31,11 +31,11 @@ class Credit:
 
     def of(self, queue: str) -> int:
         """Return how many more messages may be fetched from a queue now."""
-        return self.left(queue, self.prefetch.now(queue))
+        return self.prefetch.of(queue) - self._held.get(queue, 0) - self.asked(queue)
 
-    def left(self, queue: str, most: int) -> int:
-        """Return the same for a queue that may have so many."""
-        return most - self._held.get(queue, 0) - self._asked.get(queue, 0)
+    def asked(self, queue: str) -> int:
+        """Return how many messages of a queue a fetch on its way has asked for."""
+        return self._asked.get(queue, 0)
 
     def held(self, queue: str) -> int:
         """Return how many messages of a queue are held."""

@@ -40,13 +40,15 @@ ASK_AT_MOST = 1000
 
 
 class Allowance(NamedTuple):
-    """A queue's credit now, and its prefetch."""
+    """A queue's credit now, and the most that it has: its prefetch, or what its slots can start."""
 
     queue: str
     credit: int
     prefetch: int
     #: Bytes of this queue that may still be fetched.
     size_bytes: int = 0
+    #: Messages that take a slot which no other queue can have then; 0 for those that take none.
+    per_slot: int = 0
 
     @property
     def ask(self) -> int:

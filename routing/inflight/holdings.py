@@ -20,8 +20,10 @@ from routing.inflight.forks import in_children
 from routing.inflight.held import Held, State, Watch
 from routing.inflight.leases import Keeper, LeaseGuard
 from routing.inflight.locks import new_lock
-from routing.inflight.outbox import Outbox, Settles
+from routing.inflight.outbox import Outbox
 from routing.inflight.prefetch import Prefetch
+from routing.inflight.ready import Ready
+from routing.inflight.settlers import Settlers
 from routing.message.evidence import Evidence
 from routing.redis.clocks import ServerClock
 from routing.redis.values import (
@@ -49,6 +51,8 @@ class Holdings:
         self.prefetch = prefetch or Prefetch(topology)
         #: True while a worker owns the holdings: they then outlive channels.
         self.durable = False
+        #: How many messages were requeued because they got no slot here.
+        self.stuck = 0
         #: Whether the worker that owns them was told to stop.
         self.is_stopping: Callable[[], bool] = lambda: False
         self._reset()
@@ -61,8 +65,9 @@ class Holdings:
         self._order = itertools.count()
         self._held: dict[str, Held] = {}
         self.credit = Credit(self.prefetch, max_bytes=self.topology.max_inflight_bytes)
-        self._settlers: dict[str, Settles] = {}
-        self._unheard: dict[str, Callable[[float], bool]] = {}
+        #: What waits for a slot.
+        self.ready = Ready()
+        self.settlers = Settlers()
         #: Channels that are told the queue of whatever ends, which may have made room.
         self.await_room: dict[str, Callable[[str], None]] = {}
         #: When a message has last ended or gone back, by `time.monotonic`.
@@ -95,6 +100,8 @@ class Holdings:
             for tag, queue, size_bytes in arrived:
                 self._held[tag] = Held(tag, queue, next(self._order), size_bytes)
                 self.credit.take(queue, size_bytes)
+                self.ready.add(queue, tag)
+        self._watch()
 
     def unanswered(self, fetch: Fetch) -> None:
         """Remember a fetch whose reply was lost: what it took must be requeued by enumeration."""
@@ -141,17 +148,25 @@ class Holdings:
         """Return what is known about a message, None when it is not held."""
         return self._held.get(tag)
 
-    def state(self, tag: str) -> State | None:
-        """Return how far a message has come, None when it is not held."""
-        return held.state if (held := self._held.get(tag)) else None
-
     def mark(self, tag: str, state: State) -> None:
         """Note how far a message has come."""
         if (held := self._held.get(tag)) is None or held.state is state:
             return
         held.state = state
+        if state is State.HANDED:
+            self.ready.handed(held.queue, tag)
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)
+
+    def waits(self, tag: str, *, has_turn: bool) -> None:
+        """Note that a message waits for a slot, or for the rest of its batch first."""
+        if (held := self._held.get(tag)) is not None and held.state is State.WAITING:
+            self.ready.add(held.queue, tag, has_turn=has_turn)
+            self._watch()
+
+    def _watch(self) -> None:
+        if self.keeper is not None and self.durable:
+            self.keeper.watch()
 
     # -- endings
 
@@ -207,12 +222,9 @@ class Holdings:
     def requeue(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
         """Note that a message is requeued at the front; False when it is not held.
 
-        One that comes later is neither counted as a delivery nor becomes a dead letter, however
-        often that happens.
-
         Arguments:
             tag: the message.
-            mark: what its next worker must know.
+            mark: what its next worker must know; only `Mark.COUNTED` charges a delivery.
             evidence: why it is charged a delivery.
         """
         with self._lock:
@@ -239,6 +251,17 @@ class Holdings:
                 self._return(one, one.mark)
         return len(held)
 
+    def requeue_stuck(self) -> int:
+        """Requeue what gets no slot here; returns how many."""
+        if not self.durable or not (tags := self.ready.stuck()):
+            return 0
+        with self._lock:
+            stuck = [held for tag in tags if (held := self._held.get(tag))]
+            for held in stuck:
+                self._return(held, Mark.NONE)
+        self.stuck += len(stuck)
+        return len(stuck)
+
     def requeue_forsaken(self) -> int:
         """Requeue messages that died before they ended, as their callbacks were lost.
 
@@ -254,6 +277,7 @@ class Holdings:
         held = self._held.pop(tag, None)
         if held is not None:
             self.credit.free(held.queue, held.size_bytes)
+            self.ready.remove(held.queue, tag)
         return held
 
     def _return(self, held: Held, mark: Mark, evidence: str = "") -> None:
@@ -263,10 +287,10 @@ class Holdings:
 
     def _tell(self, tag: str, queue: str, *, at_once: bool = False) -> None:
         self.last_ended = time.monotonic()
-        if (settler := self.settler_of(tag)) is not None:
+        if (settler := self.settlers.of(tag)) is not None:
             settler.ended(at_once=at_once)
         if self.keeper is not None:
-            self.keeper.ended()
+            self.keeper.watch()
         self.made_room([queue])
 
     def made_room(self, queues: Iterable[str]) -> None:
@@ -315,32 +339,11 @@ class Holdings:
 
     # -- settlers
 
-    def attach(
-        self, name: str, settler: Settles, is_unheard: Callable[[float], bool] | None = None
-    ) -> None:
-        """Let a channel settle what ends; its name begins the tags of what it fetches.
-
-        `is_unheard` tells whether the broker has left it without a reply for so many seconds.
-        """
-        self._settlers[name] = settler
-        if is_unheard is not None:
-            self._unheard[name] = is_unheard
-
-    def is_unheard(self, seconds: float) -> bool:
-        """Return whether the broker has left a channel without a reply for so long."""
-        return any(is_unheard(seconds) for is_unheard in list(self._unheard.values()))
-
     def detach(self, name: str) -> None:
         """Note that a channel settles no more; detaching twice is safe."""
-        self._settlers.pop(name, None)
-        self._unheard.pop(name, None)
-        if not self._settlers and not self.durable:
+        self.settlers.detach(name)
+        if not self.settlers and not self.durable:
             self.dismiss()
-
-    def settler_of(self, tag: str) -> Settles | None:
-        """Return the settler of the channel that fetched this tag or, when it has gone, another."""
-        name = tag.partition(":")[0]
-        return self._settlers.get(name) or next(iter(self._settlers.values()), None)
 
     def dismiss(self) -> None:
         """Let nobody renew leases any more: the worker has stopped. Dismissing twice is safe."""

@@ -19,8 +19,8 @@ class Keeper(Protocol):
     def started(self, tag: str) -> None:
         """Note that a message's run begins; called from any thread, and often."""
 
-    def ended(self) -> None:
-        """Note that something waits to be settled; called from any thread, and often."""
+    def watch(self) -> None:
+        """Watch for a moment what waits, or is owed; called from any thread, and often."""
 
     def leave(self) -> None:
         """Tell the broker at once that this worker stops; called in a signal handler too."""

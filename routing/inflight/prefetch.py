@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+from routing.inflight.ready import Ready
 from routing.topology.model import Topology
 
 #: The prefetch of a queue that neither the table nor a batch task says anything about.
 DEFAULT_PREFETCH = 32
+
+
+class Room(NamedTuple):
+    """What the slots of a worker can start of a queue soon.
+
+    Attributes:
+        free: messages that may be fetched.
+        most: messages that may wait for a slot at once.
+        per_slot: messages that take a slot which no other queue can have then; 0 where they are
+            over at once.
+    """
+
+    free: int
+    most: int
+    per_slot: int
+
+
+class Demand(Protocol):
+    """What a worker's slots ask for."""
+
+    def rooms(self, queues: Collection[str], ready: Ready) -> tuple[Mapping[str, Room], int]:
+        """Return the room of each queue, and for how many slots of all work is to be fetched."""
+
+    def order(self, queues: Sequence[str]) -> list[str]:
+        """Return these queues in the order in which they are to be served."""
 
 
 class Prefetch:
@@ -22,18 +49,13 @@ class Prefetch:
         self._changed: dict[str, int] = {}
         #: Queue to the prefetch with which the batches that go there can fill.
         self.batch_needs: Mapping[str, int] = {}
-        #: What a queue may hold by what its slots can run; None when prefetch alone decides.
-        self.ceiling: Callable[[str], int] | None = None
+        #: What a worker's slots ask for; None when prefetch alone decides.
+        self.demand: Demand | None = None
 
     def of(self, queue: str) -> int:
         """Return the most unfinished messages that this process may hold from a queue."""
         chosen = self._changed.get(queue) or self._topology.queue(queue).prefetch
         return chosen or max(DEFAULT_PREFETCH, self.batch_needs.get(queue, 0))
-
-    def now(self, queue: str) -> int:
-        """Return the same as far as the slots can run it now."""
-        most = self.of(queue)
-        return most if self.ceiling is None else min(most, self.ceiling(queue))
 
     def change(self, queue: str, count: int) -> None:
         """Change a queue's prefetch in this process, until it ends.

@@ -18,17 +18,15 @@ class Resting:
         self._below = 0.0
         self._until = 0.0
 
-    def begin(self, rest: Rest, freed: int, *, by_endings: bool) -> None:
+    def begin(self, rest: Rest, freed: int) -> None:
         """Begin to rest.
 
         Arguments:
             rest: how long.
             freed: messages that had ended before the look.
-            by_endings: whether it lasts until so many more have ended.
         """
         self._until = time.monotonic() + rest.seconds
-        if by_endings:
-            self._below = freed + rest.endings
+        self._below = freed + rest.endings
 
     def end(self) -> None:
         """Look again next time."""

@@ -22,6 +22,7 @@ class Sightings:
         #: Whether what was known may be old.
         self.is_stale = False
         self._left: dict[str, int] = {}
+        self._known: dict[str, int] = {}
         self._due_at: dict[str, float] = {}
         self._looked_at = -math.inf
 
@@ -50,6 +51,7 @@ class Sightings:
             # What had no room was not asked, so nobody knows whether it is empty.
             self.quiet.intersection_update(reply.left)
         self._left = dict(reply.left)
+        self._known |= reply.left
         for queue, left in reply.left.items():
             if left:
                 self.quiet.discard(queue)
@@ -81,3 +83,7 @@ class Sightings:
     def left(self, queue: str) -> int:
         """Return how many messages of a queue were left behind at the last look."""
         return self._left.get(queue, 0)
+
+    def known(self, queue: str) -> int:
+        """Return the same, from when the queue was last asked."""
+        return self._known.get(queue, 0)

@@ -93,19 +93,25 @@ class Burial:
     payload: str = ""
 
 
+#: Without slots of its own, whoever fetches has place for anything.
+ANY_PLACES = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Fetch:
     """A fetch whose reply has not been read: its tag prefix and what was asked of each queue.
 
     `allowances` has the most bytes of each queue; without them the bound of a fetch holds for each.
-    `most_queues` is from how many queues messages are taken. `quiet` are queues that are not asked:
-    the reply says which of them may have something.
+    `places` is for how many slots work is fetched, and `per_slot` says of each queue how many of
+    its messages take one; 0 for those that are over at once, and take none. `quiet` are queues that
+    are not asked: the reply says which of them may have something.
     """
 
     prefix: str
     asked: tuple[tuple[str, int], ...]
     allowances: tuple[int, ...] = ()
-    most_queues: int = 1_000_000
+    places: int = ANY_PLACES
+    per_slot: tuple[int, ...] = ()
     quiet: tuple[str, ...] = ()
 
     def tags(self, position: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from routing.errors import TopologyError
@@ -59,6 +59,19 @@ def prefetch_needed(queue: QueueConfig, concurrency: int, sizes: Mapping[str, in
     """
     slots = min(concurrency, queue.limit or concurrency)
     return (slots + 1) * max(sizes.values(), default=0)
+
+
+def unit_sizes(app: Any, prefetch_of: Callable[[str], int]) -> dict[str, int]:
+    """Return how many messages of a queue are wanted for one slot, where that is not one.
+
+    Those of the largest batch that goes there; with a key, which only the worker can see, as many
+    as it may hold, or none of the batches could be filled.
+    """
+    sizes = {}
+    for queue, batches in batches_by_queue(app).items():
+        is_keyed = any(getattr(app.tasks[name], "key", None) is not None for name in batches)
+        sizes[queue] = prefetch_of(queue) if is_keyed else max(batches.values())
+    return sizes
 
 
 def _reserve_problems(table: Topology, concurrency: int, taken: set[str]) -> Iterator[str]:

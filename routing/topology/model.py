@@ -51,6 +51,12 @@ class QueueConfig(BaseModel):
         "never reserved. Default 0: an idle slot is anybody's, so that nothing stands still for "
         "work that may never come.",
     )
+    lend_below: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Seconds: its reserve is lent to tasks whose measured run time is shorter, so "
+        "that it is back within that. Default none: a reserve is held, as a slot that was lent to "
+        "a task of 2 s is 2 s away.",
+    )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Most slots of each worker that this queue may hold at once. Default "

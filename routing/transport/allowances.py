@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from routing.inflight.fetch_policy import Allowance
 from routing.inflight.holdings import Holdings
-from routing.redis.values import Fetch
+from routing.inflight.prefetch import Room
+from routing.redis.values import ANY_PLACES, Fetch
 from routing.transport.inbox import Inbox
 
 #: A queue is not asked for more while that many of its messages wait for delivery.
@@ -59,33 +59,41 @@ class Allowances:
 
     def __init__(self, consumed: Consumed, holdings: Holdings, inbox: Inbox) -> None:
         self._consumed, self._holdings, self._inbox = consumed, holdings, inbox
+        #: For how many slots work was to be fetched at the last look.
+        self._places = 0
 
     def all(self) -> list[Allowance]:
         """Return the allowance of each queue that is consumed with acknowledgement."""
         queues = self._consumed.engine_queues
         size_bytes = self._holdings.credit.byte_allowances(queues)
         unsettled = self._holdings.outbox.unsettled()
-        return [self._allowance(queue, size_bytes[queue], unsettled[queue]) for queue in queues]
+        rooms: Mapping[str, Room] = {}
+        if (demand := self._holdings.prefetch.demand) is not None:
+            rooms, self._places = demand.rooms(queues, self._holdings.ready)
+        return [
+            self._allowance(queue, size_bytes[queue], unsettled[queue], rooms.get(queue))
+            for queue in queues
+        ]
 
-    def _allowance(self, queue: str, size_bytes: int, unsettled: int) -> Allowance:
-        waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
-        count = prefetch.of(queue)
-        most = count
-        if prefetch.ceiling is not None:
-            waiting = INBOX_HIGH * len(self._inbox)  # they take the slots that seem to be free
-            most = min(count, prefetch.ceiling(queue))
-        if waiting >= INBOX_HIGH or not size_bytes:
-            return Allowance(queue, 0, count)
-        left = self._holdings.credit.left(queue, most) - unsettled
-        return Allowance(queue, left, count, size_bytes)
+    def _allowance(
+        self, queue: str, size_bytes: int, unsettled: int, room: Room | None
+    ) -> Allowance:
+        most = self._holdings.prefetch.of(queue)
+        if self._inbox.waiting(queue) >= INBOX_HIGH or not size_bytes:
+            return Allowance(queue, 0, most)
+        left = self._holdings.credit.of(queue) - unsettled
+        if room is None:
+            return Allowance(queue, left, most, size_bytes)
+        wanted = room.free - self._holdings.credit.asked(queue)
+        return Allowance(queue, min(left, wanted), min(most, room.most), size_bytes, room.per_slot)
 
     def fetch(
-        self, allowances: Iterable[Allowance], *, prefix: str, quiet: tuple[str, ...]
+        self, allowances: Sequence[Allowance], *, prefix: str, quiet: tuple[str, ...]
     ) -> Fetch:
         """Return the fetch that asks for what these allow.
 
-        A reply has one bound for all queues, and who comes first finds place: first comes who holds
-        the fewest bytes for its weight.
+        A reply has one bound for all queues, and so have the slots, so who comes first finds place:
+        who has its turn or, where there are no slots, who holds the fewest bytes for its weight.
 
         Arguments:
             allowances: those of the queues that are asked.
@@ -93,13 +101,19 @@ class Allowances:
             quiet: the queues whose bells are only looked at.
         """
         held, config = self._holdings.credit.held_bytes, self._holdings.topology.queue
-        order = sorted(allowances, key=lambda one: held(one.queue) / config(one.queue).weight)
-        fetch = Fetch(
+        demand = self._holdings.prefetch.demand
+        if demand is None:
+            order = sorted(allowances, key=lambda one: held(one.queue) / config(one.queue).weight)
+            places = ANY_PLACES
+        else:
+            by_name = {one.queue: one for one in allowances}
+            order = [by_name[queue] for queue in demand.order(list(by_name))]
+            places = self._places
+        return Fetch(
             prefix,
             tuple((one.queue, one.ask) for one in order),
             tuple(one.size_bytes for one in order),
+            places=places,
+            per_slot=tuple(one.per_slot for one in order),
             quiet=quiet,
         )
-        # What a slot can run is the same slot's for every queue.
-        is_by_slots = self._holdings.prefetch.ceiling is not None
-        return replace(fetch, most_queues=1) if is_by_slots else fetch

@@ -77,7 +77,7 @@ class EngineMixin(Publishing):
             delivery=self._delivery,
             loop=self._loop,
         )
-        self.link.holdings.attach(fetcher.name, self.settler, wire.is_silent)
+        self.link.holdings.settlers.attach(fetcher.name, self.settler, wire.is_silent)
         return fetcher
 
     @cached_property

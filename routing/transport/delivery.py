@@ -66,7 +66,7 @@ class Delivery:
 
     def deliver(self, arrival: Arrival) -> None:
         """Hand a message to its consumer; without one it is requeued."""
-        if self._holdings.state(arrival.tag) is None:
+        if self._holdings.get(arrival.tag) is None:
             return  # its lease ran out meanwhile: it is another worker's
         callback = self._consumer_of(arrival.queue)
         if callback is None:
@@ -84,6 +84,8 @@ class Delivery:
                 self._hand_on(arrival, callback, message)
 
     def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], message: Any) -> None:
+        # Until its consumer says so again: it may have to wait for a rate limit first.
+        self._holdings.ready.remove(arrival.queue, arrival.tag)
         try:
             callback(message)
         except Exception as error:
@@ -93,7 +95,8 @@ class Delivery:
 
     def _refused(self, arrival: Arrival, error: Exception) -> None:
         """Find out what became of a message that could not be taken in, and see to the rest."""
-        if self._holdings.state(arrival.tag) is not State.WAITING:
+        held = self._holdings.get(arrival.tag)
+        if held is None or held.state is not State.WAITING:
             # It has ended, and then its result could not be stored, for an id that cannot be one.
             logger.error(
                 "queue %r: a message was refused, and its result could not be stored",

@@ -141,8 +141,7 @@ class Fetcher:
         self._settler.rides = True
         if rest.looks_again or len(self._holdings.outbox):
             self._settler.look_later()
-        by_endings = self._holdings.prefetch.ceiling is None
-        self._resting.begin(rest, freed, by_endings=by_endings)
+        self._resting.begin(rest, freed)
 
     def _may_fetch(self) -> bool:
         """Return whether to talk to the server now, which may have refused to just before."""

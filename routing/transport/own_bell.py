@@ -65,16 +65,16 @@ class OwnBell:
         self._link.holdings.await_room.pop(self._name, None)
 
     def _room_freed(self, queue: str) -> None:
-        """Look soon whether a queue that is not listened to has room; at once at its own ending.
+        """Look whether a queue that is not listened to has room; soon, where that takes a thread.
 
-        The ending of any queue frees bytes, which may be what another one lacks.
+        The ending of any queue frees bytes, or a slot, which may be what another one lacks.
         """
         if (listened := self._listened) is None:
             return
         loop = self._loop()
-        is_own = queue not in listened and loop is not None and loop.is_here
-        allowances = self._allowances.all() if is_own else ()
-        if any(one.is_worth_a_call for one in allowances if one.queue == queue):
+        allowances = self._allowances.all() if loop is not None and loop.is_here else ()
+        deaf = (one for one in allowances if one.queue not in listened)
+        if any(one.is_worth_a_call for one in deaf if one.credit > 0):
             self._ring_if_listening()
         else:
             self._for_room.within(SETTLE_SECONDS)

@@ -16,6 +16,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 
 from redis import exceptions
 
@@ -100,10 +101,10 @@ class Renewer:
     def started(self, tag: str) -> None:
         """Note that a message's run begins."""
         self._starts.append((boot_seconds(), tag))
-        self.ended()
+        self.watch()
 
-    def ended(self) -> None:
-        """Watch for a moment what is owed to the broker."""
+    def watch(self) -> None:
+        """Watch for a moment what waits for a slot, and what is owed to the broker."""
         if not self._is_watching:
             self._is_watching = True
             self._signal.set()
@@ -136,10 +137,10 @@ class Renewer:
         self._signal.wait(self._next_look() - boot_seconds())
         self._report_starts()
         self._carry_for_a_blocked_loop()
-        if not self._starts and not self._is_owed:
+        self._return_stuck()
+        if not self._has_to_watch:
             self._is_watching = False
-            # What came in between has set no signal.
-            self._is_watching = bool(self._starts) or self._is_owed
+            self._is_watching = self._has_to_watch  # what came in between has set no signal
 
     def _next_look(self) -> float:
         if not self._is_watching:
@@ -152,7 +153,7 @@ class Renewer:
     def _renew(self) -> None:
         sent, doubts = boot_seconds(), self._doubts
         # Whoever hears nothing starts nothing either: what waits is for others to take.
-        is_unheard = self._holdings.is_unheard(self._lease_seconds)
+        is_unheard = self._holdings.settlers.is_unheard(self._lease_seconds)
         held = self._holdings.leases(without_waiting=is_unheard)
         try:
             gone = self._link.commands.renew(
@@ -206,11 +207,18 @@ class Renewer:
             except (*LOST, exceptions.RedisError) as error:
                 logger.debug("starts are reported with the next renewal: %s", error)
 
-    # -- endings
+    # -- what waits, and what has ended
 
     @property
-    def _is_owed(self) -> bool:
-        return self._holdings.outbox.waits_seconds > 0
+    def _has_to_watch(self) -> bool:
+        is_owed = self._holdings.outbox.waits_seconds > 0
+        return is_owed or bool(self._starts) or not self._holdings.ready.is_empty
+
+    def _return_stuck(self) -> None:
+        """Requeue what has its turn and gets no slot here, though the loop may be blocked."""
+        if self.leaving or not self._holdings.requeue_stuck():
+            return
+        self._carry(self._carrier.requeue)
 
     def _carry_for_a_blocked_loop(self) -> None:
         """Carry what the event loop has left for too long: a task runs in it, or it computes."""
@@ -219,15 +227,24 @@ class Renewer:
         if boot_seconds() < self._next_carry:
             return
         self._next_carry = boot_seconds() + RETRY_SECONDS  # whatever it may raise
+        if self._carry(self._carry_all):
+            self._next_carry = 0.0
+
+    def _carry_all(self) -> None:
+        self._carrier.carry_again(CARRY_AFTER_SECONDS)
+        self._carrier.carry_all()
+
+    def _carry(self, carry: Callable[[], None]) -> bool:
+        """Carry something; False when it could not be, and then it is kept."""
         self._is_carrying = True  # before it looks, so that `stop` waits for it or it does nothing
         try:
             if not self._stopped:
-                self._carrier.carry_again(CARRY_AFTER_SECONDS)
-                self._carrier.carry_all()
-            self._next_carry = 0.0
+                carry()
+            return True
         except (*LOST, exceptions.RedisError) as error:
             logger.debug("what has ended is settled a little later: %s", error)
         except Exception:
             logger.exception("what has ended could not be settled")
         finally:
             self._is_carrying = False
+        return False

@@ -17,25 +17,25 @@ from typing import Any
 
 from celery import bootsteps
 
-from routing import upstream
 from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.values import Mark
-from routing.topology.checks import batches_by_queue
+from routing.topology.checks import unit_sizes
 from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
+from routing.transport.wakeup import Wakeup
 from routing.worker.clerk import CLERK
-from routing.worker.fairness import Rule, Running, Shares
+from routing.worker.demand import AHEAD_SECONDS, Demand
 from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
-from routing.worker.greenlets import let_go
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
 from routing.worker.interruption import holdings_of
-from routing.worker.prefork import Pipes
-from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
+from routing.worker.make_slots import slots_of
+from routing.worker.scheduler import Scheduler
+from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
-from routing.worker.stopping import STOP, Cut
+from routing.worker.stopping import STOP
 from routing.worker.units import RequestUnit, Unit, UnitSource, WaitingUnits, can_travel
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,10 @@ class Dispatcher(bootsteps.StartStopStep):
         self._running = False
         self._pumping = False
         self._thread = threading.get_ident()
-        self._shares = Shares({})
-        self._inflight: Running | None = None
-        self._looks_again = False
+        self._scheduler = Scheduler(self._consumed_queues, self._has_work)
+        self._soon_free = Wakeup(self._make_room, self._loop)
+        self._again = Wakeup(self.pump, self._loop)
+        self._stuck = 0
         self._handing: Unit | None = None
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
@@ -88,70 +89,54 @@ class Dispatcher(bootsteps.StartStopStep):
         channel.runtime.is_worker = holdings.durable = True
         holdings.is_stopping = lambda: STOP.told
         channel.keep_leases(consumer.hostname)
-        self._share_out(holdings)
-        if consumer.app.conf.worker_disable_prefetch:
-            self._fetch_for_free_slots(channel, holdings)
+        self._scheduler.configure(holdings.topology.queues)
+        self._fetch_what_can_start(channel, holdings)
         if self._slots is None:
-            self._slots = self._make_slots(consumer)
-        else:
-            self._slots.reset(
-                len(upstream.JOBS.of(upstream.PROCESS_POOL.of(consumer.pool)))
-                if consumer.pool.uses_semaphore
-                else 0
+            self._slots = slots_of(
+                consumer, on_free=self.pump, on_enter=self._unit_entered, soon=self.soon
             )
+        else:
+            self._slots.reset()
         self._running = True
         channel.settler.flush()
 
-    def _share_out(self, holdings: Holdings) -> None:
-        queues = holdings.topology.queues
-        self._shares = Shares({name: queue.weight for name, queue in queues.items()})
-        rules = {
-            name: Rule(reserve=queue.reserve, limit=queue.limit)
-            for name, queue in queues.items()
-            if queue.reserve or queue.limit is not None
-        }
-        if self._inflight is None:
-            self._inflight = Running(rules, lambda: self._consumed_queues())
-
-    def _fetch_for_free_slots(self, channel: EngineMixin, holdings: Holdings) -> None:
-        """Hold no more than the slots run, as ``--disable-prefetch`` asks for.
+    def _fetch_what_can_start(self, channel: EngineMixin, holdings: Holdings) -> None:
+        """Fetch for the slots that are free soon; with ``--disable-prefetch``, that are free.
 
         Celery's own way stops the channel, which has endings to carry, once too much is held.
         """
         consuming: Any = channel
         consuming.qos.__dict__.pop("can_consume", None)
-        batches = batches_by_queue(self._consumer.app)
-        largest = {queue: max(sizes.values()) for queue, sizes in batches.items()}
-        holdings.prefetch.ceiling = lambda queue: self._slots_of(queue) * largest.get(queue, 1)
-
-    def _slots_of(self, queue: str) -> int:
-        """Return how many slots a queue has, or may take; also those that would be added for it."""
-        if self._slots is None or self._inflight is None:
-            return 0
-        pool, most = self._consumer.pool, getattr(self._consumer.controller, "max_concurrency", 0)
-        free = self._slots.free() + max(0, (most or 0) - int(pool.num_processes))
-        waiting = len(self._units) - self._units.count(queue)
-        return self._inflight.most(queue, free=max(0, free - waiting))
-
-    def _make_slots(self, consumer: Any) -> Slots:
-        # Handed-over work survives a reconnect, so the pool must not forget it.
-        consumer.pool.flush = None
-        if consumer.pool.uses_semaphore:
-            finish = consumer.pool.flush = Pipes(upstream.PROCESS_POOL.of(consumer.pool)).finish
-            Cut(consumer, finish)
-            return SemaphoreSlots(
-                consumer.pool,
-                consumer.controller.semaphore,
-                on_free=self.pump,
-                on_enter=self._unit_entered,
-            )
-        let_go(consumer.pool)
-        return CountedSlots(
-            consumer.pool, on_free=self.pump, on_enter=self._unit_entered, soon=self.soon
+        app = self._consumer.app
+        holdings.prefetch.demand = Demand(
+            self._scheduler,
+            free=lambda: self._free() + self._growth(),
+            unit_sizes=unit_sizes(app, holdings.prefetch.of),
+            ahead_seconds=0.0 if app.conf.worker_disable_prefetch else AHEAD_SECONDS,
         )
+        holdings.ready.may_return = lambda: not self._growth()
+
+    def _free(self) -> int:
+        return self._slots.free() if self._slots is not None else 0
+
+    def _growth(self) -> int:
+        """Return how many slots the pool would add if there were work for them."""
+        most = getattr(self._consumer.controller, "max_concurrency", 0) or 0
+        return max(0, most - int(self._consumer.pool.num_processes))
+
+    def _loop(self) -> Any:
+        connection = self._channel.connection if self._channel is not None else None
+        return None if connection is None else connection.loop
 
     def _consumed_queues(self) -> Sequence[str]:
         return self._channel.engine_queues if self._channel is not None else ()
+
+    def _has_work(self, queue: str) -> bool:
+        channel = self._channel
+        if channel is None:
+            return False
+        is_ready = channel.link.holdings.ready.count(queue) > 0
+        return is_ready or channel.fetcher.sightings.known(queue) > 0
 
     def stop(self, consumer: Any) -> None:
         """Requeue what was not handed over: the pool is closing, or the connection is lost."""
@@ -212,6 +197,7 @@ class Dispatcher(bootsteps.StartStopStep):
     def submit_request(self, request: Any) -> None:
         """Take a request from Celery's strategy."""
         if isinstance(request.message, EngineMessage):
+            request.waits(has_turn=True)
             self.submit(RequestUnit(self, request))
         else:
             self._stock_submit(request)
@@ -221,6 +207,7 @@ class Dispatcher(bootsteps.StartStopStep):
         if not self._running:
             return
         self._units.add(unit)
+        self._scheduler.shares.arrive(unit.queue, time.monotonic())
         self.pump()
 
     def add_source(self, source: UnitSource) -> None:
@@ -234,13 +221,12 @@ class Dispatcher(bootsteps.StartStopStep):
             total.update(source.waiting())
         return total
 
-    def idle_slots(self, queue: str | None = None) -> int:
-        """Return how many slots are free and not spoken for, for a queue or for any."""
-        if self._slots is None or self._inflight is None or not self._running:
+    def idle_slots(self, queue: str = "", task: str = "") -> int:
+        """Return how many slots are free and not spoken for: for a task of a queue, or for any."""
+        if not self._running or not (free := self._free()):
             return 0
-        if not (free := self._slots.free()):
-            return 0
-        if queue is not None and not self._inflight.eligible([queue], free=free):
+        rules = self._scheduler.rules()
+        if queue and rules and not self._scheduler.may_take(queue, task, free=free, rules=rules):
             return 0
         return max(0, free - len(self._units))
 
@@ -285,6 +271,7 @@ class Dispatcher(bootsteps.StartStopStep):
             return
         self._pumping = True
         try:
+            self._forget_stuck()
             self._hand_over_while_free(self._slots)
             for source in tuple(self._sources):
                 if not self.idle_slots():
@@ -294,29 +281,31 @@ class Dispatcher(bootsteps.StartStopStep):
         finally:
             self._pumping = False
 
+    def _forget_stuck(self) -> None:
+        """Forget what was requeued because it got no slot here."""
+        if self.holdings is None or self.holdings.stuck == self._stuck:
+            return
+        self._stuck = self.holdings.stuck
+        for source in tuple(self._sources):
+            source.drop_lost()
+        self._units.drop_lost()
+
     def _may_start(self) -> bool:
         """Return whether what waits here is known to be ours still; if not, look again soon."""
         if self.holdings is None or self.holdings.lease_guard.holds:
             return True
-        if not self._looks_again:
-            self._looks_again = True
-            self._consumer.timer.call_after(LOOK_AGAIN_SECONDS, self._look_again)
+        self._again.within(LOOK_AGAIN_SECONDS)
         return False
 
-    def _look_again(self) -> None:
-        self._looks_again = False
-        self.pump()
-
     def _hand_over_while_free(self, slots: Slots) -> None:
-        assert self._inflight is not None
         while self._units and not STOP.told:
             if not (free := slots.free()):
                 slots.await_next()
                 return
-            if not (eligible := self._inflight.eligible(self._units.queues(), free=free)):
+            if not (eligible := self._scheduler.eligible(self._units, free=free)):
                 return
             slots.acquire()
-            queue = eligible[0] if len(eligible) == 1 else self._shares.take(eligible)
+            queue = self._scheduler.next(eligible)
             self._hand_over(queue, self._units.take(queue))
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
@@ -343,8 +332,18 @@ class Dispatcher(bootsteps.StartStopStep):
             self._channel.fetcher.sightings.held_up(time.monotonic() - began)
 
     def _unit_entered(self) -> Callable[[], None]:
-        assert self._inflight is not None
         unit = self._handing
-        if unit is None or not unit.requests:
-            return self._inflight.enter("")
-        return self._inflight.enter(unit.queue, is_early=not unit.requests[0].task.acks_late)
+        leave = self._scheduler.enter(unit)
+        if unit is not None and (seconds := self._scheduler.expected(unit)) > AHEAD_SECONDS:
+            self._soon_free.within(seconds - AHEAD_SECONDS)
+
+        def left() -> None:
+            leave()
+            self._make_room()
+
+        return left
+
+    def _make_room(self) -> None:
+        """Fetch again: a slot is free, or will be soon."""
+        if self._channel is not None and self._running:
+            self._channel.link.holdings.made_room([""])

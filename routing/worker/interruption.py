@@ -51,6 +51,19 @@ class InterruptibleRequest(stock.Request):
         if (holdings := holdings_of(self.message)) is not None:
             holdings.mark(self.message.delivery_tag, state)
 
+    def waits(self, *, has_turn: bool) -> None:
+        """Note that it waits for a slot, or for the rest of its batch first."""
+        if (holdings := holdings_of(self.message)) is not None:
+            holdings.waits(self.message.delivery_tag, has_turn=has_turn)
+
+    def is_lost(self) -> bool:
+        """Whether its message is not held any more: it was requeued, or another worker has it."""
+        holdings = holdings_of(self.message)
+        if holdings is None or holdings.get(self.message.delivery_tag) is not None:
+            return False
+        task_ready(self)
+        return True
+
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End its run in a cold shutdown, or with the connection; in threads it runs to its end."""
         if self._is_ending:

@@ -67,8 +67,7 @@ class Request(InterruptibleRequest):
         too often, and is ended now."""
         if (holdings := holdings_of(self.message)) is None:
             return False
-        if (held := holdings.get(self.message.delivery_tag)) is None:
-            task_ready(self)
+        if self.is_lost() or (held := holdings.get(self.message.delivery_tag)) is None:
             return True
         limits = holdings.topology.queue(held.queue)
         if held.delivery_count.count >= limits.max_deliveries:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 from billiard.einfo import ExceptionInfo
 
+from routing import upstream
 from routing.worker.exits import exits_in
 from routing.worker.failure import failure_of
 from routing.worker.traced import surely_ending
@@ -43,8 +44,8 @@ class Slots(Protocol):
     def release(self) -> None:
         """Return a slot that was taken and not used."""
 
-    def reset(self, running: int) -> None:
-        """Begin anew after Celery cleared its own count, with so many units still running."""
+    def reset(self) -> None:
+        """Begin anew after Celery cleared its own count, with what still runs."""
 
 
 class SemaphoreSlots:
@@ -148,8 +149,9 @@ class SemaphoreSlots:
         """Return a slot that was taken and not used."""
         self._semaphore.release()
 
-    def reset(self, running: int) -> None:
+    def reset(self) -> None:
         """Count what still runs: Celery has set the semaphore to its full size."""
+        running = len(upstream.JOBS.of(upstream.PROCESS_POOL.of(self._pool)))
         self._granted = 0
         self._waits = False
         self._semaphore.value = max(0, self._semaphore.initial_value - running)
@@ -243,7 +245,7 @@ class CountedSlots:
     def release(self) -> None:
         """Do nothing: a unit that never entered the pool was not counted."""
 
-    def reset(self, running: int) -> None:
+    def reset(self) -> None:
         """Do nothing: what still runs is still counted."""
 
 

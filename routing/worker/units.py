@@ -34,6 +34,9 @@ class UnitSource(Protocol):
     def waiting(self) -> Mapping[str, int]:
         """Return how much of each queue has been gathered that still waits for company."""
 
+    def drop_lost(self) -> None:
+        """Forget what is not held any more."""
+
     def clear(self) -> None:
         """Forget everything; the messages are being requeued."""
 
@@ -95,6 +98,22 @@ class WaitingUnits:
         """Return how many units a queue has."""
         return len(self._units.get(queue, ()))
 
+    def first(self, queue: str) -> Unit:
+        """Return the first unit of a queue that has one."""
+        return self._units[queue][0]
+
+    def drop_lost(self) -> None:
+        """Forget the units of which nothing is held any more."""
+        for queue in list(self._units):
+            kept = deque(
+                unit
+                for unit in self._units[queue]
+                if not all(request.is_lost() for request in unit.requests)
+            )
+            self._units[queue] = kept
+            if not kept:
+                del self._units[queue]
+
     def add(self, unit: Unit) -> None:
         """Let a unit wait."""
         self._units.setdefault(unit.queue, deque()).append(unit)
@@ -110,6 +129,11 @@ class WaitingUnits:
     def clear(self) -> None:
         """Forget them all."""
         self._units.clear()
+
+
+def task_of(unit: Unit) -> str:
+    """Return the name of a unit's task."""
+    return str(unit.requests[0].name) if unit.requests else ""
 
 
 def can_travel(request: Any) -> bool:

@@ -95,7 +95,7 @@ def test_a_loop_that_rests_is_always_woken_again(clock: Clock) -> None:
     consumed.add("a consumer", "q")
     fetcher = Fetcher(link, wire, consumed, settler=settler, delivery=delivery, loop=lambda: loop)
     holdings = link.holdings
-    holdings.attach(fetcher.name, settler)
+    holdings.settlers.attach(fetcher.name, settler)
 
     fetch = Fetch(f"{fetcher.name}:1:", (("q", 90),))
     holdings.asking(fetch)

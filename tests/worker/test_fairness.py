@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.worker.fairness import Rule, Running, startable
+from routing.worker.fairness import Rule, startable
 
 rules = st.dictionaries(
     st.sampled_from("abc"),
@@ -42,24 +42,11 @@ def test_an_idle_worker_starts_whatever_there_is(
     assert startable(queue, table, free=slots, running={})
 
 
-def test_a_unit_holds_its_slot_until_it_leaves_the_pool() -> None:
-    running = Running({"bulk": Rule(limit=1)}, lambda: ["bulk"])
-    leave = running.enter("bulk")
-    assert running.eligible(["bulk"], free=1) == []
-    leave()
-    leave()
-    assert running.eligible(["bulk"], free=1) == ["bulk"]
-    running.enter("bulk")
-    assert running.eligible(["bulk"], free=1) == []
+def test_a_reserve_is_lent_to_what_is_known_to_be_shorter_than_it_allows() -> None:
+    table = {"urgent": Rule(reserve=1, lend_below=0.05)}
 
+    def may_start(seconds: float | None) -> int:
+        return startable("bulk", table, free=1, running={"bulk": 1}, seconds=seconds)
 
-def test_a_reserve_for_a_queue_that_is_not_consumed_keeps_nothing() -> None:
-    running = Running({"urgent": Rule(reserve=2)}, lambda: ["bulk"])
-    running.enter("bulk")
-    assert running.eligible(["bulk"], free=2) == ["bulk"]
-
-
-def test_without_rules_every_queue_startable() -> None:
-    running = Running({}, list)
-    running.enter("a")
-    assert running.eligible(["a", "b"], free=1) == ["a", "b"]
+    assert may_start(0.04) == 1
+    assert may_start(0.05) == may_start(2.0) == may_start(None) == 0

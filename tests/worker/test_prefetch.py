@@ -91,7 +91,7 @@ def test_work_that_waits_for_its_eta_takes_no_credit(at: Station) -> None:
     assert len(at.broker.delayed("slow")) == 3 * PREFETCH
 
 
-@pytest.mark.parametrize("at", [("prefork", 2)], indirect=True, ids=str)
+@pytest.mark.parametrize("at", [("prefork", 8)], indirect=True, ids=str)
 def test_remote_control_changes_a_prefetch(at: Station) -> None:
     at.send_many("held", 30, "gate", queue="slow")
     eventually(lambda: at.broker.unacked("slow") == PREFETCH)
@@ -111,7 +111,7 @@ def test_remote_control_changes_a_prefetch(at: Station) -> None:
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_a_worker_stops_fetching_at_its_bytes(valkey: Server, pool: str) -> None:
     table = {**TABLE, "max_inflight_bytes": 1_000_000}
-    with station(valkey.fresh_url(), pool, 2, settings={"table": table}) as at:
+    with station(valkey.fresh_url(), pool, 4, settings={"table": table}) as at:
         headers = {"padding": "x" * 300_000}
         names = at.send_many("held", 12, "gate", queue="bulk", headers=headers)
         # Seven queues: each has a fourteenth to itself, and the last one may exceed the bound.
@@ -129,9 +129,9 @@ def test_large_messages_of_one_queue_keep_no_other_from_being_fetched(
     valkey: Server, pool: str, first: str
 ) -> None:
     queues = dict(sorted(TABLE["queues"].items(), key=lambda entry: entry[0] != first))
-    queues["bulk"] = {"prefetch": 200, "limit": 1}
+    queues["bulk"] = {"prefetch": 200, "limit": 2}
     table = {**TABLE, "queues": queues, "default_queue": "default", "max_inflight_bytes": 1_000_000}
-    with station(valkey.fresh_url(), pool, 2, settings={"table": table}) as at:
+    with station(valkey.fresh_url(), pool, 3, settings={"table": table}) as at:
         headers = {"padding": "x" * 300_000}
         at.send_many("held", 6, "gate", queue="bulk", headers=headers)
         eventually(lambda: at.broker.unacked("bulk") >= 2)

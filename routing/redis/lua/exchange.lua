@@ -12,10 +12,11 @@
 --        3 tag prefix; the tags are prefix .. queue number .. ":" .. 1, 2, 3 ...
 --        4 lease in milliseconds
 --        5 most bytes to fetch
---        6 most queues to fetch from
+--        6 slots to fetch work for
 --        7 number of message ids whose delivery count is over, then these ids
 --        then per settled group: ending, number of tags, the tags
---        then per asked queue: name as JSON text, credit, most bytes, number of ready lists
+--        then per asked queue: name as JSON text, credit, messages that take one of the slots, or 0
+--        for those that take none, most bytes, number of ready lists
 -- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
 -- another from being fetched; of each there may be one message more than fits.
 -- Reply: {server time in ms, number of counted deliveries, {numbers of the quiet queues that are not},
@@ -32,7 +33,7 @@
 -- include: settle
 
 local queues, prefix, lease, budget = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local most_queues = tonumber(ARGV[6])
+local slots = tonumber(ARGV[6])
 local key, arg = settle()
 local expiry, bytes = whole(now + lease), 0
 
@@ -69,7 +70,7 @@ local function read(q, list, name, fetch)
 end
 
 for q = 1, queues do
-  local lists, ledger, delayed = tonumber(ARGV[arg + 3]), KEYS[key], KEYS[key + 2]
+  local lists, ledger, delayed = tonumber(ARGV[arg + 4]), KEYS[key], KEYS[key + 2]
   local due = first_due(delayed)
   if due and due <= now and promotions > 0 then
     local refused = promote(delayed, KEYS[key + 3], ledger)
@@ -78,11 +79,12 @@ for q = 1, queues do
     due = refused and now + 1000 or first_due(delayed)
   end
   local fetch = {key = key, lists = lists, ledger = ledger, bytes = 0, got = {0, due or 0}}
-  fetch.room = math.min(tonumber(ARGV[arg + 2]), math.floor((budget - bytes) / (queues - q + 1)))
-  fetch.credit = most_queues > 0 and tonumber(ARGV[arg + 1]) or 0
+  fetch.room = math.min(tonumber(ARGV[arg + 3]), math.floor((budget - bytes) / (queues - q + 1)))
+  local credit, per_slot = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
+  fetch.credit = per_slot > 0 and math.min(credit, slots * per_slot) or credit
   for l = 1, lists do read(q, KEYS[key + 3 + l], ARGV[arg], fetch) end
-  if #fetch.got > 2 then most_queues = most_queues - 1 end
-  fetches[q], key, arg = fetch, key + 4 + lists, arg + 4
+  if per_slot > 0 then slots = slots - math.ceil((#fetch.got - 2) / per_slot) end
+  fetches[q], key, arg = fetch, key + 4 + lists, arg + 5
 end
 
 -- A refused promotion is told when nothing was found besides: what is fetched must be answered with.

@@ -1,0 +1,80 @@
+"""What runs in the pool now, and when its slots will be free, as far as measured times tell."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from routing.worker.run_times import RunTimes
+from routing.worker.shares import Shares
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Run:
+    """A unit in its slot."""
+
+    queue: str
+    task: str
+    began: float
+
+
+class Running:
+    """The units that are in the pool; what they take is measured, and charged to their queues.
+
+    Arguments:
+        times: where it is noted what they take.
+        shares: where that is charged.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(
+        self, times: RunTimes, shares: Shares, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._times, self._shares, self._clock = times, shares, clock
+        self._runs: dict[int, Run] = {}
+        self._entered = 0
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many slots each queue has."""
+        return self._counts
+
+    def enter(self, queue: str, task: str = "") -> Callable[[], None]:
+        """Note that a unit enters the pool; returns what to call, once or more, when it has left.
+
+        Arguments:
+            queue: the queue that the unit comes from.
+            task: its task.
+        """
+        run = Run(queue=queue, task=task, began=self._clock())
+        self._entered += 1
+        number = self._entered
+        self._runs[number] = run
+        self._counts[queue] += 1
+        self._shares.begin(queue, run.began)
+
+        def leave() -> None:
+            if self._runs.pop(number, None) is None:
+                return
+            now = self._clock()
+            self._counts[queue] -= 1
+            self._times.note(queue, task, now - run.began)
+            self._shares.end(queue, run.began, now)
+
+        return leave
+
+    def staying(self, seconds: float) -> Counter[str]:
+        """Return how many slots of each queue are not expected to be free within so many seconds.
+
+        What has been in its slot for longer than it was to be expected, by so much, is not.
+        """
+        now = self._clock()
+        staying: Counter[str] = Counter()
+        for run in self._runs.values():
+            expected = self._times.mean_of(run.queue, run.task)
+            if expected is None or abs(run.began + expected - now) > seconds:
+                staying[run.queue] += 1
+        return staying

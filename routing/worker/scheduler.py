@@ -1,0 +1,102 @@
+"""Who may take a slot of this worker, and whose turn it is: rules, shares and measured times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from routing.topology.model import QueueConfig
+from routing.worker.fairness import Rule, startable
+from routing.worker.run_times import RunTimes
+from routing.worker.running import Running
+from routing.worker.shares import Shares
+from routing.worker.units import Unit, WaitingUnits, task_of
+
+
+class Scheduler:
+    """Decides for one worker; what runs outlives connections, and so does this.
+
+    Arguments:
+        consumed: returns the queues that the worker consumes; a reserve for another would never be
+            used.
+        has_work: returns whether work of a queue waits, here or at the broker.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        consumed: Callable[[], Collection[str]],
+        has_work: Callable[[str], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._consumed, self._has_work = consumed, has_work
+        self.times = RunTimes()
+        self.shares = Shares({}, self.times)
+        self.running = Running(self.times, self.shares, clock=clock)
+        self._rules: dict[str, Rule] = {}
+
+    def configure(self, queues: Mapping[str, QueueConfig]) -> None:
+        """Go by this table from now on."""
+        self.shares.reweigh({name: one.weight for name, one in queues.items()}, self._clock())
+        self._rules = {
+            name: Rule(reserve=one.reserve, limit=one.limit, lend_below=one.lend_below)
+            for name, one in queues.items()
+            if one.reserve or one.limit is not None
+        }
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rules of the queues that are consumed."""
+        if not self._rules:
+            return self._rules
+        consumed = self._consumed()
+        return {name: rule for name, rule in self._rules.items() if name in consumed}
+
+    def eligible(self, waiting: WaitingUnits, *, free: int) -> list[str]:
+        """Return the queues of which the first unit may take one of the free slots."""
+        queues = list(waiting.queues())
+        if not (rules := self.rules()):
+            return queues if free else []
+        return [
+            queue
+            for queue in queues
+            if self.may_take(queue, task_of(waiting.first(queue)), free=free, rules=rules)
+        ]
+
+    def may_take(self, queue: str, task: str, *, free: int, rules: Mapping[str, Rule]) -> bool:
+        """Return whether a unit of a task of this queue may take one of the free slots."""
+        seconds, running = self.times.peak(queue, task), self.running.counts
+        return startable(queue, rules, free=free, running=running, seconds=seconds) > 0
+
+    def next(self, queues: Sequence[str]) -> str:
+        """Return the queue whose turn it is among these, which have work here."""
+        return queues[0] if len(queues) == 1 else self.shares.take(queues, self._clock())
+
+    def order(self, queues: Sequence[str]) -> list[str]:
+        """Return the queues in the order in which they are to be served."""
+        if len(queues) == 1:
+            return list(queues)
+        for queue in self.shares.active:
+            self._leave_if_idle(queue)
+        return self.shares.order(queues, self._clock())
+
+    def enter(self, unit: Unit | None) -> Callable[[], None]:
+        """Note that a unit enters the pool; returns what to call, once or more, when it left."""
+        if unit is None or not unit.requests:
+            return self.running.enter("")
+        leave = self.running.enter(queue := unit.queue, task_of(unit))
+
+        def leave_slot() -> None:
+            leave()
+            self._leave_if_idle(queue)
+
+        return leave_slot
+
+    def expected(self, unit: Unit) -> float:
+        """Return for how many seconds a unit is expected to keep its slot; 0 when nobody knows."""
+        return self.times.mean_of(unit.queue, task_of(unit)) or 0.0
+
+    def _leave_if_idle(self, queue: str) -> None:
+        if not self.shares.is_running(queue) and not self._has_work(queue):
+            self.shares.leave(queue)
