@@ -158,8 +158,7 @@ def unjustly_charged(found: Findings) -> list[str]:
     """
     number_of = {one.id: one.number for one in found.sent}
     reasons = (Event.POOL, Event.WORKER, Event.SILENT)
-    # What was charged may be a retry, which is counted apart.
-    number_of_charge = {id_: number_of.get(id_.partition("#")[0]) for id_, _ in found.charges}
+    number_of_charge = {id_: number_of.get(id_) for id_, _ in found.charges}
     charged = set(number_of_charge.values())
     runs = [run for run in runs_of(found.notes) if run.number in charged] if charged else []
     hit = {run.number for run in runs if hit_by(run, found) in reasons}

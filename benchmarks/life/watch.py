@@ -21,6 +21,9 @@ from routing.redis.keys import Keys
 from routing.redis.ledger import read
 from routing.topology.model import Topology
 
+#: Messages at the front of each queue that may have been charged just now.
+CHARGED_AT_MOST = 20
+
 FINAL = ("SUCCESS", "FAILURE", "REVOKED")
 
 #: A result is first looked for so long after its message was sent: nearly all are there then.
@@ -73,12 +76,17 @@ class Broker:
     def note_charges(self) -> None:
         """Note which messages are charged a delivery right now."""
         with contextlib.suppress(redis.RedisError):
-            key = self._keys.deliveries()
-            if self.client.hlen(key):
-                now = time.monotonic()
-                found: Any = self.client.hgetall(key)
-                for id_, charge in found.items():
-                    self.charges.setdefault((id_.decode(), charge.decode()), now)
+            now = time.monotonic()
+            held: Any = self.client.hvals(self._keys.records()[0])
+            # What was charged has gone back to the front of its queue, the end of its list.
+            waiting: Any = [
+                text for queue in QUEUES for text in self.client.lrange(queue, -CHARGED_AT_MOST, -1)
+            ]
+            for text in [*(json.loads(record)[0] for record in held), *map(json.loads, waiting)]:
+                ours = text.get("celeriac", {})
+                if why := ours.get("charged"):
+                    charge = f"{ours['deliveries']} {why}"
+                    self.charges.setdefault((text["headers"]["id"], charge), now)
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return the ledger of each queue, with its records counted."""

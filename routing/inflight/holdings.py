@@ -188,8 +188,7 @@ class Holdings:
         with self._lock:
             for tag, name in endings:
                 if held := self._held.get(tag):
-                    counted_id = held.message_id if held.delivery_count.count else ""
-                    ended.append(Ending(held.queue, name, tag, counted_id))
+                    ended.append(Ending(held.queue, name, tag))
             # First, as a fetch with the credit that is freed then must carry it along.
             self.outbox.add_endings(ended)
             ended = [ending for ending in ended if self._drop(ending.tag)]
@@ -210,7 +209,7 @@ class Holdings:
         held = self._held.get(tag)
         if held is None or not self.topology.queue(held.queue).max_dead:
             return self.end(tag, evidence.ending)
-        burial = Burial(tag, held.message_id, replace(evidence, queue=held.queue).rest(), payload)
+        burial = Burial(tag, replace(evidence, queue=held.queue).rest(), payload)
         with self._lock:
             if tag not in self._held:
                 return False
@@ -330,10 +329,7 @@ class Holdings:
             self.keeper.check_now()
 
     def forget(self, tags: Iterable[str]) -> int:
-        """Note that these messages are another worker's now; returns how many were held here.
-
-        What waits must not be started, and the ending of what runs is ignored.
-        """
+        """Note that these messages are another worker's now; returns how many were held here."""
         with self._lock:
             return sum(self._drop(tag) is not None for tag in tags)
 

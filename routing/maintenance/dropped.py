@@ -107,7 +107,7 @@ class FinishDropped:
     def _settle(
         self, channel: EngineMixin, finished: Sequence[Arrival], left: Sequence[Arrival]
     ) -> None:
-        endings = [Ending(arrival.queue, "done", arrival.tag, "") for arrival in finished]
+        endings = [Ending(arrival.queue, "done", arrival.tag) for arrival in finished]
         nothing_asked = Fetch(f"{self._name}:{next(self._calls)}:", ())
         channel.commands.exchange(channel.plain_client, Settlement(endings), nothing_asked)
         for queue in {arrival.queue for arrival in left}:

@@ -22,7 +22,6 @@ from routing.redis.values import (
     Arrival,
     Burial,
     Buried,
-    DeliveryCount,
     Exchanged,
     Fetch,
     Pushed,
@@ -129,11 +128,10 @@ class Commands:
 
     def exchange_call(self, settlement: Settlement, fetch: Fetch) -> tuple[list[str], list[Any]]:
         """Return keys and arguments of an exchange."""
-        ids = settlement.counted_ids()
         groups = settlement.groups()
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
-        args += [self._lease_ms, FETCH_BYTES, fetch.places, len(ids), *ids]
+        args += [self._lease_ms, FETCH_BYTES, fetch.places]
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]
@@ -150,7 +148,7 @@ class Commands:
     @staticmethod
     def exchange_reply(fetch: Fetch, reply: Sequence[Any]) -> Exchanged:
         """Read the reply to an exchange."""
-        server_ms, counted, rung, *per_queue = reply
+        server_ms, rung, *per_queue = reply
         left: dict[str, int] = {}
         due_ms: dict[str, int] = {}
         arrivals: list[Arrival] = []
@@ -165,7 +163,7 @@ class Commands:
                 Arrival(f"{tag}{n}", queue, payload) for n, payload in enumerate(payloads, start=1)
             ]
         heard = [fetch.quiet[number - 1] for number in rung]
-        return Exchanged(int(server_ms), int(counted), left, arrivals, due_ms, heard)
+        return Exchanged(int(server_ms), left, arrivals, due_ms, heard)
 
     def exchange(self, client: redis.Redis, settlement: Settlement, fetch: Fetch) -> Exchanged:
         """Settle and fetch in one round trip."""
@@ -230,7 +228,7 @@ class Commands:
         buried = trimmed = 0
         for start in range(0, max(len(burials), 1), BURY_AT_MOST):
             chunk = burials[start : start + BURY_AT_MOST]
-            entries = [v for b in chunk for v in (b.tag, b.message_id, b.evidence, b.payload)]
+            entries = [v for b in chunk for v in (b.tag, b.evidence, b.payload)]
             reply = run_script(client, "bury", keys, [*bounds, *entries])
             buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
         return Buried(buried, trimmed)
@@ -240,20 +238,6 @@ class Commands:
         keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
         keys += self.keys.ready_lists(queue)
         return int(run_script(client, "purge", keys, []))
-
-    def deliveries(
-        self, client: redis.Redis, message_ids: Sequence[str]
-    ) -> dict[str, DeliveryCount]:
-        """Return how often each of these messages was charged a delivery, where it was."""
-        noted: Any = client.hmget(self.keys.deliveries(), list(message_ids))
-        return {
-            i: _delivery_counts(value) for i, value in zip(message_ids, noted, strict=True) if value
-        }
-
-
-def _delivery_counts(value: bytes) -> DeliveryCount:
-    count, _, evidence = value.decode(errors="replace").partition(" ")
-    return DeliveryCount(int(count), evidence)
 
 
 @lru_cache(maxsize=1024)

@@ -81,13 +81,8 @@ class Keys:
             self.prefix + self.unacked_index,
             f"{self.prefix}celeriac:leases",
             f"{self.prefix}celeriac:origins",
-            self.deliveries(),
             f"{self.prefix}celeriac:started",
         ]
-
-    def deliveries(self) -> str:
-        """Return the hash message id -> deliveries that were charged, and why the last one was."""
-        return f"{self.prefix}celeriac:deliveries"
 
     def workers(self) -> str:
         """Return the hash first part of a worker's tags -> the worker's host name."""

@@ -49,12 +49,11 @@ NOT_COUNTED = DeliveryCount()
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How one held message ended; the id is there when its deliveries were counted."""
+    """How one held message ended."""
 
     queue: str
     name: str
     tag: str
-    counted_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,6 @@ class Settlement:
         """Return how many of them are each queue's."""
         return Counter(ending.queue for ending in self.endings)
 
-    def counted_ids(self) -> list[str]:
-        """Return the message ids whose delivery count is over."""
-        return [ending.counted_id for ending in self.endings if ending.counted_id]
-
 
 @dataclass(frozen=True, slots=True)
 class Burial:
@@ -88,7 +83,6 @@ class Burial:
     """
 
     tag: str
-    message_id: str
     evidence: str
     payload: str = ""
 
@@ -153,14 +147,12 @@ class Arrival:
 class Exchanged:
     """The reply to an exchange.
 
-    `server_ms` is the server's clock, `counted` the number of messages anywhere whose deliveries
-    are counted, `left` the number of messages that each asked queue still holds, `due_ms` when the
-    next delayed message of those queues that have any is due by the server's clock, `heard` the
-    quiet queues that may have something.
+    `server_ms` is the server's clock, `left` the number of messages that each asked queue still
+    holds, `due_ms` when the next delayed message of those queues that have any is due by the
+    server's clock, `heard` the quiet queues that may have something.
     """
 
     server_ms: int
-    counted: int
     left: dict[str, int]
     arrivals: list[Arrival]
     due_ms: Mapping[str, int] = field(default_factory=dict)

@@ -7,7 +7,7 @@ worker.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from queue import Empty
 from typing import Any
 
@@ -19,8 +19,8 @@ from routing.message.codec import decode, wrap
 from routing.message.eta import eta_of, in_ms, task_fields, was_kept
 from routing.message.evidence import Evidence, of_error
 from routing.message.validation import is_writable
-from routing.redis.faults import ANSWERED, ANY_FAULT, is_lost, is_passing
-from routing.redis.values import NOT_COUNTED, Arrival, DeliveryCount, Mark
+from routing.redis.faults import ANY_FAULT, is_lost, is_passing
+from routing.redis.values import Arrival, DeliveryCount, Mark
 from routing.topology.names import dead_queue
 from routing.transport.link import Link
 
@@ -62,7 +62,6 @@ class Delivery:
         self._link = link
         self._holdings = link.holdings
         self._consumer_of, self._put_off, self._refuse = consumer_of, put_off, refuse
-        self._delivery_counts: dict[str, DeliveryCount] = {}
 
     def deliver(self, arrival: Arrival) -> None:
         """Hand a message to its consumer; without one it is requeued."""
@@ -136,14 +135,15 @@ class Delivery:
         message: dict[str, Any] = decode(arrival.payload)
         properties = message["properties"]
         properties["delivery_tag"] = arrival.tag
-        message_id = _run_id(message.get("headers") or {})
         noted = message.get("celeriac") or {}
         self._holdings.identify(
             arrival.tag,
-            message_id,
-            delivery_count=self._delivery_counts.pop(arrival.tag, NOT_COUNTED),
-            at_ms=at if isinstance(at := noted.get("at"), int) else 0,
-            returned=count if isinstance(count := noted.get("returned"), int) else 0,
+            _as_id((message.get("headers") or {}).get("id")),
+            delivery_count=DeliveryCount(
+                _number(noted, "deliveries"), str(noted.get("charged") or "")
+            ),
+            at_ms=_number(noted, "at"),
+            returned=_number(noted, "returned"),
         )
         if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True
@@ -186,41 +186,6 @@ class Delivery:
         if task_id := _message_id(arrival):
             self._refuse(task_id, error)
 
-    def look_up_delivery_counts(self, arrivals: Sequence[Arrival]) -> bool:
-        """Look up which of these messages were charged a delivery before.
-
-        False when the server does not say: then they are requeued, and nothing is fetched for a
-        while.
-        """
-        ids = {arrival.tag: run_id for arrival in arrivals if (run_id := _run_id_of(arrival))}
-        if not ids:
-            return True
-        try:
-            delivery_count = self._link.commands.deliveries(self._link.client, list(ids.values()))
-        except ANSWERED as error:
-            for arrival in arrivals:
-                self._holdings.requeue(arrival.tag)
-            self._put_off(error)
-            return False
-        self._delivery_counts.update(
-            (tag, delivery_count[i]) for tag, i in ids.items() if i in delivery_count
-        )
-        return True
-
-
-def _run_id_of(arrival: Arrival) -> str:
-    return _run_id(_headers_of(arrival))
-
-
-def _run_id(headers: Mapping[str, Any]) -> str:
-    """Return what deliveries are counted under: a retry has the id of the message that sent it.
-
-    That one would be forgiven when the retry ends, and could go on to kill its process.
-    """
-    message_id, retries = _as_id(headers.get("id")), headers.get("retries")
-    is_retry = message_id and type(retries) is int and retries
-    return f"{message_id}#{retries}" if is_retry else message_id
-
 
 def _message_id(arrival: Arrival) -> str:
     return _as_id(_headers_of(arrival).get("id"))
@@ -233,6 +198,11 @@ def _headers_of(arrival: Arrival) -> Mapping[str, Any]:
     except NO_MESSAGE:
         return {}
     return headers if isinstance(headers, dict) else {}
+
+
+def _number(noted: Mapping[str, Any], name: str) -> int:
+    """Return a number that our scripts have noted on a message, 0 for none."""
+    return value if isinstance(value := noted.get(name), int) else 0
 
 
 def _as_id(value: Any) -> str:

@@ -260,8 +260,6 @@ class Fetcher:
             self._holdings.doubt()
         self.sightings.take(reply, age_seconds=age, looked_at_all=sent.looks_at_all)
         self._last_reply = time.monotonic()
-        if reply.counted and not self._delivery.look_up_delivery_counts(reply.arrivals):
-            return False
         self.inbox.add(reply.arrivals)
         return bool(reply.arrivals)
 

@@ -39,6 +39,4 @@ class Getter:
         holdings.answered(fetch, reply.sizes())
         if not reply.arrivals:
             raise Empty()
-        if reply.counted and not self._delivery.look_up_delivery_counts(reply.arrivals):
-            raise Empty()
         return self._delivery.message_or_refuse(reply.arrivals[0])

@@ -34,7 +34,6 @@ KINDS = {
     "unacked index": "unacked_index",
     "leases": "celeriac:leases",
     "origins": "celeriac:origins",
-    "deliveries": "celeriac:deliveries",
     "started": "celeriac:started",
     "workers": "celeriac:workers",
     "reclaim": "celeriac:reclaim",
@@ -87,20 +86,20 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     "exchange": (
         lambda client: commands().exchange(
             client,
-            Settlement([Ending("q", "done", "t", "an-id")]),
+            Settlement([Ending("q", "done", "t")]),
             Fetch("prefix:", (("q", 5),)),
         ),
-        [0, 0, [], [0, 0]],
+        [0, [], [0, 0]],
         # one ledger; ledger, bell, delayed set and messages, four lists
         1 + 8,
-        # the id; ending, count and tag; name, credit, bytes and number of lists
-        1 + 3 + 4,
+        # ending, count and tag; name, credit, messages a slot, bytes and number of lists
+        3 + 5,
     ),
     "bury": (
-        lambda client: commands().bury(client, "q", [Burial("t", "an-id", '"reason":"failed"}')]),
+        lambda client: commands().bury(client, "q", [Burial("t", '"reason":"failed"}')]),
         [1, 0],
         0,
-        4,
+        3,
     ),
     # the four lists; two payloads
     "revive": (

@@ -149,14 +149,11 @@ def test_a_retry_that_was_sent_twice_is_caused_by_what_hit_the_attempt_before() 
     assert caused_and_not(sent_twice) == ({"worker": 2}, 0)
 
 
-@pytest.mark.parametrize("charge", ["id", "id#1"])
 @pytest.mark.parametrize(
     ("cause", "unjust"), [(Event.DEPLOY, 1), (None, 1), (Event.POOL, 0), (Event.WORKER, 0)]
 )
-def test_only_what_was_killed_while_it_ran_may_be_charged(
-    cause: Event | None, unjust: int, charge: str
-) -> None:
-    charged = findings(ends=[ended(2.5, cause)], charges=[(charge, 4.0)])
+def test_only_what_was_killed_while_it_ran_may_be_charged(cause: Event | None, unjust: int) -> None:
+    charged = findings(ends=[ended(2.5, cause)], charges=[("id", 4.0)])
     assert counts_of(charged, runs_of(charged.notes))["unjust_charges"] == unjust
 
 

@@ -154,7 +154,7 @@ def test_a_buried_message_frees_its_credit_and_waits_to_be_carried() -> None:
     assert not holdings.bury("1", Evidence(reason="failed"))
     assert (holdings.credit.held("a"), len(holdings.outbox)) == (1, 1)
     burials = holdings.outbox.take_burials()
-    assert burials == {"a": [Burial("1", "id-1", '"reason":"failed","queue":"a"}')]}
+    assert burials == {"a": [Burial("1", '"reason":"failed","queue":"a"}')]}
     assert len(holdings.outbox) == 0
     holdings.outbox.restore_burials(burials)
     assert holdings.outbox.take_burials() == burials

@@ -23,7 +23,7 @@ class Interrupted(list[Any]):
 
 def test_what_a_handler_adds_while_a_settlement_is_taken_is_in_the_next_one() -> None:
     outbox = Outbox()
-    first, late = Ending("q", "done", "a:1:1", ""), Ending("q", "done", "a:1:2", "")
+    first, late = Ending("q", "done", "a:1:1"), Ending("q", "done", "a:1:2")
     outbox._ended = Interrupted([first], lambda: outbox.add_endings([late]))
     assert outbox.take_settlement().endings == [first]
     assert outbox.take_settlement().endings == [late]

@@ -9,7 +9,7 @@ from routing.redis.values import Exchanged
 
 
 def reply(heard: tuple[str, ...] = (), **left: int) -> Exchanged:
-    return Exchanged(server_ms=0, counted=0, left=left, arrivals=[], heard=heard)
+    return Exchanged(server_ms=0, left=left, arrivals=[], heard=heard)
 
 
 def look(sightings: Sightings, answer: Exchanged, *, age: float = 0.0, at_all: bool = True) -> None:

@@ -121,7 +121,7 @@ class Balance(RuleBasedStateMachine):
     )
     def settle(self, picks: list[int], ending: str, asked: dict[str, int], again: bool) -> None:
         gone = self.take(picks)
-        settlement = Settlement([Ending(a.queue, ending, a.tag, id_of(a.payload)) for a in gone])
+        settlement = Settlement([Ending(a.queue, ending, a.tag) for a in gone])
         self.leave(gone, ending)
         if again:
             self.rig.exchange(settlement)
@@ -151,7 +151,7 @@ class Balance(RuleBasedStateMachine):
     @rule(picks=picks, again=st.booleans())
     def bury(self, picks: list[int], again: bool) -> None:
         for arrivals in by_queue(self.take(picks)):
-            burials = [Burial(a.tag, id_of(a.payload), '"reason":"failed"}', "") for a in arrivals]
+            burials = [Burial(a.tag, '"reason":"failed"}', "") for a in arrivals]
             for _ in range(1 + again):
                 self.rig.commands.bury(self.rig.client, arrivals[0].queue, burials)
 

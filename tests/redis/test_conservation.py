@@ -147,15 +147,7 @@ class Conservation(Play):
     # -- workers
 
     def settlement(self, tags: Sequence[str], ending: str) -> Settlement:
-        endings = []
-        for tag in tags:
-            queue, message = self.tags[tag]
-            # Who holds it no more may not end what it costs the next one.
-            counted = tag in self.should.held and message in self.should.deliveries
-            if counted:
-                del self.should.deliveries[message]
-            endings.append(Ending(queue, ending, tag, message if counted else ""))
-        return Settlement(endings)
+        return Settlement([Ending(self.tags[tag][0], ending, tag) for tag in tags])
 
     @rule(
         worker=st.sampled_from(["w", "x"]),
@@ -240,7 +232,7 @@ class Conservation(Play):
         for queue, tags in self.by_queue(self.some(picks)).items():
             if queue not in QUEUES:
                 continue
-            burials = [Burial(tag, self.tags[tag][1], WHY.rest()) for tag in tags]
+            burials = [Burial(tag, WHY.rest()) for tag in tags]
             assert self.commands.bury(self.client, queue, burials) == Buried(
                 *self.should.bury(queue, tags)
             )

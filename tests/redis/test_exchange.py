@@ -178,7 +178,7 @@ def test_a_settled_message_leaves_no_trace(rig: Rig) -> None:
 def test_one_call_settles_and_fetches(rig: Rig) -> None:
     rig.push(numbered(4))
     first, second = rig.fetch(2)
-    endings = [Ending("q", "done", first.tag, ""), Ending("q", "failed", second.tag, "")]
+    endings = [Ending("q", "done", first.tag), Ending("q", "failed", second.tag)]
     reply = rig.exchange(Settlement(endings), q=2)
     assert ids_of(payloads(reply.arrivals)) == ["3", "4"]
     assert set(rig.broker.records()) == {arrival.tag for arrival in reply.arrivals}
@@ -216,16 +216,6 @@ def test_thousands_are_fetched_in_one_call(rig: Rig) -> None:
     rig.push(numbered(4001))
     assert ids_of(payloads(rig.fetch(4000))) == [str(n) for n in range(1, 4001)]
     assert rig.broker.unacked("q") == 4000
-
-
-def test_the_delivery_count_of_a_settled_message_is_forgotten(rig: Rig) -> None:
-    rig.push(numbered(2))
-    rig.requeue(rig.fetch(), charge=True)
-    reply = rig.exchange(q=1)
-    assert reply.counted == 2
-    (arrival,) = reply.arrivals
-    rig.exchange(Settlement([Ending("q", "done", arrival.tag, "1")]))
-    assert rig.deliveries() == {"2": 1}
 
 
 # -- bells ------------------------------------------------------------------------------------
@@ -291,7 +281,7 @@ def test_a_command_that_the_server_refuses_costs_no_message(
         rig.push([task_message(message_id=name)], priority=priority)
     rig.push([task_message(message_id="elsewhere", queue="other")], "other")
     rig.client.execute_command("ACL", "SETUSER", "guest", f"-{command}")
-    ending = Settlement([Ending("other", "done", settled[0].tag, "")])
+    ending = Settlement([Ending("other", "done", settled[0].tag)])
     found = []
     with suppress(redis.ResponseError):
         fetch = Fetch("w:0:", (("other", 9), ("q", 9)))

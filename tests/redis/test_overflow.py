@@ -234,7 +234,7 @@ def test_dropped_messages_are_taken_and_settled_like_others(rig: Rig) -> None:
     assert rig.commands.with_dropped(rig.client, ["q", "other"]) == ["q"]
     arrivals = rig.fetch(10, "q.dropped")
     assert {arrival.tag for arrival in arrivals} == set(rig.broker.records())
-    rig.exchange(Settlement([Ending("q.dropped", "done", a.tag, "") for a in arrivals]))
+    rig.exchange(Settlement([Ending("q.dropped", "done", a.tag) for a in arrivals]))
     assert rig.broker.records() == {}
     assert rig.commands.with_dropped(rig.client, ["q"]) == []
     balances(rig)

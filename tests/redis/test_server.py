@@ -70,8 +70,8 @@ def test_a_flushed_script_is_loaded_again_and_runs_once(own: Rig) -> None:
     own.client.script_flush()
     own.requeue(arrivals, charge=True)
     own.client.script_flush()
-    assert own.purge() == 2
     assert own.deliveries() == {"1": 1}
+    assert own.purge() == 2
     ledger = own.broker.ledger("q")
     assert ledger == {"accepted": 2, "unacked": 0, "given_back": 1, "purged": 2}
 

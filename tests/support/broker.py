@@ -96,6 +96,21 @@ class Broker:
         """Return why each of a queue's dead letters is one, oldest first."""
         return [letter["celeriac"]["dead"] for letter in self.dead(queue)]
 
+    def charges(self) -> dict[str, tuple[int, str]]:
+        """Return how often each message that is no dead letter was charged a delivery, and why."""
+        messages = [message for message, _, _ in self.records().values()]
+        for key in self.client.scan_iter(match=self.key("*"), _type="list"):
+            texts = [] if key.endswith(b".dead") else self.client.lrange(key, 0, -1)
+            # Lists of others may hold anything.
+            messages += [json.loads(text) for text in texts if b'"charged":' in text]
+        for name in self.names("celeriac:delayed_messages:*"):
+            values = [value.decode().partition(":") for value in self.client.hvals(name)]
+            messages += [json.loads(rest[int(length) :]) for length, _, rest in values]
+        noted = [(one["headers"]["id"], one.get("celeriac", {})) for one in messages]
+        return {
+            id_: (ours["deliveries"], ours["charged"]) for id_, ours in noted if "charged" in ours
+        }
+
     def calls_per_second(self, *, seconds: float) -> float:
         """Return how many fetches and waits the workers send to the whole server each second."""
         before = self.calls()

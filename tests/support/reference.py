@@ -187,6 +187,7 @@ class Reference:
             if not one.returned:
                 queue.ready[one.step].append(one.message)
                 self.redelivered.discard(one.message)
+                self.deliveries.pop(one.message, None)
         for one in reversed(over):
             if one.returned:
                 queue.ready[one.step].insert(0, one.message)
@@ -209,6 +210,7 @@ class Reference:
         for tag in tags:
             if held := self._leave(tag):
                 self.queues[held.queue].count(ending, 1)
+                self.deliveries.pop(held.message, None)
 
     def bury(self, name: str, tags: Iterable[str]) -> tuple[int, int]:
         """End messages as dead letters; returns (buried, trimmed)."""
@@ -269,11 +271,13 @@ class Reference:
     def purge(self, name: str) -> int:
         """Drop what waits and what is delayed; returns how many that were."""
         queue = self.queues[name]
-        purged = len(queue.waiting) + len(queue.delayed)
+        gone = [*queue.waiting, *(one.message for one in queue.delayed)]
+        for message in gone:
+            self.deliveries.pop(message, None)
         queue.ready = {step: [] for step in STEPS}
         queue.delayed = []
-        queue.count("purged", purged)
-        return purged
+        queue.count("purged", len(gone))
+        return len(gone)
 
     def revive(self, name: str, letters: Sequence[tuple[str, int]], *, to: str) -> None:
         """Bring dead letters back to the end of a queue, given as (message, step)."""

@@ -86,7 +86,7 @@ class Rig:
         return self.exchange(NOTHING, **{queue: credit}).arrivals
 
     def settle(self, arrivals: Sequence[Arrival], ending: str = "done") -> None:
-        endings = [Ending(arrival.queue, ending, arrival.tag, "") for arrival in arrivals]
+        endings = [Ending(arrival.queue, ending, arrival.tag) for arrival in arrivals]
         self.exchange(Settlement(endings))
 
     def requeue(self, arrivals: Sequence[Arrival], *, charge: bool = False) -> int:
@@ -130,5 +130,5 @@ class Rig:
         assert self.broker.client.rpop(self.keys.bell(queue)) == b"1"
 
     def deliveries(self) -> dict[str, int]:
-        raw = self.broker.client.hgetall(self.keys.deliveries())
-        return {name.decode(): int(text.split(b" ", 1)[0]) for name, text in raw.items()}
+        """Return how often each message was charged a delivery, where it was."""
+        return {name: count for name, (count, _) in self.broker.charges().items()}

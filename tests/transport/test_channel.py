@@ -99,7 +99,7 @@ def test_a_message_that_nobody_can_take_in_comes_again_later_and_uncharged(
         channel.link.holdings.durable = False
     assert not broker.length("default.dead")
     assert broker.holds_nothing()
-    assert broker.client.hlen(f"{broker.prefix}celeriac:deliveries") == 0
+    assert broker.charges() == {}
 
 
 def test_what_a_plain_consumer_raises_reaches_its_caller(app: Celery, broker: Broker) -> None:

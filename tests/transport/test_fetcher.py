@@ -106,7 +106,7 @@ def test_a_loop_that_rests_is_always_woken_again(clock: Clock) -> None:
     sent = Exchanging(fetch, holdings.outbox.take_settlement(), looks_at_all=True)
     settler.rides = True
     holdings.asking(fetch)
-    fetcher._take(sent, Exchanged(0, 0, {"q": 5}, []))
+    fetcher._take(sent, Exchanged(0, {"q": 5}, []))
     clock.now += 0.001
     holdings.end(tags[1], "done")
     assert not fetcher.send_next()

@@ -71,7 +71,7 @@ class Site:
 
     def has_charged_nothing(self) -> None:
         """Assert that no message was charged a delivery."""
-        assert self.broker.client.hgetall("celeriac:deliveries") == {}
+        assert self.broker.charges() == {}
         assert self.broker.evidence("default") == []
 
 
@@ -148,8 +148,8 @@ def test_what_is_killed_without_a_word_is_charged(site: Site) -> None:
     worker.kill()
     with site.worker("threads", 1):
         assert site.traces.next_start(seconds=TAKE_OVER_SECONDS) == "held"
-        (charge,) = site.broker.client.hgetall("celeriac:deliveries").items()
-        assert charge == (b"held", f"1 the lease of {worker.name} ran out".encode())
+        charge = (1, f"the lease of {worker.name} ran out")
+        assert site.broker.charges() == {"held": charge}
         site.traces.open("held")
         eventually(lambda: site.broker.ledger("default").get("done") == 1)
 

@@ -50,13 +50,14 @@ def test_a_task_whose_process_is_killed_runs_again_and_is_charged(at: Station) -
     name, result = start(at)
     os.kill(child_of(at, name), signal.SIGKILL)
     eventually(lambda: at.traces.counts("started").get(name) == 2, 20)
-    delivery_count = at.broker.client.hget("celeriac:deliveries", name).decode()
-    assert delivery_count.startswith(f"1 its process was lost on {at.worker.name}")
-    assert "SIGKILL" in delivery_count
+    count, why = at.broker.charges()[name]
+    assert count == 1
+    assert why.startswith(f"its process was lost on {at.worker.name}")
+    assert "SIGKILL" in why
     at.traces.open(name)
     assert result.get(timeout=10) == name
     at.wait_until_settled()
-    assert at.broker.client.hlen("celeriac:deliveries") == 0
+    assert not at.broker.charges()
 
 
 def test_work_behind_a_killed_process_goes_on(at: Station) -> None:

@@ -139,7 +139,7 @@ def test_a_worker_outlives_a_broker_that_refuses_and_owes_nothing_after_it(
     assert odd == {}, at.worker.log[-9000:]
     letters = {q: [e["reason"] for e in at.broker.evidence(q)[dead[q] :]] for q in dead}
     assert letters == {"default": [], "bulk": ["failed"] * 8, "items": ["failed"] * 10}
-    assert not at.broker.names("celeriac:deliveries")
+    assert not at.broker.charges()
     assert {q.queue: q.difference for q in at.ledger().queues if q.difference} == {}
     assert at.worker.running
     assert at.worker.pid == before[pool].pid

@@ -1,33 +1,31 @@
 -- bury: move held messages to the dead letters of their queue, each with the evidence; trim these.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash           6 started hash
---        7 dead letters of the queue
---        8 ledger hash of the queue, or the first key for none
+--        4 origins hash            5 started hash
+--        6 dead letters of the queue
+--        7 ledger hash of the queue, or the first key for none
 -- ARGV:  1 most dead letters       2 their highest age in milliseconds
---        3... in turn: tag, message id or "", evidence as JSON without its opening brace,
---        payload to keep in the place of the held one or ""
+--        3... in turn: tag, evidence as JSON without its opening brace, payload to keep in the
+--        place of the held one or ""
 -- Reply: {messages buried, dead letters trimmed}; tags that are gone are passed over
 
 -- include: records
 -- include: time
 -- include: trailing
 
-local dead, ledger = KEYS[7], KEYS[8]
+local dead, ledger = KEYS[6], KEYS[7]
 local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local buried = 0
-for i = 3, #ARGV, 4 do
-  local tag, id, rest, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+for i = 3, #ARGV, 3 do
+  local tag, rest, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local record = redis.call('HGET', UNACKED, tag)
   if record then
-    local delivered = id ~= '' and redis.call('HGET', DELIVERIES, id)
-    delivered = 1 + (delivered and tonumber(string.match(delivered, '^%d+')) or 0)
     release(tag)
-    if id ~= '' then redis.call('HDEL', DELIVERIES, id) end
-    if payload == '' then payload = message_in(record) or record end
+    local held = message_in(record) or record
+    if payload == '' then payload = held end
     if not string.match(payload, '}%s*$') then payload = '{"lost":true}' end
-    local evidence = string.format('{"at":%.0f,"deliveries":%d,', now, delivered) .. rest
+    local evidence = string.format('{"at":%.0f,"deliveries":%d,', now, 1 + count_in(held, 'deliveries')) .. rest
     redis.call('LPUSH', dead, with_entry(payload, '"dead":' .. evidence))
     buried = buried + 1
   end

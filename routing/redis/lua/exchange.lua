@@ -2,7 +2,7 @@
 -- a worker's unfinished messages never exceed its credit at any moment.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash            6 started hash
+--        4 origins hash            5 started hash
 --        then one ledger per settled group (the first key for none)
 --        then per asked queue: ledger (the first key for none), bell, delayed set, delayed messages,
 --        ready lists in the order to pop
@@ -13,13 +13,12 @@
 --        4 lease in milliseconds
 --        5 most bytes to fetch
 --        6 slots to fetch work for
---        7 number of message ids whose delivery count is over, then these ids
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, messages that take one of the slots, or 0
 --        for those that take none, most bytes, number of ready lists
 -- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
 -- another from being fetched; of each there may be one message more than fits.
--- Reply: {server time in ms, number of counted deliveries, {numbers of the quiet queues that are not},
+-- Reply: {server time in ms, {numbers of the quiet queues that are not},
 --         then per asked queue {messages left behind,
 --                               time in ms at which its next delayed message is due, 0 for none,
 --                               message, message ...}}
@@ -93,11 +92,11 @@ refusal = record_all(tags, takes, {{'HSET', UNACKED, records}, {'ZADD', INDEX, s
   {'ZADD', LEASES, expiries}, {'HSET', ORIGINS, origins}})
 if refusal then return refusal end
 
-local rung, reply = {}, {now, redis.call('HLEN', DELIVERIES), {}}
+local rung, reply = {}, {now, {}}
 for q, fetch in ipairs(fetches) do
   local got, ledger, bell, left = fetch.got, fetch.ledger, KEYS[fetch.key + 1], 0
   for l = 1, fetch.lists do left = left + redis.call('LLEN', KEYS[fetch.key + 3 + l]) end
-  got[1], reply[q + 3] = left, got
+  got[1], reply[q + 2] = left, got
   -- A bell is rung on only when this caller could not take all; an empty queue has no bell.
   if left == 0 then redis.call('DEL', bell) else ring(bell) end
   if ledger ~= KEYS[1] and #got > 2 then
@@ -115,5 +114,5 @@ if key <= #KEYS and redis.call('EXISTS', unpack(KEYS, key)) > 0 then
     if redis.call('EXISTS', KEYS[k]) == 1 then rung[#rung + 1] = k - key + 1 end
   end
 end
-reply[3] = rung
+reply[2] = rung
 return reply

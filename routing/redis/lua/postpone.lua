@@ -1,11 +1,11 @@
 -- postpone: put a fetched message that is not due yet among the delayed ones of its queue.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash            6 started hash
---        7 delayed set of the queue         8 delayed messages of the queue
---        9 delayed count, which keeps equal messages apart
---        10 ledger hash of the queue, or the first key for none
---        11 bell of the queue
+--        4 origins hash            5 started hash
+--        6 delayed set of the queue         7 delayed messages of the queue
+--        8 delayed count, which keeps equal messages apart
+--        9 ledger hash of the queue, or the first key for none
+--        10 bell of the queue
 -- ARGV:  1 tag    2 message id    3 time in ms at which it is due
 -- Reply: 1, or 0 when the tag is gone
 
@@ -20,11 +20,11 @@ if not payload then return 0 end
 
 release(tag)
 -- A time that has passed makes a message due now: its age counts from then.
-local due, before = math.max(tonumber(ARGV[3]), now), first_due(KEYS[7]) or math.huge
-local member = member_of(redis.call('INCR', KEYS[9]), ARGV[2])
-redis.call('ZADD', KEYS[7], whole(due), member)
-redis.call('HSET', KEYS[8], member, value_of(list, payload))
-if KEYS[10] ~= KEYS[1] then redis.call('HINCRBY', KEYS[10], 'unacked', -1) end
+local due, before = math.max(tonumber(ARGV[3]), now), first_due(KEYS[6]) or math.huge
+local member = member_of(redis.call('INCR', KEYS[8]), ARGV[2])
+redis.call('ZADD', KEYS[6], whole(due), member)
+redis.call('HSET', KEYS[7], member, value_of(list, payload))
+if KEYS[9] ~= KEYS[1] then redis.call('HINCRBY', KEYS[9], 'unacked', -1) end
 -- A worker that waits knows when the next message is due; it must hear of an earlier one.
-if due < before then ring(KEYS[11]) end
+if due < before then ring(KEYS[10]) end
 return 1

@@ -4,8 +4,8 @@
 -- third of a lease, nobody could renew either, and everybody gets another lease of time.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash            6 started hash
---        7 workers hash            8 reclaim hash
+--        4 origins hash            5 started hash
+--        6 workers hash            7 reclaim hash
 -- ARGV:  1 lease in milliseconds   2 most messages to take
 --        3 prefix of all keys      4 what parts a queue's name from its priority step
 --        5 how ledgers are named, before the queue's name      6 how bells are
@@ -15,9 +15,9 @@
 -- include: time
 -- include: bell
 -- include: trailing
--- include: count_delivery
+-- include: charged
 
-local WORKERS, RECLAIM = KEYS[7], KEYS[8]
+local WORKERS, RECLAIM = KEYS[6], KEYS[7]
 local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 
 local state = redis.call('HMGET', RECLAIM, 'beat', 'not_before', 'swept')
@@ -36,11 +36,10 @@ end
 if now < not_before then return -1 end
 
 -- Only what was started is charged: its neighbours did not kill the worker.
-local function count_started(tag)
-  local id = redis.call('HGET', STARTED, tag)
-  if not id then return end
+local function charged_if_started(tag, message)
+  if redis.call('HEXISTS', STARTED, tag) == 0 then return message end
   local worker = redis.call('HGET', WORKERS, string.match(tag, '^[^:]*')) or 'a worker'
-  count_delivery(id, 'the lease of ' .. worker .. ' ran out')
+  return charged(message, 'the lease of ' .. worker .. ' ran out')
 end
 
 local expired = {}
@@ -69,12 +68,11 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
   local message = message_in(redis.call('HGET', UNACKED, tag))
   local is_lost, is_back = not (message and origin), false
   if not is_lost then
-    message = redelivered(message)
+    message = charged_if_started(tag, redelivered(message))
     -- A user that may not touch its queue leaves it to one that may.
     is_back = type(redis.pcall('RPUSH', origin, message)) == 'number'
   end
   if is_back then
-    count_started(tag)
     release(tag)
     returned = returned + 1
     local name = string.sub(origin, #ARGV[3] + 1)

@@ -1,8 +1,8 @@
 -- renew: extend the leases of what a worker holds, and note what it has started.
 --
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
---        4 origins hash            5 deliveries hash            6 started hash
---        7 workers hash
+--        4 origins hash            5 started hash
+--        6 workers hash
 -- ARGV:  1 lease in milliseconds
 --        2 host name of the worker
 --        3 "1" when the worker stops: what has started is not noted, but forgotten; else "0"
@@ -12,7 +12,7 @@
 -- include: records
 -- include: time
 
-local WORKERS = KEYS[7]
+local WORKERS = KEYS[6]
 local expiry = whole(now + tonumber(ARGV[1]))
 
 local is_leaving = ARGV[3] == '1'

@@ -1,5 +1,5 @@
--- What is unacknowledged: a tag stands in five of these structures from its fetch to its ending.
-local UNACKED, INDEX, LEASES, ORIGINS, DELIVERIES, STARTED = unpack(KEYS, 1, 6)
+-- What is unacknowledged: a tag stands in these structures from its fetch to its ending.
+local UNACKED, INDEX, LEASES, ORIGINS, STARTED = unpack(KEYS, 1, 5)
 
 -- A record, as kombu writes and reads it: the message, an exchange, and the queue's name as JSON.
 local function record_of(message, name)

@@ -9,18 +9,11 @@ local function on_args(call, from, to)
   return answer
 end
 
-local function forgive(...) return redis.call('HDEL', DELIVERIES, ...) end
-
 -- Takes out what has ended, by group; returns where keys and arguments go on. Removing comes first: a
 -- server at its memory limit still lets a script run whose first write removes.
 local function settle()
-  local key, arg, groups, ids = 7, 8, tonumber(ARGV[1]), tonumber(ARGV[7])
-  if ids > 0 then
-    on_args(forgive, arg, arg + ids - 1)
-  elseif groups == 0 then
-    redis.call('HDEL', DELIVERIES, '')
-  end
-  arg = arg + ids
+  local key, arg, groups = 6, 7, tonumber(ARGV[1])
+  if groups == 0 then redis.call('HDEL', UNACKED, '') end
   for _ = 1, groups do
     local ending, from, to = ARGV[arg], arg + 2, arg + 1 + tonumber(ARGV[arg + 1])
     local removed = on_args(release, from, to)

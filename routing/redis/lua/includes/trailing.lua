@@ -24,6 +24,19 @@ local function with_entry(payload, entry)
   return with_object(payload, entry)
 end
 
+-- A payload with an entry of that object in the place of an earlier one, which this pattern finds.
+local function with_latest(payload, pattern, entry)
+  local object = object_in(payload)
+  if not object or not string.find(object, pattern) then return with_entry(payload, entry) end
+  return string.sub(payload, 1, -#object - 1) .. string.gsub(object, pattern, function() return entry end)
+end
+
+-- A number in that object, 0 for none.
+local function count_in(payload, name)
+  local object = object_in(payload)
+  return tonumber(object and string.match(object, '"' .. name .. '":(%d+)') or 0)
+end
+
 -- A payload marked as one that may have run in part.
 local function redelivered(payload)
   local object = object_in(payload)
