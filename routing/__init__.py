@@ -83,6 +83,7 @@ from routing.errors import (
     DeadLetter,
     Dropped,
     EngineError,
+    LevelPolicyFailed,
     MessageTooLarge,
     PublishRefused,
     QueueFull,
@@ -91,6 +92,7 @@ from routing.errors import (
     TooManyDeliveries,
     TopologyError,
     UnknownLevel,
+    UnknownOption,
 )
 from routing.install import install
 from routing.publish.bulk import enqueue_many
@@ -102,6 +104,7 @@ __all__ = [
     "DeadLetter",
     "Dropped",
     "EngineError",
+    "LevelPolicyFailed",
     "MessageTooLarge",
     "PublishRefused",
     "QueueConfig",
@@ -115,6 +118,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "UnknownLevel",
+    "UnknownOption",
     "enqueue_many",
     "install",
 ]

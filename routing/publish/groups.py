@@ -25,9 +25,10 @@ from celery import canvas
 
 from routing import upstream
 from routing.message.eta import Delay
-from routing.message.exemption import was_accepted
+from routing.message.exemption import follows_from_accepted, was_accepted
 from routing.publish.attempt import ensure
 from routing.publish.bulk import producer_for
+from routing.publish.signatures import check_signatures
 from routing.redis.bounds import Terms
 from routing.redis.values import Pushed
 from routing.topology.model import Topology
@@ -57,6 +58,8 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         outer = current()
         is_inner = outer is not None and not outer.exempt_only
         must_arrive = was_accepted()
+        if topology_of(app) is not None and not follows_from_accepted():
+            check_signatures(app.amqp.router, self)  # before a member of it is published
         has_bounds = _has_bounds(topology_of(app))
         if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
             return stock(self, *args, **options)

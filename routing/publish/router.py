@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,26 @@ from celery.app import routes
 from celery.exceptions import QueueNotFound
 from kombu.transport.virtual.exchange import TopicExchange
 
-from routing.errors import UnknownLevel
-from routing.topology.model import NORMAL, Route, Topology
+from routing import upstream
+from routing.errors import UnknownOption
+from routing.message.exemption import follows_from_accepted
+from routing.publish.levels import (
+    LEVEL,
+    Granted,
+    LevelPolicy,
+    check_known,
+    check_served,
+    check_unrouted,
+    grant,
+    level_of,
+    note_downgrade,
+    with_level,
+)
+from routing.publish.options import check_options
+from routing.topology.model import LEVELS, Route, Topology
 from routing.topology.problems import close_to
 
 logger = logging.getLogger(__name__)
-
-_LOW = "low"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +47,14 @@ class Decision:
 
     Attributes:
         queue: the queue's name; None when the table leaves it to the caller's options or to Celery.
-        options: the caller's options without what only routing understands.
+        options: the caller's options without what only routing understands; the headers say the
+            level.
+        granted: the level that decided the queue, None when none did.
     """
 
     queue: str | None
     options: dict[str, Any]
+    granted: Granted | None = None
 
 
 def decide_queue(
@@ -47,6 +63,9 @@ def decide_queue(
     *,
     route: Route | None,
     defaults: Mapping[str, Any] | None = None,
+    levels: Sequence[str] = LEVELS,
+    inherited: str | None = None,
+    policy: LevelPolicy | None = None,
 ) -> Decision:
     """Decide which queue a call of a task goes to.
 
@@ -55,43 +74,44 @@ def decide_queue(
         options: the options of the call, merged over those of the task; they are not changed.
         route: what the queue table says about this task.
         defaults: the task's own options (``queue``, ``priority``), which a call's level overrides.
+        levels: the names of all levels, of this task or others.
+        inherited: the level of the task that makes the call, if calls inherit it. A route that does
+            not have it serves the call as one without a level.
+        policy: says which level a call may use that names one.
 
     Raises:
         UnknownLevel: the level is not served, or two different levels are asked for.
+        LevelPolicyFailed: the policy gave no usable answer.
     """
     defaults = defaults or {}
-    level = _level(task_name, options, default_priority=defaults.get("priority"))
+    level = level_of(task_name, options, default_priority=defaults.get("priority"))
     cleaned = {key: value for key, value in options.items() if key != "low_priority"}
     if isinstance(cleaned.get("priority"), str):
         del cleaned["priority"]
     if _is_addressed(cleaned, level=level, default_queue=defaults.get("queue")):
+        # Its headers stay: a retry goes back to its queue, with the level that chose it.
+        if level is not None:
+            check_known(task_name, level, [*levels, *(route.levels if route else ())])
         return Decision(queue=None, options=cleaned)
     if route is None:
-        if level not in (None, NORMAL):
-            raise UnknownLevel(
-                f"task {task_name!r}: no queue for level {level!r}, as the queue table has no "
-                f'route for the task; add one to [routes], as "{task_name}" = '
-                f'{{ queue = "...", {level} = "..." }}'
-            )
-        return Decision(queue=None, options=cleaned)
-    try:
-        queue = route.queue_for(level)
-    except UnknownLevel as error:
-        raise UnknownLevel(f"task {task_name!r}: {error}") from None
-    return Decision(queue=queue, options={k: v for k, v in cleaned.items() if k != "queue"})
+        check_unrouted(task_name, level)
+        granted = None if inherited is None else Granted(level=inherited)
+        return Decision(queue=None, options=_marked(cleaned, granted), granted=granted)
+    if level is not None:
+        granted = grant(task_name, level, options, route=route, policy=policy)
+        queue = route.queue_for(granted.level)
+    elif inherited is not None:
+        granted = Granted(level=inherited)
+        queue = route.queue_for(inherited if inherited in route.level_names() else None)
+    else:
+        granted, queue = None, route.queue
+    kept = {key: value for key, value in cleaned.items() if key != "queue"}
+    return Decision(queue=queue, options=_marked(kept, granted), granted=granted)
 
 
-def _level(task_name: str, options: Mapping[str, Any], *, default_priority: object) -> str | None:
-    priority = options.get("priority")
-    named = priority if isinstance(priority, str) else None
-    if not options.get("low_priority"):
-        return named
-    if named not in (None, _LOW) and named != default_priority:
-        raise UnknownLevel(
-            f"task {task_name!r}: low_priority=True and priority={named!r} ask for two levels, "
-            "use one of them"
-        )
-    return _LOW
+def _marked(options: dict[str, Any], granted: Granted | None) -> dict[str, Any]:
+    headers = with_level(options.get("headers"), granted)
+    return options if headers is options.get("headers") else {**options, "headers": headers}
 
 
 def _is_addressed(options: Mapping[str, Any], *, level: str | None, default_queue: object) -> bool:
@@ -112,9 +132,13 @@ class Router(routes.Router):
     default queue.
     """
 
-    def __init__(self, *args: Any, topology: Topology, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, topology: Topology, policy: LevelPolicy | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.topology = topology
+        self._policy = policy
+        self._levels = tuple(topology.level_names())
         # Globs are slow to match and names repeat; the bound is for producers that invent names.
         self._route_of = functools.lru_cache(maxsize=4096)(topology.route)
 
@@ -129,18 +153,82 @@ class Router(routes.Router):
         """Return the options of a call with its queue; the given ones are not changed.
 
         Raises:
+            UnknownOption: an option is misspelt.
             UnknownLevel: no queue serves the level that the call asks for.
+            LevelPolicyFailed: the level policy gave no usable answer.
             QueueNotFound: the call or ``task_routes`` names a queue that does not exist.
         """
-        decision = decide_queue(
+        options, level = self._with_inherited(options)
+        decision = self._decide(options, name, task_type, inherited=level, policy=self._policy)
+        if decision.granted is not None and decision.granted.asked is not None:
+            note_downgrade(name, decision.granted)
+        return self._destination(decision, name, args, kwargs, task_type)
+
+    def check(self, options: Mapping[str, Any], name: str, task_type: Any = None) -> None:
+        """Raise what `route` would raise, without a word of it."""
+        decision = self._decide(options, name, task_type, policy=self._policy)
+        self._destination(decision, name, (), {}, task_type)
+
+    def check_later(self, options: Mapping[str, Any], name: str) -> None:
+        """Raise what would be wrong with the options of a call that a worker is going to make.
+
+        Its table may have queues, and routes of tasks, which are not known here.
+        """
+        check_options(name, options, levels=self._levels)
+        task = upstream.APP_TASKS.of(self.app).get(name)
+        level = level_of(name, options, default_priority=getattr(task, "priority", None))
+        if level is None:
+            return
+        route = self._route_of(name)
+        if route is None or options.get("queue") or options.get("exchange"):
+            check_known(name, level, self._levels)
+        else:
+            check_served(name, level, route)
+
+    def _decide(
+        self, options: Mapping[str, Any], name: str, task_type: Any, **more: Any
+    ) -> Decision:
+        self._check_options(options, name)
+        return decide_queue(
             name,
             options,
             route=self._route_of(name),
             defaults={key: getattr(task_type, key, None) for key in ("queue", "priority")},
+            levels=self._levels,
+            **more,
         )
+
+    def _check_options(self, options: Mapping[str, Any], name: str) -> None:
+        try:
+            check_options(name, options, levels=self._levels)
+        except UnknownOption as error:
+            # A task that ran must not fail for how what follows from it was written.
+            if not follows_from_accepted():
+                raise
+            logger.warning("%s It is passed on.", error, extra={"event": "unknown_option"})
+
+    def _destination(
+        self, decision: Decision, name: str, args: Any, kwargs: Any, task_type: Any
+    ) -> dict[str, Any]:
         if decision.queue is not None:
             return {**self.expand_destination(decision.queue), **_given(decision.options)}
         return self._route_without_table(decision.options, name, args, kwargs, task_type)
+
+    def _with_inherited(self, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+        """Return the options, and the level, with what ``task_inherit_parent_priority`` adds.
+
+        Celery adds the parent's number when a message has been routed, which is too late for a
+        level, and no level is a number.
+        """
+        if not self.app.conf.task_inherit_parent_priority:
+            return options, None
+        parent = self.app.current_worker_task
+        own = options.get("priority") is not None or options.get("low_priority")
+        if parent is None or own or not parent.request:
+            return options, None
+        number = (parent.request.delivery_info or {}).get("priority")
+        level = (parent.request.headers or {}).get(LEVEL)
+        return {**options, "priority": number}, level if isinstance(level, str) else None
 
     def reachable_queues(self, task: Any) -> list[str]:
         """Return every queue that calls of a task go to, unless a call itself names another.
@@ -154,7 +242,8 @@ class Router(routes.Router):
         found: dict[str, None] = {}
         for wish in wishes:
             try:
-                options = self.route({**own, **wish}, task.name, (), {}, task)
+                decision = self._decide({**own, **wish}, task.name, task)
+                options = self._destination(decision, task.name, (), {}, task)
                 found |= dict.fromkeys(self._destinations(options))
             except Exception as error:
                 # Such a call fails where it is made, or a router of the app's own needs arguments.
@@ -179,7 +268,7 @@ class Router(routes.Router):
         if "queue" not in options:
             options = {**self.expand_destination(self._default_queue()), **_given(options)}
         if isinstance(options.get("priority"), str):
-            return dict(decide_queue(name, options, route=None).options)
+            return dict(decide_queue(name, options, route=None, levels=self._levels).options)
         return options
 
     def _default_queue(self) -> str:
