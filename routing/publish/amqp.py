@@ -17,7 +17,6 @@ from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from routing.errors import BrokerUnreachable
-from routing.message.exemption import is_exempt
 from routing.publish.attempt import Attempt, unreachable
 from routing.publish.capture import Capture
 from routing.publish.levels import LevelPolicy, level_policy
@@ -131,8 +130,7 @@ class RoutingAMQP:
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if is_captured := isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
-            if not is_exempt(message.headers):
-                check_carried(self.router, message.body)
+            check_carried(self.router, message)
             waiting_of(self.app).before_sending(message)
             # A captured message is told of by who captured it.
             attempt = producer if is_captured else Attempt.of(producer)

@@ -59,7 +59,8 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         is_inner = outer is not None and not outer.exempt_only
         must_arrive = was_accepted()
         if topology_of(app) is not None and not follows_from_accepted():
-            check_signatures(app.amqp.router, self)  # before a member of it is published
+            # Before a member of it is published.
+            check_signatures(app.amqp.router, self, _body_given(*args, **options))
         has_bounds = _has_bounds(topology_of(app))
         if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
             return stock(self, *args, **options)
@@ -85,6 +86,11 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     setattr(apply_async, _MARK, True)
     return apply_async
+
+
+def _body_given(args: Any = None, kwargs: Any = None, **_: Any) -> Any:
+    """Return the body that a chord is called with."""
+    return kwargs.get("body") if isinstance(kwargs, Mapping) else None
 
 
 def _has_bounds(topology: Topology | None) -> bool:

@@ -62,7 +62,7 @@ def level_of(
             a number.
     """
     priority = options.get("priority")
-    if not isinstance(priority, str | Real | None):
+    if priority is not None and not isinstance(priority, str | Real):
         raise UnknownLevel(
             f"task {task_name!r}: priority must be the name of a level or a number from 0 to 9, "
             f"got {priority!r}"

@@ -158,6 +158,7 @@ class Router(routes.Router):
             LevelPolicyFailed: the level policy gave no usable answer.
             QueueNotFound: the call or ``task_routes`` names a queue that does not exist.
         """
+        name = _mapped(name, kwargs)
         options, level = self._with_inherited(options)
         decision = self._decide(options, name, task_type, inherited=level, policy=self._policy)
         if decision.granted is not None and decision.granted.asked is not None:
@@ -220,11 +221,11 @@ class Router(routes.Router):
         Celery adds the parent's number when a message has been routed, which is too late for a
         level, and no level is a number.
         """
-        if not self.app.conf.task_inherit_parent_priority:
-            return options, None
         parent = self.app.current_worker_task
+        if parent is None or not parent.request:
+            return options, None
         own = options.get("priority") is not None or options.get("low_priority")
-        if parent is None or own or not parent.request:
+        if own or not self.app.conf.task_inherit_parent_priority:
             return options, None
         number = (parent.request.delivery_info or {}).get("priority")
         level = (parent.request.headers or {}).get(LEVEL)
@@ -298,6 +299,17 @@ class Router(routes.Router):
         task = self.app.current_worker_task
         delivery_info = (task and task.request.delivery_info) or {}
         return bool(delivery_info.get("routing_key") == queue)
+
+
+def _mapped(name: str, kwargs: Any) -> str:
+    """Return the name of the task that ``map``, ``starmap`` or ``chunks`` calls, else the name.
+
+    Celery names it by ``route_name``, and loses that where they are members of a group.
+    """
+    if name not in ("celery.map", "celery.starmap") or not isinstance(kwargs, Mapping):
+        return name
+    called = kwargs.get("task")
+    return str(called.get("task", name)) if isinstance(called, Mapping) else name
 
 
 def _takes(queue: Any, exchange: Any, routing_key: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from routing.message.exemption import is_exempt
 from routing.publish.router import Router
 
 #: Where signatures stand in a message, in the options of a signature, and in its arguments.
@@ -21,16 +22,22 @@ _IN_ARGUMENTS = ("tasks", "header", "body")
 _CANVAS = frozenset(("celery.group", "celery.chain", "celery.chord"))
 
 
-def check_carried(router: Router, body: Any) -> None:
-    """Refuse what the signatures in a message's body ask for and nobody can give.
+def check_carried(router: Router, message: Any) -> None:
+    """Refuse what the signatures in a task message ask for and nobody can give.
+
+    Not where the message follows from work that was accepted: it would be lost.
 
     Raises:
         UnknownOption: an option is misspelt.
         UnknownLevel: no queue serves a level.
     """
+    body = message.body
     embed = body[2] if isinstance(body, tuple) and len(body) == 3 else body
-    if isinstance(embed, Mapping):
-        check_signatures(router, *(embed.get(name) for name in _IN_A_MESSAGE))
+    if not isinstance(embed, Mapping):
+        return
+    carried = [value for name in _IN_A_MESSAGE if (value := embed.get(name))]
+    if carried and not is_exempt(message.headers):
+        check_signatures(router, *carried)
 
 
 def check_signatures(router: Router, *values: Any) -> None:

@@ -138,9 +138,12 @@ def _checking(apply: Callable[..., Any]) -> Callable[..., Any]:
     def apply_checked(
         self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
     ) -> Any:
-        app = upstream.TASK_APP.of(self)()
+        if options.get("exchange") == "" and options.get("routing_key"):
+            return apply(self, args, kwargs, *more, **options)  # decided by a class above
+        router = upstream.TASK_APP.of(self)().amqp.router
         given = {**upstream.EXEC_OPTIONS.of(self)(), **options}
-        routed = app.amqp.router.route(given, self.name, args or (), kwargs or {}, self)
+        name = options.get("route_name") or self.name
+        routed = router.route(given, name, args or (), kwargs or {}, self)
         queue = routed.get("queue")
         if queue is not None and not routed.get("exchange"):
             options |= {"exchange": "", "routing_key": getattr(queue, "name", queue)}

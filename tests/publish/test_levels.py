@@ -11,12 +11,13 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group, signals
+from celery import Celery, Task, chain, chord, group, signals
 from celery.beat import ScheduleEntry, Scheduler
 from celery.exceptions import QueueNotFound, Retry
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batching import Batch, BatchTask
 from routing import LevelPolicyFailed, Topology, UnknownLevel, enqueue_many, install
 from routing.publish import levels
 from routing.publish.levels import ASKED, LEVEL, with_level
@@ -362,6 +363,38 @@ def test_the_queues_of_a_task_are_found_without_asking_the_policy(app: Celery) -
     assert set(found) == {"ingest", "bulk", "fast", "small"}
 
 
+@pytest.mark.parametrize("level", ["critical", "hgih"])
+def test_a_group_with_a_level_that_nobody_serves_is_not_begun(
+    app: Celery, broker: Broker, level: str
+) -> None:
+    load = app.tasks["load"]
+    bad = load.si(2).set(priority=level)
+    calls = [
+        lambda: group([load.si(1), bad], app=app).delay(),
+        lambda: chord([load.si(1), bad], app=app)(load.si(3)),
+        lambda: chord([load.si(1)], app=app)(bad),
+        lambda: chain(load.si(1), bad).delay(),
+        lambda: chain(load.si(1), group([load.si(1), bad], app=app)).delay(),
+        lambda: load.apply_async((1,), link=bad),
+        lambda: load.apply_async((1,), link_error=chain(load.si(1), bad)),
+        lambda: load.delay_many([1], link=bad),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownLevel, match=f"no queue for level '{level}'"):
+            call()
+    assert lengths(broker) == {}
+
+
+def test_a_level_of_a_task_that_only_workers_know_is_theirs_to_judge(
+    app: Celery, broker: Broker
+) -> None:
+    elsewhere = app.signature("elsewhere.task", immutable=True)
+    chain(app.tasks["load"].si(1), elsewhere.set(priority="critical")).delay()
+    with pytest.raises(UnknownLevel, match="did you mean 'critical'"):
+        chain(app.tasks["load"].si(1), elsewhere.set(priority="critcal")).delay()
+    assert lengths(broker) == {"ingest": 1}
+
+
 # -- what a task that calls others hands down
 
 
@@ -441,6 +474,46 @@ def test_an_eager_task_sees_the_queue_and_the_level(eager: Celery) -> None:
     assert seen.apply_async(priority="high").get() == ("fast", "high", None)
     assert seen.apply(priority=3).get() == ("ingest", None, 3)
     assert seen.apply_async(queue="small").get() == ("small", None, None)
+
+
+def test_a_batch_task_is_checked_in_eager_mode(eager: Celery) -> None:
+    @eager.task(base=BatchTask, name="seen.rows", shared=False)
+    def rows(batch: Batch[Any]) -> Any:
+        return [(item.headers or {}).get(LEVEL) for item in batch]
+
+    assert rows.apply_async((1,), priority="high").get() == "high"
+    with pytest.raises(UnknownLevel, match="did you mean 'high'"):
+        rows.delay_many([1], priority="hgih")
+
+
+def test_a_task_class_with_an_apply_of_its_own_is_checked_once(make_app: AppFactory) -> None:
+    class Own(Task):
+        def apply(self, *args: Any, **options: Any) -> Any:
+            return super().apply(*args, **options)
+
+    asked: list[str] = []
+    app = make_app(task_always_eager=True)
+    install(app, TABLE, level_policy=lambda task, level, options: asked.append(level))
+
+    @app.task(base=Own, name="load", shared=False, bind=True)
+    def load(self: Any) -> Any:
+        return self.request.delivery_info["routing_key"], self.request.headers[LEVEL]
+
+    assert load.apply_async(priority="high").get() == ("fast", "high")
+    assert asked == ["high"]
+
+
+@pytest.mark.parametrize("always_eager", [False, True])
+def test_maps_and_chunks_go_where_their_task_goes(
+    app: Celery, broker: Broker, always_eager: bool
+) -> None:
+    app.conf.task_always_eager = always_eager
+    load = app.tasks["load"]
+    load.map([1, 2]).apply_async(priority="high")
+    load.chunks([(1,), (2,)], 1).apply_async(priority="high")
+    with pytest.raises(UnknownLevel, match="did you mean 'high'"):
+        load.map([1, 2]).apply_async(priority="hgih")
+    assert lengths(broker) == ({} if always_eager else {"fast": 3})
 
 
 def test_an_eager_retry_keeps_its_level(eager: Celery) -> None:
