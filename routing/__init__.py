@@ -37,8 +37,9 @@ not at all.
     receipts.accepted, receipts.refused
     receipts.raise_for_refused()
 
-`apply_many` takes ``(args, kwargs)`` pairs, and `enqueue_many` a task's name. Each item has a
-`Receipt`, and a call the `Receipts` of its items, in order.
+``priority`` may be a function of the item. `apply_many` takes ``(args, kwargs)`` pairs, and
+`enqueue_many` a task's name. Each item has a `Receipt`, and a call the `Receipts` of its items, in
+order.
 
 **Dead letters**: what will not be tried again is kept in the queue ``<queue>.dead`` with the
 reason. A task that no retry can help says so by ``raise DeadLetter("why")``. ``celery deadletter``
