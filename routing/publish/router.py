@@ -2,7 +2,7 @@
 
 ``delay``, ``apply_async``, ``send_task``, canvas, beat, retries and bulk calls all end in
 ``Celery.send_task``, which asks ``app.amqp.router``. So a level means the same everywhere, and two
-producers cannot route differently. `decide_queue` is pure; `Router` asks it and lets Celery do the
+producers cannot route differently. `decide_queue` decides; `Router` asks it and lets Celery do the
 rest.
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from celery.app import routes
@@ -22,107 +21,20 @@ from kombu.transport.virtual.exchange import TopicExchange
 from routing import upstream
 from routing.errors import UnknownOption
 from routing.message.exemption import follows_from_accepted
+from routing.publish.decision import Decision, decide_queue
 from routing.publish.levels import (
     LEVEL,
-    Granted,
     LevelPolicy,
     check_known,
     check_served,
-    check_unrouted,
-    grant,
     level_of,
     note_downgrade,
-    with_level,
 )
 from routing.publish.options import check_options
-from routing.topology.model import LEVELS, Route, Topology
+from routing.topology.model import Topology
 from routing.topology.problems import close_to
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """Where a message goes.
-
-    Attributes:
-        queue: the queue's name; None when the table leaves it to the caller's options or to Celery.
-        options: the caller's options without what only routing understands; the headers say the
-            level.
-        granted: the level that decided the queue, None when none did.
-    """
-
-    queue: str | None
-    options: dict[str, Any]
-    granted: Granted | None = None
-
-
-def decide_queue(
-    task_name: str,
-    options: Mapping[str, Any],
-    *,
-    route: Route | None,
-    defaults: Mapping[str, Any] | None = None,
-    levels: Sequence[str] = LEVELS,
-    inherited: str | None = None,
-    policy: LevelPolicy | None = None,
-) -> Decision:
-    """Decide which queue a call of a task goes to.
-
-    Arguments:
-        task_name: the task's name, for messages.
-        options: the options of the call, merged over those of the task; they are not changed.
-        route: what the queue table says about this task.
-        defaults: the task's own options (``queue``, ``priority``), which a call's level overrides.
-        levels: the names of all levels, of this task or others.
-        inherited: the level of the task that makes the call, if calls inherit it. A route that does
-            not have it serves the call as one without a level.
-        policy: says which level a call may use that names one.
-
-    Raises:
-        UnknownLevel: the level is not served, or two different levels are asked for.
-        LevelPolicyFailed: the policy gave no usable answer.
-    """
-    defaults = defaults or {}
-    level = level_of(task_name, options, default_priority=defaults.get("priority"))
-    cleaned = {key: value for key, value in options.items() if key != "low_priority"}
-    if isinstance(cleaned.get("priority"), str):
-        del cleaned["priority"]
-    if _is_addressed(cleaned, level=level, default_queue=defaults.get("queue")):
-        # Its headers stay: a retry goes back to its queue, with the level that chose it.
-        if level is not None:
-            check_known(task_name, level, [*levels, *(route.levels if route else ())])
-        return Decision(queue=None, options=cleaned)
-    if route is None:
-        check_unrouted(task_name, level)
-        granted = None if inherited is None else Granted(level=inherited)
-        return Decision(queue=None, options=_marked(cleaned, granted), granted=granted)
-    if level is not None:
-        granted = grant(task_name, level, options, route=route, policy=policy)
-        queue = route.queue_for(granted.level)
-    elif inherited is not None:
-        granted = Granted(level=inherited)
-        queue = route.queue_for(inherited if inherited in route.level_names() else None)
-    else:
-        granted, queue = None, route.queue
-    kept = {key: value for key, value in cleaned.items() if key != "queue"}
-    return Decision(queue=queue, options=_marked(kept, granted), granted=granted)
-
-
-def _marked(options: dict[str, Any], granted: Granted | None) -> dict[str, Any]:
-    headers = with_level(options.get("headers"), granted)
-    return options if headers is options.get("headers") else {**options, "headers": headers}
-
-
-def _is_addressed(options: Mapping[str, Any], *, level: str | None, default_queue: object) -> bool:
-    """Whether the options say themselves where the message goes."""
-    if options.get("exchange"):
-        return True
-    queue = options.get("queue")
-    if not queue:
-        return False
-    # A queue that the task's class names is a default; a level that the call names is a wish.
-    return level is None or queue != default_queue
 
 
 class Router(routes.Router):
@@ -190,6 +102,8 @@ class Router(routes.Router):
         self, options: Mapping[str, Any], name: str, task_type: Any, **more: Any
     ) -> Decision:
         self._check_options(options, name)
+        if getattr(task_type, "low_priority", False) and _leaves_the_level(options):
+            options = {**options, "low_priority": True}
         return decide_queue(
             name,
             options,
@@ -266,10 +180,10 @@ class Router(routes.Router):
             found = self.lookup_route(name, args, kwargs or {}, options, task_type)
             if found:
                 options = {**self.expand_destination(found), **_given(options)}
+        if isinstance(options.get("priority"), str) or "low_priority" in options:
+            options = decide_queue(name, options, route=None, levels=self._levels).options
         if "queue" not in options:
             options = {**self.expand_destination(self._default_queue()), **_given(options)}
-        if isinstance(options.get("priority"), str):
-            return dict(decide_queue(name, options, route=None, levels=self._levels).options)
         return options
 
     def _default_queue(self) -> str:
@@ -299,6 +213,11 @@ class Router(routes.Router):
         task = self.app.current_worker_task
         delivery_info = (task and task.request.delivery_info) or {}
         return bool(delivery_info.get("routing_key") == queue)
+
+
+def _leaves_the_level(options: Mapping[str, Any]) -> bool:
+    """Return whether a call leaves its level to the task."""
+    return not isinstance(options.get("priority"), str) and "low_priority" not in options
 
 
 def _mapped(name: str, kwargs: Any) -> str:

@@ -15,6 +15,7 @@ from routing.publish.bulk import send
 from routing.publish.call import Arguments, Call, Read
 from routing.publish.receipts import Receipts
 from routing.transport.outage import waiting_of
+from routing.transport.runtime import topology_of
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +139,13 @@ def _checking(apply: Callable[..., Any]) -> Callable[..., Any]:
     def apply_checked(
         self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
     ) -> Any:
-        if options.get("exchange") == "" and options.get("routing_key"):
-            return apply(self, args, kwargs, *more, **options)  # decided by a class above
-        router = upstream.TASK_APP.of(self)().amqp.router
+        app = upstream.TASK_APP.of(self)()
+        is_decided = options.get("exchange") == "" and options.get(
+            "routing_key"
+        )  # by a class below
+        if is_decided or topology_of(app) is None:
+            return apply(self, args, kwargs, *more, **options)
+        router = app.amqp.router
         given = {**upstream.EXEC_OPTIONS.of(self)(), **options}
         name = options.get("route_name") or self.name
         routed = router.route(given, name, args or (), kwargs or {}, self)
@@ -173,12 +178,15 @@ def _following_a_level(signature_from_request: Callable[..., Any]) -> Callable[.
         **options: Any,
     ) -> Any:
         retry = signature_from_request(self, request, args, kwargs, queue, **options)
+        app = upstream.TASK_APP.of(self)()
+        if topology_of(app) is None:
+            return retry
         is_moved = isinstance(options.get("priority"), str) or options.get("low_priority")
         if is_moved and not queue and not options.get("exchange"):
             for name in ("queue", "exchange", "routing_key"):
                 retry.options.pop(name, None)
         if is_moved or options.keys() - _OF_A_RETRY:
-            upstream.TASK_APP.of(self)().amqp.router.check(retry.options, self.name, self)
+            app.amqp.router.check(retry.options, self.name, self)
         return retry
 
     setattr(following, _CHECKS, True)

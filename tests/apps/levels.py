@@ -135,10 +135,11 @@ def _add_batches(app: Celery, traces: Traces) -> None:
         base=BatchTask, name="levels.moved", bind=True, shared=False, max_size=50, max_wait=0.05
     )
     def moved(self: Any, batch: Batch[Any]) -> None:
-        """Let all items retry once, at level "low"."""
+        """Let all items retry once, at level "low", or at one that nobody serves."""
         _note(traces, batch)
         if any(item.attempt == 1 for item in batch):
-            raise self.retry(countdown=0, priority="low")
+            level = "hgih" if batch.values == ["hgih"] else "low"
+            raise self.retry(countdown=0, priority=level)
 
     @app.task(
         base=BatchTask,

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from batching import Batch, BatchTask
 from routing import LevelPolicyFailed, Topology, UnknownLevel, enqueue_many, install
 from routing.publish import levels
+from routing.publish.decision import decide_queue
 from routing.publish.levels import ASKED, LEVEL, with_level
-from routing.publish.router import decide_queue
 from routing.transport.bursts import Bursts
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
@@ -119,6 +119,36 @@ def test_headers_of_the_caller_are_never_changed(own: dict[str, Any] | None) -> 
         assert found.get(ASKED) == (granted and granted.asked)
 
 
+def test_a_task_may_have_a_low_priority_as_its_default(app: Celery, broker: Broker) -> None:
+    load = app.tasks["load"]
+    load.low_priority = True
+    load.delay(1)
+    load.delay_many([1])
+    load.apply_async((1,), priority=5)
+    load.apply_async((1,), priority="high")
+    load.apply_async((1,), low_priority=False)
+    assert lengths(broker) == {"bulk": 3, "fast": 1, "ingest": 1}
+
+
+def test_a_low_priority_of_task_routes_never_reaches_the_message(
+    make_app: AppFactory, broker: Broker
+) -> None:
+    routes = {"own": {"queue": "bulk", "low_priority": True}, "lost": {"low_priority": True}}
+    app = make_app(broker.url, task_routes=routes)
+    install(app, TABLE)
+    app.send_task("own")
+    assert "low_priority" not in broker.payloads("bulk")[0]
+    with pytest.raises(UnknownLevel, match="no queue for level 'low'"):
+        app.send_task("lost")
+
+
+def test_a_queue_may_be_given_as_its_declaration(app: Celery, broker: Broker) -> None:
+    bulk = app.amqp.queues["bulk"]
+    app.tasks["load"].apply_async((1,), queue=bulk, priority="high")
+    app.tasks["load"].apply_async((1,), queue=bulk)
+    assert lengths(broker) == {"bulk": 2}
+
+
 # -- each item of a bulk call
 
 
@@ -152,6 +182,12 @@ def test_a_mixed_call_is_one_round_trip_for_each_level_of_a_chunk(
     before = broker.client.info("commandstats")["cmdstat_evalsha"]["calls"]
     assert app.tasks["load"].delay_many(range(1500), priority=level).accepted == 1500
     assert broker.client.info("commandstats")["cmdstat_evalsha"]["calls"] - before == 9
+
+
+def test_items_of_one_level_keep_their_order(app: Celery, broker: Broker) -> None:
+    receipts = app.tasks["load"].delay_many(range(1200), priority=lambda n: ("high", None)[n % 2])
+    for queue, first in (("fast", 0), ("ingest", 1)):
+        assert [m["id"] for m in headers(broker, queue)] == receipts.ids[first::2]
 
 
 def test_a_full_queue_refuses_the_items_of_its_level_alone(app: Celery, broker: Broker) -> None:

@@ -141,6 +141,21 @@ def eventually_done(at: Place, queue: str, before: dict[str, int]) -> dict[str, 
     return at.broker.ledger(queue)
 
 
+def test_a_batch_that_retries_at_an_unknown_level_fails(at: Place) -> None:
+    result = at.task("moved").apply_async(("hgih",))
+    with pytest.raises(Exception, match="did you mean 'high'"):
+        result.get(timeout=15)
+
+
+def test_protocol_1_goes_at_its_level(at: Place, name: str) -> None:
+    at.app.conf.task_protocol = 1
+    try:
+        at.app.send_task("levels.seen", (name,), priority="high")
+    finally:
+        at.app.conf.task_protocol = 2
+    assert at.seen(name)[0].startswith("fast/")
+
+
 def test_a_batch_may_retry_at_another_level(at: Place, name: str) -> None:
     at.task("moved").apply_async((name,), priority="high")
     assert at.seen(name, 2) == ["high", "low"]
