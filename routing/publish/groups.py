@@ -60,7 +60,7 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         must_arrive = was_accepted()
         if topology_of(app) is not None and not follows_from_accepted():
             # Before a member of it is published.
-            check_signatures(app.amqp.router, self, _body_given(*args, **options))
+            check_signatures(app.amqp.router, self, *_as_called(self, *args, **options))
         has_bounds = _has_bounds(topology_of(app))
         if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
             return stock(self, *args, **options)
@@ -88,9 +88,17 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
     return apply_async
 
 
-def _body_given(args: Any = None, kwargs: Any = None, **_: Any) -> Any:
-    """Return the body that a chord is called with."""
-    return kwargs.get("body") if isinstance(kwargs, Mapping) else None
+def _as_called(
+    signature: Any, args: Any = None, kwargs: Any = None, **options: Any
+) -> Iterator[Any]:
+    """Yield what a call adds to a group or chord: options, for each member too, or a body."""
+    yield {"task": signature["task"], "options": options}
+    yield kwargs.get("body") if isinstance(kwargs, Mapping) else None
+    members = signature.tasks if isinstance(signature, canvas.group) else None
+    if isinstance(members, (list, tuple)):
+        given = {name: value for name, value in options.items() if value is not None}
+        for member in members:
+            yield {"task": member["task"], "options": {**(member.get("options") or {}), **given}}
 
 
 def _has_bounds(topology: Topology | None) -> bool:

@@ -46,7 +46,7 @@ def check_signatures(router: Router, *values: Any) -> None:
         options = signature.get("options") or {}
         kwargs = signature.get("kwargs") or {}
         name = signature.get("task")
-        if isinstance(name, str) and name not in _CANVAS:
+        if isinstance(name, str):
             router.check_later(options, name)
         check_signatures(router, *(options.get(where) for where in _IN_OPTIONS))
         if name in _CANVAS:

@@ -421,6 +421,17 @@ def test_a_group_with_a_level_that_nobody_serves_is_not_begun(
     assert lengths(broker) == {}
 
 
+def test_a_group_is_not_begun_for_a_level_that_one_member_does_not_have(
+    app: Celery, broker: Broker
+) -> None:
+    members = [app.tasks["load"].si(1), app.tasks["mail"].si(2)]
+    with pytest.raises(UnknownLevel, match="task 'mail': no queue for level 'high'"):
+        group(members, app=app).apply_async(priority="high")
+    assert lengths(broker) == {}
+    group(members, app=app).apply_async(priority="low")
+    assert lengths(broker) == {"bulk": 2}
+
+
 def test_a_level_of_a_task_that_only_workers_know_is_theirs_to_judge(
     app: Celery, broker: Broker
 ) -> None:

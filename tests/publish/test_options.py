@@ -132,6 +132,10 @@ def test_no_way_to_send_takes_it(app: Celery, broker: Broker, eager: bool) -> No
         lambda: group([load.si(1).set(**wrong)], app=app).delay(),
         lambda: group([load.si(1), load.si(2)], app=app).apply_async(**wrong),
         lambda: chord([load.si(1).set(**wrong)], app=app)(load.si(2)),
+        lambda: chord([load.si(1)], app=app)(load.si(2), **wrong),
+        lambda: chord([load.si(1)], load.si(2), app=app).set(**wrong).delay(),
+        lambda: group([load.si(1), load.si(2)], app=app).set(**wrong).delay(),
+        lambda: chain(load.si(1), load.si(2)).set(**wrong).delay(),
     ]
     if not eager:
         calls += [
