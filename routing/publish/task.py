@@ -140,9 +140,8 @@ def _checking(apply: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
     ) -> Any:
         app = upstream.TASK_APP.of(self)()
-        is_decided = options.get("exchange") == "" and options.get(
-            "routing_key"
-        )  # by a class below
+        # A class below, whose `apply` calls ours, has decided already.
+        is_decided = options.get("exchange") == "" and options.get("routing_key")
         if is_decided or topology_of(app) is None:
             return apply(self, args, kwargs, *more, **options)
         router = app.amqp.router
