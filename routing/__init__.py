@@ -37,8 +37,9 @@ not at all.
     receipts.accepted, receipts.refused
     receipts.raise_for_refused()
 
-`apply_many` takes ``(args, kwargs)`` pairs, and `enqueue_many` a task's name. Each item has a
-`Receipt`, and a call the `Receipts` of its items, in order.
+``priority`` may be a function of the item. `apply_many` takes ``(args, kwargs)`` pairs, and
+`enqueue_many` a task's name. Each item has a `Receipt`, and a call the `Receipts` of its items, in
+order.
 
 **Dead letters**: what will not be tried again is kept in the queue ``<queue>.dead`` with the
 reason. A task that no retry can help says so by ``raise DeadLetter("why")``. ``celery deadletter``
@@ -83,6 +84,7 @@ from routing.errors import (
     DeadLetter,
     Dropped,
     EngineError,
+    LevelPolicyFailed,
     MessageTooLarge,
     PublishRefused,
     QueueFull,
@@ -91,6 +93,7 @@ from routing.errors import (
     TooManyDeliveries,
     TopologyError,
     UnknownLevel,
+    UnknownOption,
 )
 from routing.install import install
 from routing.publish.bulk import enqueue_many
@@ -102,6 +105,7 @@ __all__ = [
     "DeadLetter",
     "Dropped",
     "EngineError",
+    "LevelPolicyFailed",
     "MessageTooLarge",
     "PublishRefused",
     "QueueConfig",
@@ -115,6 +119,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "UnknownLevel",
+    "UnknownOption",
     "enqueue_many",
     "install",
 ]

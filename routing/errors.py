@@ -5,6 +5,8 @@
     RoutingError
     ├── TopologyError        (also a ValueError)      the queue table cannot be used
     ├── UnknownLevel         (also a ValueError)      a priority level that nobody serves
+    ├── UnknownOption        (also a TypeError)       an option of a call that is misspelt
+    ├── LevelPolicyFailed                             the app's level policy gave no usable answer
     ├── QueueFull                                     a queue's bound refused a message
     ├── MessageTooLarge                               a message is bigger than its queue allows
     ├── Dropped                                       a queue's bound dropped an accepted message
@@ -35,6 +37,7 @@ __all__ = [
     "Dropped",
     "EngineError",
     "IncompatibleVersion",
+    "LevelPolicyFailed",
     "MessageTooLarge",
     "NotEditable",
     "PublishRefused",
@@ -44,6 +47,7 @@ __all__ = [
     "TooManyDeliveries",
     "TopologyError",
     "UnknownLevel",
+    "UnknownOption",
 ]
 
 
@@ -59,6 +63,21 @@ class UnknownLevel(RoutingError, ValueError):
     """No queue serves this priority level for this task; nothing was published.
 
     Use one of the levels that the message lists, or add the level to the task's route.
+    """
+
+
+class UnknownOption(RoutingError, TypeError):
+    """An option of a call is not known, and close to one that decides where the message goes;
+    nothing was published.
+
+    Correct it; what is meant for the message itself goes into ``headers``.
+    """
+
+
+class LevelPolicyFailed(RoutingError):
+    """The app's level policy raised, or returned what is no level; nothing was published.
+
+    Correct the policy; its own error is the cause of this one.
     """
 
 

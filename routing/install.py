@@ -6,8 +6,8 @@
     install(app, "queues.toml")
 
 It may be called before or after the app is configured and its tasks are made. Installing the same
-table again changes nothing; another table takes the place of the first one for everything that is
-published, or started, from then on (a worker that runs keeps the table it was started with).
+table and policy again changes nothing; others take the place of the first ones for everything that
+is published, or started, from then on (a worker that runs keeps the table it was started with).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import routing.worker.control  # noqa: F401  (they register the remote-control c
 from routing import upstream
 from routing.defaults import apply_defaults
 from routing.flower import show_dead_letters
-from routing.publish.amqp import amqp_class
+from routing.publish.amqp import amqp_class, level_policy_of
 from routing.publish.groups import extend_canvas
+from routing.publish.levels import LevelPolicy, check_policy
 from routing.publish.task import TaskAnnotation, missing_attributes
 from routing.topology.model import Topology
 from routing.transport import runtime
@@ -48,22 +49,32 @@ CONSUMER_STEPS = (
 )
 
 
-def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Topology) -> Topology:
+def install(
+    app: Any,
+    topology: str | os.PathLike[str] | Mapping[str, Any] | Topology,
+    *,
+    level_policy: LevelPolicy | str | None = None,
+) -> Topology:
     """Give a Celery app its queue table, and return the table.
 
     Arguments:
         app: the Celery app.
         topology: the table: a path of a TOML file, a mapping of the same shape, or a `Topology`.
+        level_policy: a function, or the ``"module:function"`` of one, that is asked with
+            ``(task_name, level, options)`` whenever a call names a level. It returns the level to
+            use instead, or None to leave it. Default none: every caller may use every level.
 
     Raises:
         TopologyError: the table cannot be used; the message has a line for every problem.
+        TypeError: the level policy is no function.
         IncompatibleVersion: Celery or kombu lacks what is needed; the message says what.
     """
     upstream.check()
     table = Topology.load(topology)
-    if topology_of(app) == table:
+    check_policy(level_policy)
+    if topology_of(app) == table and level_policy_of(app.amqp_cls) == level_policy:
         return table
-    _replace_amqp(app, table)
+    _replace_amqp(app, table, level_policy)
     _configure(app)
     _extend_tasks(app)
     _extend_worker(app)
@@ -72,10 +83,12 @@ def install(app: Any, topology: str | os.PathLike[str] | Mapping[str, Any] | Top
     return table
 
 
-def _replace_amqp(app: Any, table: Topology) -> None:
+def _replace_amqp(app: Any, table: Topology, policy: LevelPolicy | str | None) -> None:
     name = f"{app.main or 'app'}#{next(_NUMBERS)}"
     runtime.create(name, table)
-    app.amqp_cls = amqp_class(symbol_by_name(app.amqp_cls), topology=table, runtime_name=name)
+    app.amqp_cls = amqp_class(
+        symbol_by_name(app.amqp_cls), topology=table, runtime_name=name, level_policy=policy
+    )
     # Both are made on first use and would stay without the table.
     app.__dict__.pop("amqp", None)
     upstream.APP_POOL.put(app, None)

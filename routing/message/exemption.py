@@ -35,6 +35,12 @@ def was_accepted() -> bool:
     return _ACCEPTED_BEFORE.get()
 
 
+def follows_from_accepted() -> bool:
+    """Return whether what is published here follows from work that was accepted: a callback or a
+    chain step that a worker sends for a task which ran, or what is within `accepted_before`."""
+    return was_accepted() or bool(upstream.IS_CALLBACK.of(amqp).get())
+
+
 def is_exempt(headers: Mapping[str, Any]) -> bool:
     """Return whether a task message with these headers was accepted before.
 
@@ -42,9 +48,9 @@ def is_exempt(headers: Mapping[str, Any]) -> bool:
     step that a worker sends for a task which ran, for the body of the chord that the current task
     belongs to, and within `accepted_before`.
     """
-    if headers.get("retries") or headers.get("replaced_task_nesting") or was_accepted():
+    if headers.get("retries") or headers.get("replaced_task_nesting"):
         return True
-    if upstream.IS_CALLBACK.of(amqp).get():
+    if follows_from_accepted():
         return True
     return _is_chord_body(headers)
 

@@ -8,6 +8,7 @@ needed, so that settings which are loaded or changed after ``install`` count.
 from __future__ import annotations
 
 import copyreg
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,7 +19,9 @@ from kombu.exceptions import OperationalError
 from routing.errors import BrokerUnreachable
 from routing.publish.attempt import Attempt, unreachable
 from routing.publish.capture import Capture
+from routing.publish.levels import LevelPolicy, level_policy
 from routing.publish.router import Router
+from routing.publish.signatures import check_carried
 from routing.topology.model import Topology
 from routing.transport import runtime
 from routing.transport.blocking import as_beat
@@ -69,11 +72,13 @@ class RoutingAMQP:
     #: Set by `amqp_class`.
     topology: Topology
     runtime_name: str
+    level_policy: LevelPolicy | str | None
     stock: type
 
     app: Any
     queues: Any
     routes: Any
+    router: Any
 
     def Connection(self, url: Any = None, *args: Any, **kwargs: Any) -> Connection:  # noqa: N802
         """Return a connection as Celery asked for it, on the engine where the broker is Redis.
@@ -104,10 +109,16 @@ class RoutingAMQP:
             self.app.either("task_create_missing_queues", create_missing),
             app=self.app,
             topology=self.topology,
+            policy=level_policy(level_policy_of(type(self))),
         )
 
     def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Publish a callback; in a worker that waits, for as long as the broker is away."""
+        """Publish a callback; in a worker that waits, for as long as the broker is away.
+
+        A priority that it inherits would override its own: the router adds it where there is none.
+        """
+        if self.app.current_worker_task:
+            kwargs.pop("priority", None)
         send: Any = super()
         return waiting_of(self.app).until_taken(
             "the broker", lambda: send._retry_publish(publish, *args, **kwargs)
@@ -119,6 +130,7 @@ class RoutingAMQP:
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if is_captured := isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
+            check_carried(self.router, message)
             waiting_of(self.app).before_sending(message)
             # A captured message is told of by who captured it.
             attempt = producer if is_captured else Attempt.of(producer)
@@ -145,23 +157,42 @@ class _PerApp(type):
     """The class of classes that `amqp_class` makes, which pickle by what they were made of."""
 
 
-def amqp_class(stock: Any, *, topology: Topology, runtime_name: str) -> type:
+def amqp_class(
+    stock: Any,
+    *,
+    topology: Topology,
+    runtime_name: str,
+    level_policy: LevelPolicy | str | None = None,
+) -> type:
     """Return the class for one app, over the one that it had (ours is taken off first)."""
     register_aliases()
     base = getattr(stock, "stock", stock)
-    attributes = {"topology": topology, "runtime_name": runtime_name, "stock": base}
+    attributes = {
+        "topology": topology,
+        "runtime_name": runtime_name,
+        "level_policy": level_policy,
+        "stock": base,
+    }
     return _PerApp("RoutingAMQP", (RoutingAMQP, base), attributes)
 
 
-def _restore(stock: Any, topology: Topology, runtime_name: str) -> type:
+def level_policy_of(kind: Any) -> LevelPolicy | str | None:
+    """Return the level policy that such a class was made with, None for any other class."""
+    found: LevelPolicy | str | None = inspect.getattr_static(kind, "level_policy", None)
+    return found
+
+
+def _restore(
+    stock: Any, topology: Topology, runtime_name: str, policy: LevelPolicy | str | None
+) -> type:
     """Make the class again in a process that was spawned, where no runtime has this name."""
     if runtime.lookup(runtime_name).topology != topology:
         runtime.create(runtime_name, topology)
-    return amqp_class(stock, topology=topology, runtime_name=runtime_name)
+    return amqp_class(stock, topology=topology, runtime_name=runtime_name, level_policy=policy)
 
 
 def _reduce(kind: Any) -> tuple[Any, ...]:
-    return _restore, (kind.stock, kind.topology, kind.runtime_name)
+    return _restore, (kind.stock, kind.topology, kind.runtime_name, level_policy_of(kind))
 
 
 # Celery pickles the app, and its AMQP class with it, for pool processes that are spawned.

@@ -5,6 +5,9 @@ Each item gets a receipt:
 
 - an item that cannot be a message (not JSON, wrong arguments, an invalid model) is refused; the
   others go on;
+- ``priority`` and ``low_priority`` may be functions of the item, so that items of one call go at
+  levels of their own. A chunk is then one call of the broker for each of its levels. An item whose
+  level is not served, or whose function raises, is refused;
 - when the queue is full, the rest of the chunk is refused, and the next chunk is tried, as workers
   make room all the time. Nothing is refused without a receipt. A queue with ``overflow = "block"``
   is waited for first, as long as it makes room;
@@ -34,10 +37,10 @@ from typing import Any
 from routing import upstream
 from routing.errors import BrokerUnreachable
 from routing.publish.call import Arguments, Call
-from routing.publish.capture import Line
-from routing.publish.chunks import Refused, Writer, reason, writer_for
+from routing.publish.chunks import Refused, reason
 from routing.publish.receipts import Receipts
 from routing.publish.template import new_ids
+from routing.publish.writers import Writers, refusing_the_item
 
 #: Items of one call: large enough that the round trip costs little for each, small enough that the
 #: server is not held for more than a few milliseconds and that a lost answer repeats little.
@@ -58,7 +61,7 @@ def enqueue_many(
         items: the positional arguments of each message, as a tuple or list. Any iterable; it is
             streamed.
         options: what ``apply_async`` takes, for all messages alike (``queue``, ``priority``,
-            ``countdown``, ...).
+            ``countdown``, ...); ``priority`` and ``low_priority`` also as functions of the item.
 
     Returns:
         A receipt for every item, in order.
@@ -94,7 +97,7 @@ def send(call: Call, items: Iterable[Any]) -> Receipts:
         chunk = _Chunk(call, chain([first], source))
         try:
             with producer_for(call.app, call.options) as producer:
-                chunk.send(writer_for(Line(call, producer)))
+                chunk.send(Writers(call, producer))
         except BrokerUnreachable as error:
             raise BrokerUnreachable(str(error), receipts) from error.__cause__
         receipts.extend(chunk.ids, chunk.refused)
@@ -127,14 +130,14 @@ class _Chunk:
         self._read = call.arguments
         self._items = items
 
-    def send(self, writer: Writer) -> None:
-        """Read the items into a writer, and let it send them."""
+    def send(self, writers: Writers) -> None:
+        """Read the items into their writers, and let these send them."""
         try:
-            self._take(writer)
+            self._take(writers)
         finally:
-            self.refused.update(writer.send())
+            self.refused.update(writers.send())
 
-    def _take(self, writer: Writer) -> None:
+    def _take(self, writers: Writers) -> None:
         until = monotonic() + CHUNK_SECONDS
         for position, task_id in enumerate(new_ids(CHUNK)):
             try:
@@ -146,7 +149,8 @@ class _Chunk:
                 return
             self.ids.append(task_id)
             try:
-                writer.add(position, task_id, *self._read(item))
+                args, kwargs = self._read(item)
+                writers.add(item, position, task_id, args, kwargs)
             except Exception as error:
                 self.refused[position] = reason(error)
             if monotonic() > until:
@@ -154,14 +158,20 @@ class _Chunk:
 
 
 def _run_eagerly(call: Call, items: Iterable[Any], receipts: Receipts) -> None:
+    if not call.varying:
+        call.check()
     for item in items:
         try:
             args, kwargs = call.arguments(item)
+            own = call.for_items(call.wish_of(item))
+            if call.varying:
+                with refusing_the_item():
+                    own.check()
         except Exception as error:
             receipts.extend(new_ids(1), {0: reason(error)})
             continue
         assert call.task is not None
-        result = call.task.apply_async(args, kwargs, **call.options)
+        result = call.task.apply_async(args, kwargs, **own.options)
         receipts.extend([result.id], {})
 
 

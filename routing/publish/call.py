@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,12 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 #: Makes arguments of an item; what it raises refuses the item.
 Read = Callable[[Any], Arguments]
 
+#: Options of a bulk call that may be functions of the item.
+PER_ITEM = ("priority", "low_priority")
+
+#: What the functions of a bulk call say for one item, by their options' names.
+Wish = tuple[tuple[str, Any], ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
@@ -29,7 +35,8 @@ class Call:
         app: the app, which has a queue table.
         name: the task's name.
         task: the task, None when this process does not know it.
-        options: the caller's options, as for ``apply_async``.
+        options: the caller's options, as for ``apply_async``; those of `PER_ITEM` may be functions
+            of the item.
         read: makes the arguments of one message.
     """
 
@@ -49,6 +56,41 @@ class Call:
         soft, hard = (getattr(self.task, f"{kind}time_limit", None) for kind in ("soft_", ""))
         if soft and hard and soft > hard:
             raise ValueError("soft_time_limit must be less than or equal to time_limit")
+
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """The options that are functions of the item."""
+        return tuple(name for name in PER_ITEM if callable(self.options.get(name)))
+
+    def wish_of(self, item: Any) -> Wish:
+        """Return what an item's own options are; None leaves one to the task.
+
+        Raises:
+            TypeError: a function returned what cannot be an option.
+        """
+        wish = []
+        for name in self.varying:
+            value = self.options[name](item)
+            if not isinstance(value, str | int | None):
+                raise TypeError(
+                    f"{name} of an item must be the name of a level, a number or None, "
+                    f"got {type(value).__name__}"
+                )
+            wish.append((name, value))
+        return tuple(wish)
+
+    def for_items(self, wish: Wish) -> Call:
+        """Return the call for those items that have this wish."""
+        if not self.varying:
+            return self
+        same = {name: value for name, value in self.options.items() if name not in self.varying}
+        own = {name: value for name, value in wish if value is not None}
+        return replace(self, options={**same, **own})
+
+    def check(self) -> None:
+        """Raise what sending with these options would raise."""
+        options = self.publish_options
+        self.app.amqp.router.check(options, options.get("route_name") or self.name, self.task)
 
     @cached_property
     def is_eager(self) -> bool:

@@ -23,6 +23,7 @@ from routing.message.eta import Delay
 from routing.message.exemption import is_exempt
 from routing.publish.attempt import unreachable
 from routing.publish.capture import Line, Outgoing
+from routing.publish.levels import granted_by, note_downgrade
 from routing.publish.receipts import Refusal
 from routing.publish.template import Envelope, Representation, new_ids
 from routing.redis.bounds import Terms
@@ -117,6 +118,9 @@ class Filled:
                 Delay(eta, i, payload) for i, payload in zip(self._ids, self._payloads, strict=True)
             ]
         self._line.tell_backend(self._ids)
+        # The router was asked once, for all of them.
+        if (granted := granted_by(envelope.headers)) is not None and len(self._ids) > 1:
+            note_downgrade(self._line.call.name, granted, len(self._ids) - 1)
 
         shipment = Shipment(destination, self._positions, payloads)
 
@@ -253,6 +257,10 @@ class NotSerializable(Exception):
         return f"the arguments cannot be serialized: {self.args[0]}"
 
 
+class NotRoutable(Exception):
+    """Why an item that says its own level goes nowhere."""
+
+
 def reason(error: Exception) -> Refusal:
     """Return why an item was refused, for its receipt.
 
@@ -264,7 +272,7 @@ def reason(error: Exception) -> Refusal:
             return Refusal("full", str(error))
         case MessageTooLarge():
             return Refusal("too_large", str(error))
-        case NotSerializable():
+        case NotSerializable() | NotRoutable():
             return Refusal("invalid", str(error))
         case RoutingError():
             raise error

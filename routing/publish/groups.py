@@ -25,9 +25,10 @@ from celery import canvas
 
 from routing import upstream
 from routing.message.eta import Delay
-from routing.message.exemption import was_accepted
+from routing.message.exemption import follows_from_accepted, was_accepted
 from routing.publish.attempt import ensure
 from routing.publish.bulk import producer_for
+from routing.publish.signatures import check_signatures
 from routing.redis.bounds import Terms
 from routing.redis.values import Pushed
 from routing.topology.model import Topology
@@ -57,6 +58,9 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
         outer = current()
         is_inner = outer is not None and not outer.exempt_only
         must_arrive = was_accepted()
+        if topology_of(app) is not None and not follows_from_accepted():
+            # Before a member of it is published.
+            check_signatures(app.amqp.router, self, *_as_called(self, *args, **options))
         has_bounds = _has_bounds(topology_of(app))
         if is_inner or app.conf.task_always_eager or not (has_bounds or must_arrive):
             return stock(self, *args, **options)
@@ -82,6 +86,19 @@ def _published_whole(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     setattr(apply_async, _MARK, True)
     return apply_async
+
+
+def _as_called(
+    signature: Any, args: Any = None, kwargs: Any = None, **options: Any
+) -> Iterator[Any]:
+    """Yield what a call adds to a group or chord: options, for each member too, or a body."""
+    yield {"task": signature["task"], "options": options}
+    yield kwargs.get("body") if isinstance(kwargs, Mapping) else None
+    members = signature.tasks if isinstance(signature, canvas.group) else None
+    if isinstance(members, (list, tuple)):
+        given = {name: value for name, value in options.items() if value is not None}
+        for member in members:
+            yield {"task": member["task"], "options": {**(member.get("options") or {}), **given}}
 
 
 def _has_bounds(topology: Topology | None) -> bool:

@@ -2,7 +2,7 @@
 
 ``delay``, ``apply_async``, ``send_task``, canvas, beat, retries and bulk calls all end in
 ``Celery.send_task``, which asks ``app.amqp.router``. So a level means the same everywhere, and two
-producers cannot route differently. `decide_queue` is pure; `Router` asks it and lets Celery do the
+producers cannot route differently. `decide_queue` decides; `Router` asks it and lets Celery do the
 rest.
 """
 
@@ -12,97 +12,29 @@ import functools
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from celery.app import routes
 from celery.exceptions import QueueNotFound
 from kombu.transport.virtual.exchange import TopicExchange
 
-from routing.errors import UnknownLevel
-from routing.topology.model import NORMAL, Route, Topology
+from routing import upstream
+from routing.errors import UnknownOption
+from routing.message.exemption import follows_from_accepted
+from routing.publish.decision import Decision, decide_queue
+from routing.publish.levels import (
+    LEVEL,
+    LevelPolicy,
+    check_known,
+    check_served,
+    level_of,
+    note_downgrade,
+)
+from routing.publish.options import check_options
+from routing.topology.model import Topology
 from routing.topology.problems import close_to
 
 logger = logging.getLogger(__name__)
-
-_LOW = "low"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """Where a message goes.
-
-    Attributes:
-        queue: the queue's name; None when the table leaves it to the caller's options or to Celery.
-        options: the caller's options without what only routing understands.
-    """
-
-    queue: str | None
-    options: dict[str, Any]
-
-
-def decide_queue(
-    task_name: str,
-    options: Mapping[str, Any],
-    *,
-    route: Route | None,
-    defaults: Mapping[str, Any] | None = None,
-) -> Decision:
-    """Decide which queue a call of a task goes to.
-
-    Arguments:
-        task_name: the task's name, for messages.
-        options: the options of the call, merged over those of the task; they are not changed.
-        route: what the queue table says about this task.
-        defaults: the task's own options (``queue``, ``priority``), which a call's level overrides.
-
-    Raises:
-        UnknownLevel: the level is not served, or two different levels are asked for.
-    """
-    defaults = defaults or {}
-    level = _level(task_name, options, default_priority=defaults.get("priority"))
-    cleaned = {key: value for key, value in options.items() if key != "low_priority"}
-    if isinstance(cleaned.get("priority"), str):
-        del cleaned["priority"]
-    if _is_addressed(cleaned, level=level, default_queue=defaults.get("queue")):
-        return Decision(queue=None, options=cleaned)
-    if route is None:
-        if level not in (None, NORMAL):
-            raise UnknownLevel(
-                f"task {task_name!r}: no queue for level {level!r}, as the queue table has no "
-                f'route for the task; add one to [routes], as "{task_name}" = '
-                f'{{ queue = "...", {level} = "..." }}'
-            )
-        return Decision(queue=None, options=cleaned)
-    try:
-        queue = route.queue_for(level)
-    except UnknownLevel as error:
-        raise UnknownLevel(f"task {task_name!r}: {error}") from None
-    return Decision(queue=queue, options={k: v for k, v in cleaned.items() if k != "queue"})
-
-
-def _level(task_name: str, options: Mapping[str, Any], *, default_priority: object) -> str | None:
-    priority = options.get("priority")
-    named = priority if isinstance(priority, str) else None
-    if not options.get("low_priority"):
-        return named
-    if named not in (None, _LOW) and named != default_priority:
-        raise UnknownLevel(
-            f"task {task_name!r}: low_priority=True and priority={named!r} ask for two levels, "
-            "use one of them"
-        )
-    return _LOW
-
-
-def _is_addressed(options: Mapping[str, Any], *, level: str | None, default_queue: object) -> bool:
-    """Whether the options say themselves where the message goes."""
-    if options.get("exchange"):
-        return True
-    queue = options.get("queue")
-    if not queue:
-        return False
-    # A queue that the task's class names is a default; a level that the call names is a wish.
-    return level is None or queue != default_queue
 
 
 class Router(routes.Router):
@@ -112,9 +44,13 @@ class Router(routes.Router):
     default queue.
     """
 
-    def __init__(self, *args: Any, topology: Topology, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, topology: Topology, policy: LevelPolicy | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.topology = topology
+        self._policy = policy
+        self._levels = tuple(topology.level_names())
         # Globs are slow to match and names repeat; the bound is for producers that invent names.
         self._route_of = functools.lru_cache(maxsize=4096)(topology.route)
 
@@ -129,18 +65,85 @@ class Router(routes.Router):
         """Return the options of a call with its queue; the given ones are not changed.
 
         Raises:
+            UnknownOption: an option is misspelt.
             UnknownLevel: no queue serves the level that the call asks for.
+            LevelPolicyFailed: the level policy gave no usable answer.
             QueueNotFound: the call or ``task_routes`` names a queue that does not exist.
         """
-        decision = decide_queue(
+        name = _mapped(name, kwargs)
+        options, level = self._with_inherited(options)
+        decision = self._decide(options, name, task_type, inherited=level, policy=self._policy)
+        if decision.granted is not None and decision.granted.asked is not None:
+            note_downgrade(name, decision.granted)
+        return self._destination(decision, name, args, kwargs, task_type)
+
+    def check(self, options: Mapping[str, Any], name: str, task_type: Any = None) -> None:
+        """Raise what `route` would raise, without a word of it."""
+        decision = self._decide(options, name, task_type, policy=self._policy)
+        self._destination(decision, name, (), {}, task_type)
+
+    def check_later(self, options: Mapping[str, Any], name: str) -> None:
+        """Raise what would be wrong with the options of a call that a worker is going to make.
+
+        Its table may have queues, and routes of tasks, which are not known here.
+        """
+        check_options(name, options, levels=self._levels)
+        task = upstream.APP_TASKS.of(self.app).get(name)
+        level = level_of(name, options, default_priority=getattr(task, "priority", None))
+        if level is None:
+            return
+        route = self._route_of(name)
+        if route is None or options.get("queue") or options.get("exchange"):
+            check_known(name, level, self._levels)
+        else:
+            check_served(name, level, route)
+
+    def _decide(
+        self, options: Mapping[str, Any], name: str, task_type: Any, **more: Any
+    ) -> Decision:
+        self._check_options(options, name)
+        if getattr(task_type, "low_priority", False) and _leaves_the_level(options):
+            options = {**options, "low_priority": True}
+        return decide_queue(
             name,
             options,
             route=self._route_of(name),
             defaults={key: getattr(task_type, key, None) for key in ("queue", "priority")},
+            levels=self._levels,
+            **more,
         )
+
+    def _check_options(self, options: Mapping[str, Any], name: str) -> None:
+        try:
+            check_options(name, options, levels=self._levels)
+        except UnknownOption as error:
+            # A task that ran must not fail for how what follows from it was written.
+            if not follows_from_accepted():
+                raise
+            logger.warning("%s It is passed on.", error, extra={"event": "unknown_option"})
+
+    def _destination(
+        self, decision: Decision, name: str, args: Any, kwargs: Any, task_type: Any
+    ) -> dict[str, Any]:
         if decision.queue is not None:
             return {**self.expand_destination(decision.queue), **_given(decision.options)}
         return self._route_without_table(decision.options, name, args, kwargs, task_type)
+
+    def _with_inherited(self, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+        """Return the options, and the level, with what ``task_inherit_parent_priority`` adds.
+
+        Celery adds the parent's number when a message has been routed, which is too late for a
+        level, and no level is a number.
+        """
+        parent = self.app.current_worker_task
+        if parent is None or not parent.request:
+            return options, None
+        own = options.get("priority") is not None or options.get("low_priority")
+        if own or not self.app.conf.task_inherit_parent_priority:
+            return options, None
+        number = (parent.request.delivery_info or {}).get("priority")
+        level = (parent.request.headers or {}).get(LEVEL)
+        return {**options, "priority": number}, level if isinstance(level, str) else None
 
     def reachable_queues(self, task: Any) -> list[str]:
         """Return every queue that calls of a task go to, unless a call itself names another.
@@ -154,7 +157,8 @@ class Router(routes.Router):
         found: dict[str, None] = {}
         for wish in wishes:
             try:
-                options = self.route({**own, **wish}, task.name, (), {}, task)
+                decision = self._decide({**own, **wish}, task.name, task)
+                options = self._destination(decision, task.name, (), {}, task)
                 found |= dict.fromkeys(self._destinations(options))
             except Exception as error:
                 # Such a call fails where it is made, or a router of the app's own needs arguments.
@@ -176,10 +180,10 @@ class Router(routes.Router):
             found = self.lookup_route(name, args, kwargs or {}, options, task_type)
             if found:
                 options = {**self.expand_destination(found), **_given(options)}
+        if isinstance(options.get("priority"), str) or "low_priority" in options:
+            options = decide_queue(name, options, route=None, levels=self._levels).options
         if "queue" not in options:
             options = {**self.expand_destination(self._default_queue()), **_given(options)}
-        if isinstance(options.get("priority"), str):
-            return dict(decide_queue(name, options, route=None).options)
         return options
 
     def _default_queue(self) -> str:
@@ -209,6 +213,22 @@ class Router(routes.Router):
         task = self.app.current_worker_task
         delivery_info = (task and task.request.delivery_info) or {}
         return bool(delivery_info.get("routing_key") == queue)
+
+
+def _leaves_the_level(options: Mapping[str, Any]) -> bool:
+    """Return whether a call leaves its level to the task."""
+    return not isinstance(options.get("priority"), str) and "low_priority" not in options
+
+
+def _mapped(name: str, kwargs: Any) -> str:
+    """Return the name of the task that ``map``, ``starmap`` or ``chunks`` calls, else the name.
+
+    Celery names it by ``route_name``, and loses that where they are members of a group.
+    """
+    if name not in ("celery.map", "celery.starmap") or not isinstance(kwargs, Mapping):
+        return name
+    called = kwargs.get("task")
+    return str(called.get("task", name)) if isinstance(called, Mapping) else name
 
 
 def _takes(queue: Any, exchange: Any, routing_key: str) -> bool:

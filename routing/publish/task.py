@@ -15,12 +15,17 @@ from routing.publish.bulk import send
 from routing.publish.call import Arguments, Call, Read
 from routing.publish.receipts import Receipts
 from routing.transport.outage import waiting_of
+from routing.transport.runtime import topology_of
 
 logger = logging.getLogger(__name__)
 
 _REQUEST = "routing.worker.request:Request"
 _STOCK_REQUEST = "celery.worker.request:Request"
 _SPARES_THE_DEAD = "_celeriac_spares_the_dead"
+_CHECKS = "_celeriac_checks"
+
+#: What Celery itself gives for every retry.
+_OF_A_RETRY = frozenset(("countdown", "eta", "retries"))
 
 
 class BulkMethods:
@@ -34,7 +39,9 @@ class BulkMethods:
         Arguments:
             items: the one argument of each message. Any iterable, also an endless generator's
                 slice: it is streamed, 500 at a time.
-            options: what ``apply_async`` takes, for all messages alike.
+            options: what ``apply_async`` takes, for all messages alike. ``priority`` and
+                ``low_priority`` may also be functions of the item, so that each has its own:
+                ``priority=lambda row: "high" if row.urgent else None``.
 
         Returns:
             A receipt for every item, in order: accepted, or refused and why.
@@ -51,7 +58,8 @@ class BulkMethods:
 
         Arguments:
             items: ``(args, kwargs)`` pairs, streamed as in `delay_many`.
-            options: what ``apply_async`` takes, for all messages alike.
+            options: what ``apply_async`` takes, for all messages alike; ``priority`` and
+                ``low_priority`` also as functions of the pair.
 
         Returns:
             A receipt for every item, in order.
@@ -85,6 +93,10 @@ def missing_attributes(kind: Any) -> dict[str, Any]:
     missing = {name: getattr(BulkMethods, name) for name in names if not hasattr(kind, name)}
     if not hasattr(kind.retry, _SPARES_THE_DEAD):
         missing["retry"] = _sparing_the_dead(kind.retry)
+    if not hasattr(kind.apply, _CHECKS):
+        missing["apply"] = _checking(kind.apply)
+    if not hasattr(kind.signature_from_request, _CHECKS):
+        missing["signature_from_request"] = _following_a_level(kind.signature_from_request)
     if kind.Request == _STOCK_REQUEST:
         return {"Request": _REQUEST, **missing}
     if kind.Request != _REQUEST and not _is_derived(kind.Request):
@@ -115,6 +127,69 @@ def _sparing_the_dead(retry: Callable[..., Any]) -> Callable[..., Any]:
 
     setattr(retry_unless_dead, _SPARES_THE_DEAD, True)
     return retry_unless_dead
+
+
+def _checking(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a task's `apply` which decides the queue as sending would.
+
+    Eager mode and canvas end here. The task sees the queue and the level as it would in a worker.
+    """
+
+    @wraps(apply)
+    def apply_checked(
+        self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        app = upstream.TASK_APP.of(self)()
+        # A class below, whose `apply` calls ours, has decided already.
+        is_decided = options.get("exchange") == "" and options.get("routing_key")
+        if is_decided or topology_of(app) is None:
+            return apply(self, args, kwargs, *more, **options)
+        router = app.amqp.router
+        given = {**upstream.EXEC_OPTIONS.of(self)(), **options}
+        name = options.get("route_name") or self.name
+        routed = router.route(given, name, args or (), kwargs or {}, self)
+        queue = routed.get("queue")
+        if queue is not None and not routed.get("exchange"):
+            options |= {"exchange": "", "routing_key": getattr(queue, "name", queue)}
+        options["priority"] = routed.get("priority")
+        if (headers := routed.get("headers")) is not None:
+            options["headers"] = headers
+        return apply(self, args, kwargs, *more, **options)
+
+    setattr(apply_checked, _CHECKS, True)
+    return apply_checked
+
+
+def _following_a_level(signature_from_request: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a task's `signature_from_request`, which a retry is made by.
+
+    A retry goes back to the queue that it came from. One that names a level goes where that level
+    goes, and is refused here if nothing serves it: Celery ends a retry that cannot be sent.
+    """
+
+    @wraps(signature_from_request)
+    def following(
+        self: Any,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: Any = None,
+        **options: Any,
+    ) -> Any:
+        retry = signature_from_request(self, request, args, kwargs, queue, **options)
+        app = upstream.TASK_APP.of(self)()
+        if topology_of(app) is None:
+            return retry
+        is_moved = isinstance(options.get("priority"), str) or options.get("low_priority")
+        if is_moved and not queue and not options.get("exchange"):
+            for name in ("queue", "exchange", "routing_key"):
+                retry.options.pop(name, None)
+        if is_moved or options.keys() - _OF_A_RETRY:
+            app.amqp.router.check(retry.options, self.name, self)
+        return retry
+
+    setattr(following, _CHECKS, True)
+    return following
 
 
 def _is_derived(request: Any) -> bool:

@@ -193,8 +193,9 @@ class Route(BaseModel):
             return self.levels[level]
         if level == NORMAL:
             return self.queue
-        known = ", ".join(repr(name) for name in self.level_names())
-        raise UnknownLevel(f"no queue for level {level!r}: its route has {known}")
+        known, meant = ", ".join(map(repr, self.level_names())), close_to(level, self.level_names())
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        raise UnknownLevel(f"no queue for level {level!r}: its route has {known}{hint}")
 
     def level_names(self) -> list[str]:
         """Return the levels that this route serves."""
@@ -315,6 +316,11 @@ class Topology(BaseModel):
     def queue(self, name: str) -> QueueConfig:
         """Return the configuration of a queue; the defaults for one that is not in the table."""
         return self.queues.get(name, _DEFAULTS)
+
+    def level_names(self) -> list[str]:
+        """Return the levels that have a meaning by convention, and those of any route."""
+        named = (level for route in self.routes.values() for level in route.levels)
+        return list(dict.fromkeys([*LEVELS, *named]))
 
     def route(self, task_name: str) -> Route | None:
         """Return the route of a task: its own, else the first glob that matches, else None."""

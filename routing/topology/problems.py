@@ -17,9 +17,12 @@ _KINDS = {"queues": "queue", "routes": "route"}
 
 def close_to(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Return the known name that was probably meant, None when none is close."""
-    names = list(known)
-    swapped = [other for other in names if sorted(other) == sorted(name)]
-    return next(iter(swapped or difflib.get_close_matches(name, names, 1, cutoff)), None)
+    # In reverse: the first of those that differ in nothing but their case is kept.
+    folded = {other.casefold(): other for other in reversed(list(known))}
+    wanted = name.casefold()
+    swapped = [other for other in reversed(folded) if sorted(other) == sorted(wanted)]
+    found = swapped or difflib.get_close_matches(wanted, folded, 1, cutoff)
+    return folded[found[0]] if found else None
 
 
 def problem_lines(error: ValidationError, *, fields: Mapping[str, Sequence[str]]) -> list[str]:

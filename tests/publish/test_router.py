@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing import Topology, UnknownLevel, install
-from routing.publish.router import decide_queue
+from routing.publish.decision import decide_queue
 from tests.support.apps import AppFactory
 
 TABLE: dict[str, Any] = {
