@@ -70,10 +70,9 @@ class Allowances:
     def _allowance(self, queue: str, size_bytes: int, unsettled: int) -> Allowance:
         waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
         count = prefetch.of(queue)
-        most = count
         if prefetch.ceiling is not None:
             waiting = INBOX_HIGH * len(self._inbox)  # they take the slots that seem to be free
-            most = min(count, prefetch.ceiling(queue))
+        most = prefetch.now(queue)
         if waiting >= INBOX_HIGH or not size_bytes:
             return Allowance(queue, 0, count)
         left = self._holdings.credit.left(queue, most) - unsettled
@@ -92,7 +91,7 @@ class Allowances:
             prefix: what the tags begin with.
             quiet: the queues whose bells are only looked at.
         """
-        held, config = self._holdings.credit.held_bytes, self._holdings.topology.queue
+        held, config = self._holdings.credit.held_bytes, self._holdings.prefetch.table.queue
         order = sorted(allowances, key=lambda one: held(one.queue) / config(one.queue).weight)
         fetch = Fetch(
             prefix,

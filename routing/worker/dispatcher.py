@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,17 @@ from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.values import Mark
 from routing.topology.checks import batches_by_queue
+from routing.topology.queue import QueueConfig
 from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
 from routing.worker.clerk import CLERK
-from routing.worker.fairness import Rule, Running, Shares
+from routing.worker.fairness import Running, Shares, rules_of
 from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
 from routing.worker.greenlets import let_go
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
 from routing.worker.interruption import holdings_of
+from routing.worker.live import follow_settings
 from routing.worker.prefork import Pipes
 from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.worker.startup import refuse_stock_redis
@@ -88,7 +90,7 @@ class Dispatcher(bootsteps.StartStopStep):
         channel.runtime.is_worker = holdings.durable = True
         holdings.is_stopping = lambda: STOP.told
         channel.keep_leases(consumer.hostname)
-        self._share_out(holdings)
+        follow_settings(self, channel)
         if consumer.app.conf.worker_disable_prefetch:
             self._fetch_for_free_slots(channel, holdings)
         if self._slots is None:
@@ -102,16 +104,12 @@ class Dispatcher(bootsteps.StartStopStep):
         self._running = True
         channel.settler.flush()
 
-    def _share_out(self, holdings: Holdings) -> None:
-        queues = holdings.topology.queues
+    def share_out(self, queues: Mapping[str, QueueConfig]) -> None:
+        """Share the slots by what the queues' entries say from now on."""
         self._shares = Shares({name: queue.weight for name, queue in queues.items()})
-        rules = {
-            name: Rule(reserve=queue.reserve, limit=queue.limit)
-            for name, queue in queues.items()
-            if queue.reserve or queue.limit is not None
-        }
         if self._inflight is None:
-            self._inflight = Running(rules, lambda: self._consumed_queues())
+            self._inflight = Running({}, lambda: self._consumed_queues())
+        self._inflight.rules = rules_of(queues)
 
     def _fetch_for_free_slots(self, channel: EngineMixin, holdings: Holdings) -> None:
         """Hold no more than the slots run, as ``--disable-prefetch`` asks for.

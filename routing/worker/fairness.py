@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from routing.topology.queue import QueueConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -18,6 +20,15 @@ class Rule:
 
     reserve: int = 0
     limit: int | None = None
+
+
+def rules_of(queues: Mapping[str, QueueConfig]) -> dict[str, Rule]:
+    """Return the queues that have a reserve or a limit; nothing is kept for a paused one."""
+    return {
+        name: Rule(reserve=queue.reserve, limit=queue.limit)
+        for name, queue in queues.items()
+        if (queue.reserve or queue.limit is not None) and not queue.paused
+    }
 
 
 def startable(
@@ -59,7 +70,7 @@ class Running:
     """
 
     def __init__(self, rules: Mapping[str, Rule], consumed: Callable[[], Collection[str]]) -> None:
-        self._rules = rules
+        self.rules = rules
         self._consumed = consumed
         self._units: Counter[str] = Counter()
         #: Those of them that have acknowledged, so that no message of theirs is held.
@@ -85,7 +96,7 @@ class Running:
 
     def eligible(self, queues: Iterable[str], *, free: int) -> list[str]:
         """Return the queues among these that may take one of the free slots."""
-        if not self._rules:
+        if not self.rules:
             return list(queues) if free else []
         rules = self._rules_of_consumed()
         return [q for q in queues if startable(q, rules, free=free, running=self._units)]
@@ -101,7 +112,7 @@ class Running:
 
     def _rules_of_consumed(self) -> dict[str, Rule]:
         consumed = self._consumed()
-        return {name: rule for name, rule in self._rules.items() if name in consumed}
+        return {name: rule for name, rule in self.rules.items() if name in consumed}
 
 
 class Shares:
