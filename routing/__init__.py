@@ -48,8 +48,9 @@ lists, groups, replays and purges them; `routing.deadletters` has them as values
 exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
 queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
 ``celery queues set orders paused=true`` changes a queue for all workers, until it is reset
-(`routing.settings`). ``celery queues`` shows where every message is, how messages ended, and what is
-missing (`routing.redis.ledger`). On other brokers, routes and levels work and the engine is off.
+(`routing.settings`). ``celery queues`` shows where every message is, how messages ended, and
+what is missing (`routing.redis.ledger`). On other brokers, routes and levels work and the engine
+is off.
 
 **Errors** are one tree under `RoutingError`; see `routing.errors`.
 

@@ -14,22 +14,20 @@ def queues(snapshot: Snapshot) -> Iterator[Judgement]:
     consumed = {queue for worker in snapshot.workers for queue in worker.queues}
     # A worker that is busy and does not answer may consume any of them, if there is one.
     is_sure = not snapshot.silent
-    missing = [
-        queue
-        for queue in snapshot.table.queues
-        if queue not in consumed and not snapshot.ledger[queue].consumers
-    ]
+    missing = [queue for queue in snapshot.table.queues if queue not in consumed]
     for queue in missing:
         advice = f"start a worker with -Q {queue}, or without -Q"
         ledger = snapshot.ledger[queue]
         if ledger.is_neglected or ledger.waiting:
-            # A live worker announces itself to the broker, whether it has time to answer or not.
-            is_known = is_sure or ledger.is_neglected or not snapshot.has_engine
+            # A worker that has no time to answer has told the broker that it lives, unless it was
+            # killed just now.
+            is_alone = ledger.is_neglected or not snapshot.has_engine
+            is_known = is_alone or (is_sure and not ledger.consumers)
             who = "live worker" if ledger.is_neglected else "worker that answers"
             messages = count_of(ledger.waiting + ledger.due, "message")
             level: Level = "error" if is_known else "warn"
             yield level, f"{messages} in queue {queue!r}, which no {who} consumes", advice
-        elif snapshot.workers and is_sure:
+        elif snapshot.workers and is_sure and not ledger.consumers:
             yield "warn", f"no worker that answers consumes queue {queue!r}", advice
     for queue, waiting in snapshot.stranded.items():
         what = f"{count_of(waiting, 'message')} in queue {queue!r}, which is not in the table"
