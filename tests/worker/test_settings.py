@@ -10,10 +10,13 @@ import pytest
 from routing.redis.consumers import read as consumers_of
 from routing.redis.keys import Keys
 from routing.settings import reset_queue, set_queue
-from tests.apps.basic import TABLE
+from tests.apps import batches
+from tests.apps.basic import TABLE, Traces, close
+from tests.support.broker import Broker
 from tests.support.servers import Server
 from tests.support.station import Station, station
 from tests.support.wait import eventually, throughout
+from tests.support.worker import Worker
 
 POOLS = [("prefork", 2), ("threads", 2), ("gevent", 2), ("solo", 1)]
 
@@ -58,6 +61,22 @@ def test_a_busy_worker_pauses_a_queue_and_goes_on_with_it(at: Station) -> None:
     at.wait_until_ran(175, timeout=60)
     at.wait_until_settled()
     assert at.traces.counts().items() >= dict.fromkeys(names, 1).items()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_worker_without_any_queue_that_is_not_paused_hears_of_the_end(
+    valkey: Server, pool: str
+) -> None:
+    with station(valkey.fresh_url(), pool, 1, queues=["fast"]) as at:
+        set_queue(at.app, "fast", paused=True)
+        assert followed(at, "queue 'fast': paused is now True") < 1
+        at.send_many("mark", 3, queue="fast")
+        throughout(lambda: starts(at) == 0, 2.5)
+        reset_queue(at.app, "fast", "paused")
+        began = time.monotonic()
+        eventually(lambda: starts(at) > 0, 10, poll_seconds=0.01)
+        assert time.monotonic() - began < 1
+        at.wait_until_ran(3)
 
 
 @pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
@@ -109,7 +128,37 @@ def test_a_stored_prefetch_wins_over_remote_control_before_it(at: Station) -> No
     at.wait_until_settled(timeout=20)
 
 
-def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(valkey: Server) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
+    valkey: Server, pool: str
+) -> None:
+    url = valkey.fresh_url()
+    app, traces = batches.create(url), Traces(url)
+    env = {"CELERIAC_TEST_BROKER": url}
+    load = app.tasks["batches.load"]
+    with Broker(url) as broker, Worker("tests.apps.batches", pool, 1, env=env) as worker:
+        eventually(lambda: broker.client.exists("celeriac:consumers:default"))
+        app.tasks["batches.held"].apply_async(("blocker", "gate"), queue="other")
+        eventually(lambda: "blocker" in traces.counts("started"))
+        for number in range(30):
+            load.delay({"number": number})
+        if pool != "solo":
+            eventually(lambda: broker.unacked("default") == 30)
+        set_queue(app, "default", paused=True)
+        eventually(lambda: broker.length("default") == 30)
+        assert broker.unacked("default") == 0
+        traces.open("gate")
+        eventually(lambda: "blocker" in traces.counts())
+        worker.wait_log("queue 'default': paused is now True")
+        throughout(lambda: len(traces.counts()) == 1, 0.5)
+        reset_queue(app, "default")
+        eventually(lambda: len(traces.counts()) == 31, 10)
+        eventually(broker.holds_nothing)
+    traces.client.close()
+    close(app)
+
+
+def test_work_that_waits_for_a_slot_is_given_back_when_its_queue_is_paused(valkey: Server) -> None:
     with station(valkey.fresh_url(), "prefork", 1) as at:
         at.send_many("held", 1, "gate", queue="slow")  # takes the slot
         at.traces.next_start()
