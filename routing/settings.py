@@ -40,6 +40,9 @@ from routing.transport.channel import EngineMixin
 
 __all__ = ["QueueControl", "queue_settings", "reset_queue", "set_queue", "settings_log"]
 
+#: Characters of a name that are kept.
+BY_AT_MOST = 200
+
 
 def set_queue(app: Any, queue: str, *, by: str = "", **values: Any) -> LiveQueue:
     """Set fields of a queue, and return what holds for it now; None resets a field.
@@ -104,16 +107,16 @@ class QueueControl:
         """Set fields of a queue; see `set_queue`."""
         self._check_name(queue)
         check_names(queue, values)
-        return self._change(queue, values, by or _somebody())
+        return self._change(queue, values, by[:BY_AT_MOST] or _somebody())
 
     def reset(self, queue: str, fields: Sequence[str] = (), *, by: str = "") -> list[str]:
         """Let the table hold again; see `reset_queue`."""
-        self._check_name(queue)
-        known = self.stored().queues.get(queue, {})
+        if not (known := self.stored().queues.get(queue, {})):
+            self._check_name(queue)  # one that has left the table may have left settings behind
         check_names(queue, (name for name in fields if name not in known))
         names = [name for name in (fields or known) if name in known]
         if names:
-            self._change(queue, dict.fromkeys(names), by or _somebody())
+            self._change(queue, dict.fromkeys(names), by[:BY_AT_MOST] or _somebody())
         return names
 
     def stored(self) -> StoredSettings:

@@ -55,7 +55,9 @@ class Presence:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        slots = getattr(consumer.pool, "num_processes", None) or 1
+        slots = (
+            getattr(consumer.controller, "max_concurrency", 0) or consumer.pool.num_processes or 1
+        )
         self._name = Consumer(_bell_of(os.getpid()), int(slots), consumer.hostname)
         self._announced: Sequence[str] = ()
         self._announcing = threading.Lock()

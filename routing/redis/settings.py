@@ -56,7 +56,9 @@ def read(client: redis.Redis, keys: Keys) -> StoredSettings:
 def read_log(client: redis.Redis, keys: Keys) -> list[LoggedChange]:
     """Return the last changes, the newest first."""
     texts: Any = client.lrange(keys.settings_log(), 0, LOG_AT_MOST - 1)
-    return [LoggedChange(**json.loads(text)) for text in texts]
+    names = LoggedChange.__slots__
+    entries = [json.loads(text) for text in texts]
+    return [LoggedChange(**{name: entry.get(name) for name in names}) for entry in entries]
 
 
 def change(

@@ -142,6 +142,19 @@ def test_a_setting_of_another_version_stays_and_is_no_obstacle(app: Celery, brok
     assert set(queue_settings(app)["fast"]) == {"shape", "weight"}
 
 
+def test_what_was_set_for_a_queue_that_has_left_the_table_can_be_reset(
+    run: Run, app: Celery, broker: Broker
+) -> None:
+    text = '{"drain": {"value": true, "by": "me", "at_ms": 1, "before": false}}'
+    broker.client.hset("celeriac:settings", "gone", text)
+    broker.client.set("celeriac:draining:gone", "1")
+    assert [one["queue"] for one in listed(run)] == ["gone"]
+    assert run(queues, "reset", "gone").exit_code == 0
+    assert listed(run) == []
+    assert not broker.client.exists("celeriac:draining:gone")
+    assert run(queues, "reset", "gone").exit_code == 2
+
+
 def test_a_full_queue_says_so_with_its_bound(run: Run, channel: EngineMixin) -> None:
     overflow = channel.overflow(Destination(queue="small"))
     overflow.push(numbered(3, queue="small"))

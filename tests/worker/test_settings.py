@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from routing import QueueFull
 from routing.redis.consumers import read as consumers_of
 from routing.redis.keys import Keys
 from routing.settings import reset_queue, set_queue
@@ -203,12 +204,17 @@ def test_a_worker_goes_on_with_the_table_where_it_cannot_use_a_setting(valkey: S
         at.wait_until_ran(3)
 
 
-def test_a_worker_says_what_it_consumes_and_takes_that_back_when_it_stops(valkey: Server) -> None:
-    with station(valkey.fresh_url(), "prefork", 3, queues=["fast", "slow"]) as at:
+@pytest.mark.parametrize(
+    ("pool", "slots"), [("prefork", 3), ("threads", 3), ("gevent", 3), ("solo", 1)]
+)
+def test_a_worker_says_what_it_consumes_and_takes_that_back_when_it_stops(
+    valkey: Server, pool: str, slots: int
+) -> None:
+    with station(valkey.fresh_url(), pool, slots, queues=["fast", "slow"]) as at:
         client, keys, queues = at.broker.client, Keys(), list(TABLE["queues"])
         (one,) = eventually(lambda: consumers_of(client, keys, queues))
         assert one.queues == {"fast", "slow"}
-        assert (one.consumer.slots, one.consumer.hostname) == (3, at.worker.name)
+        assert (one.consumer.slots, one.consumer.hostname) == (slots, at.worker.name)
         assert at.worker.terminate() == 0
         assert consumers_of(client, keys, queues) == []
 
@@ -218,6 +224,41 @@ def test_an_idle_worker_spends_at_most_one_call_a_second_more(valkey: Server) ->
         eventually(at.broker.holds_nothing)
         # The exchange of its look, the wait for a bell, and one more.
         assert at.broker.calls_per_second(seconds=6) < 8
+
+
+def test_a_killed_worker_is_missed_within_half_a_minute(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, queues=["fast"]) as at:
+        twin = at.worker.twin(queues=["low"])
+        with twin:
+            eventually(lambda: at.broker.client.zcard("celeriac:consumers:low") == 1)
+            twin.kill()
+            began = time.monotonic()
+            at.send_many("mark", 3, queue="low")
+            at.worker.wait_log("queue 'low': 3 messages wait and no live worker consumes it", 40)
+            assert time.monotonic() - began < 30
+
+
+def filled(at: Station) -> QueueFull:
+    """Send until the queue is full; returns how it says so."""
+    while True:
+        try:
+            at.send("mark", "x", 0.2, queue="small", ignore_result=True)
+        except QueueFull as error:
+            return error
+
+
+def test_a_full_queue_knows_the_pace_of_its_workers(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1) as at:
+        filled(at)
+        eventually(lambda: filled(at) and at.traces.total() >= 10, 20, poll_seconds=0.1)
+        error = filled(at)
+        assert error.is_consumed
+        assert 0.15 < error.retry_after < 0.6  # a task takes 0.2 s
+        at.worker.kill()
+        at.broker.client.delete("celeriac:consumers:small")  # as 15 s later
+        at.broker.client.delete("celeriac:pace:small")
+        error = filled(at)
+        assert (error.is_consumed, error.retry_after) == (False, 60)
 
 
 def test_a_queue_that_nobody_consumes_is_told_by_the_workers_that_live(valkey: Server) -> None:
