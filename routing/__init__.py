@@ -48,8 +48,10 @@ lists, groups, replays and purges them; `routing.deadletters` has them as values
 **Workers** on Redis or Valkey run on the engine in `routing.transport`: prefetch is per queue and
 exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
 queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it.
-``celery queues`` shows where every message is, how messages ended, and what is missing
-(`routing.redis.ledger`). On other brokers, routes and levels work and the engine is off.
+``celery queues set orders paused=true`` changes a queue for all workers, until it is reset
+(`routing.settings`). ``celery queues`` shows where every message is, how messages ended, and
+what is missing (`routing.redis.ledger`). On other brokers, routes and levels work and the engine
+is off.
 
 **Errors** are one tree under `RoutingError`; see `routing.errors`.
 
@@ -87,6 +89,7 @@ from routing.errors import (
     LevelPolicyFailed,
     MessageTooLarge,
     PublishRefused,
+    QueueDraining,
     QueueFull,
     RoutingError,
     ScriptError,
@@ -98,7 +101,8 @@ from routing.errors import (
 from routing.install import install
 from routing.publish.bulk import enqueue_many
 from routing.publish.receipts import Receipt, Receipts
-from routing.topology.model import QueueConfig, Route, Topology
+from routing.topology.model import Route, Topology
+from routing.topology.queue import QueueConfig
 
 __all__ = [
     "BrokerUnreachable",
@@ -109,6 +113,7 @@ __all__ = [
     "MessageTooLarge",
     "PublishRefused",
     "QueueConfig",
+    "QueueDraining",
     "QueueFull",
     "Receipt",
     "Receipts",

@@ -7,7 +7,9 @@
     ├── UnknownLevel         (also a ValueError)      a priority level that nobody serves
     ├── UnknownOption        (also a TypeError)       an option of a call that is misspelt
     ├── LevelPolicyFailed                             the app's level policy gave no usable answer
+    ├── SettingRefused       (also a ValueError)      a setting of a queue that cannot be used
     ├── QueueFull                                     a queue's bound refused a message
+    │   └── QueueDraining                             a queue takes no new work, whatever its bound
     ├── MessageTooLarge                               a message is bigger than its queue allows
     ├── Dropped                                       a queue's bound dropped an accepted message
     ├── DeadLetter                                    a task says that trying it again is useless
@@ -41,9 +43,11 @@ __all__ = [
     "MessageTooLarge",
     "NotEditable",
     "PublishRefused",
+    "QueueDraining",
     "QueueFull",
     "RoutingError",
     "ScriptError",
+    "SettingRefused",
     "TooManyDeliveries",
     "TopologyError",
     "UnknownLevel",
@@ -81,6 +85,10 @@ class LevelPolicyFailed(RoutingError):
     """
 
 
+class SettingRefused(RoutingError, ValueError):
+    """A setting of a queue cannot be used; nothing was stored. Correct what the message names."""
+
+
 class QueueFull(RoutingError):
     """A queue's bound refused a message; it was not published.
 
@@ -95,6 +103,7 @@ class QueueFull(RoutingError):
         together: messages that had to be published together, whole or not at all.
         why_not_waited: why the caller did not wait for room although the queue's overflow policy is
             to block; "" when it waited, or does not block.
+        is_consumed: whether anybody works on the queue, as far as the broker knows.
     """
 
     def __init__(
@@ -106,8 +115,11 @@ class QueueFull(RoutingError):
         unit: str = "messages",
         together: int = 1,
         why_not_waited: str = "",
+        is_consumed: bool = True,
     ) -> None:
-        super().__init__(queue, length, limit, retry_after, unit, together, why_not_waited)
+        super().__init__(
+            queue, length, limit, retry_after, unit, together, why_not_waited, is_consumed
+        )
         self.queue = queue
         self.length = length
         self.limit = limit
@@ -115,6 +127,7 @@ class QueueFull(RoutingError):
         self.unit = unit
         self.together = together
         self.why_not_waited = why_not_waited
+        self.is_consumed = is_consumed
 
     def __str__(self) -> str:
         bounds = {"bytes": "max_bytes", "delayed messages": "max_delayed"}
@@ -124,10 +137,26 @@ class QueueFull(RoutingError):
                 f"queue {self.queue!r} takes at most {self.limit} {self.unit}, got {self.together} "
                 f"that go together or not at all: send fewer at once, or raise {bound}"
             )
+        remedy = f"try again in about {self.retry_after:.1f} s, add workers, or raise {bound}"
+        if not self.is_consumed:
+            remedy = f"no live worker consumes it: start one, or raise {bound}"
         return (
             f"queue {self.queue!r} is full: {self.length} of at most {self.limit} {self.unit} "
-            f"wait; try again in about {self.retry_after:.1f} s, add workers, or raise {bound}"
-            + (f" ({self.why_not_waited})" if self.why_not_waited else "")
+            f"wait; {remedy}" + (f" ({self.why_not_waited})" if self.why_not_waited else "")
+        )
+
+
+class QueueDraining(QueueFull):
+    """A queue takes no new work for now, as ``drain`` was set; nothing was published.
+
+    What was accepted before is worked off, its retries and links included. Send it elsewhere, or
+    again when ``celery queues reset <queue> drain`` has ended that.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"queue {self.queue!r} is draining and takes no new work: send it elsewhere, or let "
+            f"the queue take work again (celery queues reset {self.queue} drain)"
         )
 
 

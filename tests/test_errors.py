@@ -13,6 +13,7 @@ from routing import errors
     "error",
     [
         errors.QueueFull("bulk", 10, 10, 2.5),
+        errors.QueueDraining("bulk", 10, 10, 2.5),
         errors.BrokerUnreachable("away"),
         errors.UnknownLevel("no such level"),
         errors.TopologyError("bad"),
@@ -32,6 +33,14 @@ def test_a_full_queue_says_what_happened_and_what_to_do() -> None:
     assert str(errors.QueueFull("bulk", 10_000, 10_000, 1.0)) == (
         "queue 'bulk' is full: 10000 of at most 10000 messages wait; try again in about 1.0 s, "
         "add workers, or raise max_length"
+    )
+
+
+def test_a_full_queue_says_when_nobody_works_on_it() -> None:
+    error = errors.QueueFull("bulk", 2, 2, 60.0, is_consumed=False)
+    assert str(error) == (
+        "queue 'bulk' is full: 2 of at most 2 messages wait; no live worker consumes it: start "
+        "one, or raise max_length"
     )
 
 

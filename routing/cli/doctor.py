@@ -11,7 +11,8 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 
 from routing.cli.broker import Unavailable, engine_channel
-from routing.doctor.checks import Finding, Level, examine
+from routing.doctor.checks import examine
+from routing.doctor.finding import Finding, Level
 from routing.doctor.survey import look
 
 #: Seconds to wait for answers: a worker between two tasks of the solo pool needs a while.

@@ -18,8 +18,10 @@ from celery.bin.base import (
     handle_preload_options,
 )
 
+from routing.cli import state
 from routing.cli.broker import Unavailable, engine_channel, table_of
 from routing.cli.output import Column, age, lines, terminal_width
+from routing.cli.settings import reset, set_, settings
 from routing.redis.ledger import (
     ARRIVALS,
     DEPARTURES,
@@ -30,6 +32,8 @@ from routing.redis.ledger import (
     read,
     rebase,
 )
+from routing.settings import QueueControl
+from routing.topology.live import LiveTable
 from routing.topology.problems import close_to
 
 WATCH_SECONDS = 2.0
@@ -42,7 +46,16 @@ FIRST = (*ARRIVALS, "done", "failed", "dead", "dropped")
 COUNTERS = tuple(dict.fromkeys((*FIRST, *ENDINGS, *DEPARTURES)))
 
 
-@click.command(cls=CeleryCommand)
+class _Queues(CeleryCommand, click.Group):
+    """A command with options of its own, and commands below it."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and then the commands."""
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.group(cls=_Queues, invoke_without_command=True)
 @click.option(
     "-Q",
     "--queues",
@@ -100,8 +113,11 @@ def queues(
 
     Every accepted message waits, is delayed, is unacknowledged, or is counted by how it ended.
     What that leaves is the difference, 0 for queues that only this platform uses. A queue is
-    INCOMPLETE when something was dropped or the difference is not 0.
+    INCOMPLETE when something was dropped or the difference is not 0. Its state also says when it is
+    paused, draining, full, or has messages that no live worker consumes.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     app = ctx.obj.app
     chosen = _chosen(app, names)
     if watch is not None:
@@ -111,7 +127,11 @@ def queues(
         return
     if rebase:
         _rebase(app, chosen)
-    _show(ctx, _read(app, chosen, recount=verify or rebase), as_json=as_json)
+    _show(ctx, *_read(app, chosen, recount=verify or rebase), as_json=as_json)
+
+
+for command in (set_, reset, settings):
+    queues.add_command(command)
 
 
 def _chosen(app: Any, names: Sequence[str] | None) -> list[str]:
@@ -124,9 +144,10 @@ def _chosen(app: Any, names: Sequence[str] | None) -> list[str]:
     return list(names or known)
 
 
-def _read(app: Any, names: Sequence[str], *, recount: bool) -> Ledger:
+def _read(app: Any, names: Sequence[str], *, recount: bool) -> tuple[Ledger, LiveTable]:
     with engine_channel(app) as channel:
-        return read(channel.plain_client, channel.commands, names, recount=recount)
+        ledger = read(channel.plain_client, channel.commands, names, recount=recount)
+        return ledger, QueueControl(app, channel).live()
 
 
 def _rebase(app: Any, names: Sequence[str]) -> None:
@@ -159,7 +180,7 @@ def _watch(
     with _until_interrupted() as interrupted:
         while not interrupted.is_set():
             try:
-                ledger = _read(ctx.obj.app, names, recount=recount)
+                ledger, table = _read(ctx.obj.app, names, recount=recount)
             except Unavailable as error:
                 click.echo(f"{error.message}; trying again", err=True)
             else:
@@ -167,7 +188,7 @@ def _watch(
                     click.clear()
                 elif before is not None and not as_json:
                     click.echo()
-                _show(ctx, ledger, as_json=as_json, before=before)
+                _show(ctx, ledger, table, as_json=as_json, before=before)
                 before = ledger
                 if not as_json:
                     click.echo(f"\nevery {seconds:g} s, Ctrl-C ends")
@@ -194,13 +215,18 @@ def _until_interrupted() -> Iterator[threading.Event]:
 
 
 def _show(
-    ctx: click.Context, ledger: Ledger, *, as_json: bool, before: Ledger | None = None
+    ctx: click.Context,
+    ledger: Ledger,
+    table: LiveTable,
+    *,
+    as_json: bool,
+    before: Ledger | None = None,
 ) -> None:
     if as_json:
-        click.echo(json.dumps(ledger.as_json()))
+        click.echo(json.dumps(state.as_json(ledger, table)))
         return
-    for line in table_lines(ledger, before=before, width=terminal_width()):
-        bad = line.endswith("INCOMPLETE")
+    for line in table_lines(ledger, table=table, before=before, width=terminal_width()):
+        bad = line.endswith(("INCOMPLETE", "no consumer"))
         ctx.obj.echo(ctx.obj.style(line, fg="red") if bad else line)
     remarks = [f"{one.queue}: {remark}" for one in ledger.queues for remark in one.remarks()]
     if any(one.recorded is not None for one in ledger.queues):
@@ -214,18 +240,28 @@ def _show(
         ctx.obj.echo("\n" + "\n".join(remarks))
 
 
-def table_lines(ledger: Ledger, *, width: int, before: Ledger | None = None) -> Iterator[str]:
+def table_lines(
+    ledger: Ledger,
+    *,
+    width: int,
+    before: Ledger | None = None,
+    table: LiveTable | None = None,
+) -> Iterator[str]:
     """Yield the lines of the table; columns that are 0 everywhere are left out.
 
     Arguments:
         ledger: what to show.
         width: characters that fit in a line; further columns go to a table below.
         before: an earlier reading, for the rates since then.
+        table: what holds for the queues now, for their bounds and states.
     """
     rows = ledger.queues
     columns = [_numbers("waiting", [row.waiting for row in rows])]
+    if table is not None and any(state.fills(row, table) for row in rows):
+        columns.append(Column("fill", [state.fill_text(row, table) for row in rows]))
     columns.append(_numbers("delayed", [row.delayed for row in rows]))
     columns.append(_numbers("unacked", [row.unacked for row in rows]))
+    columns.append(_numbers("consumers", [row.consumers or 0 for row in rows]))
     if any(row.oldest_seconds is not None for row in rows):
         columns.append(Column("oldest", [age(row.oldest_seconds) for row in rows]))
     if before is not None:
@@ -235,7 +271,7 @@ def table_lines(ledger: Ledger, *, width: int, before: Ledger | None = None) -> 
         columns.append(_numbers("dead letters", [row.dead_letters for row in rows]))
     columns += [_counter(name, rows) for name in EVENTS]
     shown = [one for one in columns if one.title in ALWAYS or set(one.cells) != {"0"}]
-    states = ["INCOMPLETE" if row.is_incomplete else "ok" for row in rows]
+    states = [", ".join(state.states(row, table)) or "ok" for row in rows]
     last = [
         Column("difference", [f"{row.difference:+,}" if row.difference else "0" for row in rows]),
         Column("state", states, is_text=True),

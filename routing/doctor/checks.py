@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
+from routing.doctor.finding import Finding, Judgement, Level, count_of
+from routing.doctor.queue_checks import bounds, queues, settings
 from routing.doctor.snapshot import Snapshot
 from routing.redis.permissions import grant
-
-#: ok: as it should be. warn: somebody should look. error: work is lost or stuck, or will be.
-Level = Literal["ok", "warn", "error"]
 
 #: Redis 6.2 has what the scripts call (ZMSCORE, LPOP and RPOP with a count).
 OLDEST_REDIS = (6, 2)
@@ -30,16 +27,6 @@ MEMORY_WARN, MEMORY_ERROR = 0.75, 0.90
 SOLO = "a solo worker answers only between its tasks"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at: what was found and, unless there is nothing, what to do."""
-
-    check: str
-    level: Level
-    what: str
-    advice: str = ""
-
-
 def examine(snapshot: Snapshot) -> list[Finding]:
     """Return what was found, check by check."""
     return [
@@ -48,9 +35,6 @@ def examine(snapshot: Snapshot) -> list[Finding]:
         for level, what, advice in _judge(name, check, snapshot)
     ]
 
-
-#: Level, what was found, what to do.
-Judgement: TypeAlias = tuple[Level, str, str]
 
 #: Checks of what the server says about itself.
 _OF_INFO = frozenset(("server", "eviction", "persistence", "memory"))
@@ -162,7 +146,7 @@ def _workers(snapshot: Snapshot) -> Iterator[Judgement]:
     ours = [worker for worker in snapshot.workers if not worker.is_stock]
     silent = snapshot.silent
     for name, held in sorted(silent.items()):
-        what = f"{name} holds {_count(held, 'message')} and does not answer"
+        what = f"{name} holds {count_of(held, 'message')} and does not answer"
         yield "warn", what, f"{SOLO}; else look at its log"
     for worker in snapshot.workers:
         shared = sorted(set(worker.queues) & set(snapshot.table.queues))
@@ -170,34 +154,11 @@ def _workers(snapshot: Snapshot) -> Iterator[Judgement]:
             what = f"{worker.name} is a stock worker and consumes {', '.join(shared)}"
             yield "warn", what, "let it call routing.install: it keeps no bounds and no ledger"
     if ours:
-        yield "ok", f"{_count(len(ours), 'worker')} answered", ""
+        yield "ok", f"{count_of(len(ours), 'worker')} answered", ""
     else:
         advice = "start one: celery -A <app> worker"
         what = "no worker of the engine answers"
         yield "error", what, f"{SOLO}; else {advice}" if silent else advice
-
-
-def _queues(snapshot: Snapshot) -> Iterator[Judgement]:
-    consumed = {queue for worker in snapshot.workers for queue in worker.queues}
-    # A worker that is busy and does not answer may consume any of them, if there is one.
-    is_sure = not snapshot.silent
-    missing = [queue for queue in snapshot.table.queues if queue not in consumed]
-    for queue in missing:
-        advice = f"start a worker with -Q {queue}, or without -Q"
-        if waiting := snapshot.ledger[queue].waiting:
-            what = f"{_count(waiting, 'message')} in queue {queue!r}, which no worker that answers"
-            level: Level = "error" if is_sure or not snapshot.has_engine else "warn"
-            yield level, f"{what} consumes", advice
-        elif snapshot.workers and is_sure:
-            yield "warn", f"no worker that answers consumes queue {queue!r}", advice
-    for queue, waiting in snapshot.stranded.items():
-        what = f"{_count(waiting, 'message')} in queue {queue!r}, which is not in the table"
-        yield "error", what, f"add [queues.{queue}] to the table, at least until it is empty"
-    for queue, late in snapshot.overdue.items():
-        what = f"{_count(late, 'delayed message')} of queue {queue!r} should have started"
-        yield "error", what, "only workers of the engine release them: start one for the queue"
-    if not missing and not snapshot.stranded and not snapshot.overdue:
-        yield "ok", f"all of {_count(len(snapshot.table.queues), 'queue')} are consumed", ""
 
 
 def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
@@ -205,7 +166,7 @@ def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
     lease = snapshot.table.lease_seconds
     level: Level = "warn" if snapshot.has_engine else "error"
     if unacked.expired:
-        what = f"{_count(unacked.expired, 'message')} held under leases that ran out"
+        what = f"{count_of(unacked.expired, 'message')} held under leases that ran out"
         advice = (
             f"a worker takes them over within a lease ({lease:g} s); if this stays, look at the "
             "workers' logs"
@@ -216,7 +177,7 @@ def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
     # Workers that have just begun are not known by name.
     silent = sum(snapshot.silent.values()) if snapshot.has_engine else unacked.leased
     if silent:
-        what = f"{_count(silent, 'message')} in the hands of workers that do not answer"
+        what = f"{count_of(silent, 'message')} in the hands of workers that do not answer"
         advice = (
             "if those are dead, the others take them over when the leases run out"
             if snapshot.has_engine
@@ -224,14 +185,14 @@ def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
         )
         yield level, what, advice
     if unacked.unleased:
-        what = f"{_count(unacked.unleased, 'message')} unacknowledged without a lease"
+        what = f"{count_of(unacked.unleased, 'message')} unacknowledged without a lease"
         yield "error", what, "somebody deleted keys: stock workers restore them within the hour"
     if unacked.stock_overdue:
-        what = f"{_count(unacked.stock_overdue, 'message')} held by stock workers for too long"
+        what = f"{count_of(unacked.stock_overdue, 'message')} held by stock workers for too long"
         yield "error", what, "only stock workers restore them: start one, or see to those that run"
     held = unacked.leased + unacked.stock - unacked.stock_overdue
     if not (silent or unacked.expired or unacked.unleased or unacked.stock_overdue):
-        yield "ok", f"{_count(held, 'message')} in the hands of workers", ""
+        yield "ok", f"{count_of(held, 'message')} in the hands of workers", ""
 
 
 def _ledger(snapshot: Snapshot) -> Iterator[Judgement]:
@@ -260,7 +221,7 @@ def _dead_letters(snapshot: Snapshot) -> Iterator[Judgement]:
         if not queue.dead_letters:
             continue
         found = True
-        what = f"{_count(queue.dead_letters, 'dead letter')} of queue {queue.queue!r}"
+        what = f"{count_of(queue.dead_letters, 'dead letter')} of queue {queue.queue!r}"
         level: Level = "ok"
         if queue.dead_letters >= limit:
             what += ", as many as are kept: the oldest make room"
@@ -319,17 +280,15 @@ CHECKS = {
     "memory": _memory,
     "clocks": _clocks,
     "workers": _workers,
-    "queues": _queues,
+    "queues": queues,
+    "bounds": bounds,
+    "settings": settings,
     "unacked": _unacked,
     "ledger": _ledger,
     "dead letters": _dead_letters,
     "leases": _leases,
     "versions": _versions,
 }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _size(count: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from routing.redis.ledger import Ledger
+from routing.topology.live import QueueSettings
 from routing.topology.model import Topology
 
 
@@ -82,6 +83,7 @@ class Snapshot:
         here_ahead_seconds: this machine's clock less the server's.
         overdue: queue -> delayed messages whose time passed a while ago.
         stranded: queue outside of the table -> messages that wait in it.
+        settings: queue -> what was set for it at run time, in the place of the table's fields.
         visibility_seconds: kombu's visibility timeout; stock workers take over what is older.
     """
 
@@ -94,6 +96,7 @@ class Snapshot:
     here_ahead_seconds: float = 0.0
     overdue: Mapping[str, int] = field(default_factory=dict)
     stranded: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, QueueSettings] = field(default_factory=dict)
     visibility_seconds: float = 3600.0
 
     @property

@@ -21,6 +21,7 @@ from routing import upstream
 from routing.doctor.snapshot import Server, Snapshot, Unacked, WorkerReport
 from routing.redis.ledger import read
 from routing.redis.permissions import denied, unless_denied
+from routing.redis.settings import read as read_settings
 from routing.topology.model import Topology
 from routing.topology.names import STOCK_QUEUE
 from routing.transport.channel import EngineMixin
@@ -86,6 +87,7 @@ def look(app: Any, channel: EngineMixin, *, timeout_seconds: float) -> Snapshot:
         here_ahead_seconds=_ahead_seconds(channel),
         overdue=_overdue(channel),
         stranded=_stranded(app, channel),
+        settings=read_settings(client, channel.commands.keys).queues,
         visibility_seconds=_visibility_seconds(channel),
     )
 

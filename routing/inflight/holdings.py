@@ -206,8 +206,7 @@ class Holdings:
             evidence: why.
             payload: what is kept in its place, for a malformed message.
         """
-        held = self._held.get(tag)
-        if held is None or not self.topology.queue(held.queue).max_dead:
+        if (held := self._held.get(tag)) is None or not self.topology.queue(held.queue).max_dead:
             return self.end(tag, evidence.ending)
         burial = Burial(tag, replace(evidence, queue=held.queue).rest(), payload)
         with self._lock:
@@ -235,16 +234,18 @@ class Holdings:
         self._tell(tag, held.queue)
         return True
 
-    def requeue_all(self, *, up_to: State = State.STARTED, of: str = "") -> int:
+    def requeue_all(self, *, up_to: State = State.STARTED, of: str = "", queue: str = "") -> int:
         """Requeue all that has not ended; returns how many.
 
         Arguments:
             up_to: only what has come no further.
             of: only what the channel of this name fetched.
+            queue: only what came from it.
         """
         prefix = f"{of}:" if of else ""
         with self._lock:
             held = [h for h in self._held.values() if h.state <= up_to and h.tag.startswith(prefix)]
+            held = [h for h in held if queue in ("", h.queue)]
             for one in held:
                 # Ending it early was the worker's choice, so it is not charged.
                 self._return(one, one.mark)
@@ -273,8 +274,7 @@ class Holdings:
         return returned
 
     def _drop(self, tag: str) -> Held | None:
-        held = self._held.pop(tag, None)
-        if held is not None:
+        if (held := self._held.pop(tag, None)) is not None:
             self.credit.free(held.queue, held.size_bytes)
             self.ready.remove(held.queue, tag)
         return held

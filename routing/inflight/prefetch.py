@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from routing.inflight.ready import Ready
+from routing.topology.live import LiveTable
 from routing.topology.model import Topology
 
 #: The prefetch of a queue that neither the table nor a batch task says anything about.
@@ -41,11 +42,11 @@ class Prefetch:
     """The prefetch of each queue in this process: of the table, until somebody changes it.
 
     Arguments:
-        topology: the queue table.
+        table: the queue table, as it is now.
     """
 
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
+    def __init__(self, table: LiveTable | Topology) -> None:
+        self.table = table
         self._changed: dict[str, int] = {}
         #: Queue to the prefetch with which the batches that go there can fill.
         self.batch_needs: Mapping[str, int] = {}
@@ -54,7 +55,7 @@ class Prefetch:
 
     def of(self, queue: str) -> int:
         """Return the most unfinished messages that this process may hold from a queue."""
-        chosen = self._changed.get(queue) or self._topology.queue(queue).prefetch
+        chosen = self._changed.get(queue) or self.table.queue(queue).prefetch
         return chosen or max(DEFAULT_PREFETCH, self.batch_needs.get(queue, 0))
 
     def change(self, queue: str, count: int) -> None:
@@ -66,3 +67,7 @@ class Prefetch:
         if count < 1:
             raise ValueError(f"queue {queue!r}: prefetch must be at least 1, got {count!r}")
         self._changed[queue] = count
+
+    def reset(self, queue: str) -> None:
+        """Let the table say again what a queue's prefetch is."""
+        self._changed.pop(queue, None)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from celery import bootsteps
 from kombu.exceptions import OperationalError
@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from routing.inflight.forks import unforked
 from routing.maintenance.ageing import AgeDeadLetters
 from routing.maintenance.dropped import FinishDropped
+from routing.maintenance.presence import Presence
 from routing.maintenance.reclaim import Reclaim
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.transport.channel import EngineMixin
@@ -37,8 +38,16 @@ class Job(Protocol):
         """Do it, with a channel that no other thread uses."""
 
 
+@runtime_checkable
+class Leaving(Protocol):
+    """A job that speaks of its worker: from its start on, and when it stops."""
+
+    def leave(self) -> None:
+        """Say it; in the thread that stops the worker."""
+
+
 #: What a worker does now and then for everybody: each is made from its consumer.
-JOBS: tuple[Callable[[Any], Job], ...] = (AgeDeadLetters, FinishDropped, Reclaim)
+JOBS: tuple[Callable[[Any], Job], ...] = (AgeDeadLetters, FinishDropped, Reclaim, Presence)
 
 
 class Upkeep(bootsteps.StartStopStep):
@@ -67,12 +76,15 @@ class _Runner:
     def __init__(self, app: Any, job: Job) -> None:
         self._app = app
         self._job = job
-        self._due = time.monotonic() + job.interval_seconds
+        # What speaks of this worker does so at once; what is done for everybody has time.
+        self._due = time.monotonic() + (0 if isinstance(job, Leaving) else job.interval_seconds)
         self._stopping = threading.Event()
         threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True).start()
 
     def stop(self) -> None:
         self._stopping.set()
+        if isinstance(self._job, Leaving):
+            self._job.leave()
 
     def _run(self) -> None:
         while not self._wait_until_due():

@@ -177,7 +177,10 @@ class Publication:
                 if destination.exempt
                 else self._terms[destination.queue, destination.delayed]
             )
-            channel.overflow(destination).push(payloads, terms)
+            overflow = channel.overflow(destination)
+            pushed = overflow.push(payloads, terms)
+            if pushed.drains:  # since it was asked
+                raise overflow.full(pushed, len(payloads), together=len(payloads))
             self._calls.pop(0)
 
     def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
@@ -187,12 +190,12 @@ class Publication:
             QueueFull: it does not.
         """
         overflow: Overflow = channel.overflow(Destination(queue=queue, delayed=delayed))
-        policy = overflow.config.overflow
+        policy, payloads = overflow.config.overflow, list(self._share(queue, delayed))
+        found = self._look(overflow, len(payloads))
         if policy == "drop_oldest" or not overflow.bounds.are_set:
             return ""
-        payloads = list(self._share(queue, delayed))
         patience = overflow.patience()
-        while not overflow.fits(found := overflow.push([]), payloads):
+        while not overflow.fits(found, payloads):
             if policy not in ("reject", "block"):
                 return "none"
             empty = Pushed(0, 0, found.limit)
@@ -200,7 +203,14 @@ class Publication:
                 refused = overflow.push(payloads, "none")
                 raise overflow.full(refused, len(payloads), together=len(payloads))
             patience.tell(overflow, found)
+            found = self._look(overflow, len(payloads))
         return "exempt"
+
+    @staticmethod
+    def _look(overflow: Overflow, count: int) -> Pushed:
+        if (found := overflow.push([])).drains:
+            raise overflow.full(found, count, together=count)
+        return found
 
     def _share(self, queue: str, delayed: bool) -> Iterator[str | Delay]:
         for destination, payloads in self._destinations.items():

@@ -83,8 +83,19 @@ class Commands:
         reply = run_script(
             client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *payloads]
         )
-        accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
-        return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
+        accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply[:5])
+        drains, pace_us, consumers = [*reply[5:], 0, None][:3]
+        return Pushed(
+            accepted,
+            length,
+            bounds.max_length,
+            size_bytes,
+            dropped,
+            age_ms,
+            drains=bool(drains),
+            pace_ms=pace_us / 1000,
+            consumers=consumers,
+        )
 
     def delay(
         self,
@@ -104,11 +115,11 @@ class Commands:
         limit, _, policy, *dead_letters = bounds.args
         keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
-        keys += [self.keys.dropped(queue), self.keys.dead(queue)]
+        keys += [self.keys.dropped(queue), self.keys.dead(queue), self.keys.draining(queue)]
         entries = [value for d in delays for value in (d.wait_ms, d.message_id, d.payload)]
         reply = run_script(client, "delay", keys, [limit, policy, terms, *dead_letters, *entries])
-        accepted, length, dropped = (int(number) for number in reply)
-        return Pushed(accepted, length, limit, dropped=dropped)
+        accepted, length, dropped = (int(number) for number in reply[:3])
+        return Pushed(accepted, length, limit, dropped=dropped, drains=bool(reply[3]))
 
     def postpone(
         self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int
@@ -233,6 +244,22 @@ class Commands:
             buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
         return Buried(buried, trimmed)
 
+    def announce(
+        self, client: redis.Redis, worker: str, queues: Sequence[str], *, seconds: float
+    ) -> int:
+        """Say that a worker consumes these queues; returns the version of the settings.
+
+        Arguments:
+            client: a client that adds no key prefix.
+            worker: see `routing.redis.consumers`.
+            queues: the queues.
+            seconds: how long that holds; 0 takes it back.
+        """
+        keys = [self.keys.settings_version()]
+        for queue in queues:
+            keys += [self.keys.consumers(queue), self._ledger(queue), self.keys.pace(queue)]
+        return int(run_script(client, "announce", keys, [worker, int(seconds * 1000)]))
+
     def purge(self, client: redis.Redis, queue: str) -> int:
         """Drop every waiting and delayed message of a queue; returns how many there were."""
         keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
@@ -245,4 +272,5 @@ def _push_keys(keys: Keys, queue: str, priority: int, bounds: Bounds, ledger: st
     """Return the keys of a push, made once: they would be a good part of its time."""
     names = [keys.ready(queue, priority), keys.bell(queue), ledger]
     names += [keys.dropped(queue), keys.dead(queue)] if bounds.drop else ["", ""]
+    names += [keys.draining(queue), keys.pace(queue), keys.consumers(queue)]
     return names + (keys.ready_lists(queue) if bounds.are_set else [])

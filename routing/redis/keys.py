@@ -91,3 +91,27 @@ class Keys:
     def reclaiming(self) -> str:
         """Return the hash of when leases were last looked at, and may be taken again."""
         return f"{self.prefix}celeriac:reclaim"
+
+    def settings(self) -> str:
+        """Return the hash queue -> what was set for it at run time, as JSON."""
+        return f"{self.prefix}celeriac:settings"
+
+    def settings_version(self) -> str:
+        """Return the number that changes whenever a setting does."""
+        return f"{self.prefix}celeriac:settings:version"
+
+    def settings_log(self) -> str:
+        """Return the list of the last changes of settings, the newest first."""
+        return f"{self.prefix}celeriac:settings:log"
+
+    def draining(self, queue: str) -> str:
+        """Return the flag of a queue that takes no new work."""
+        return f"{self.prefix}celeriac:draining:{queue}"
+
+    def consumers(self, queue: str) -> str:
+        """Return the sorted set of the workers that consume a queue, scored with their expiry."""
+        return f"{self.prefix}celeriac:consumers:{queue}"
+
+    def pace(self, queue: str) -> str:
+        """Return the hash of how much of a queue had ended at two moments."""
+        return f"{self.prefix}celeriac:pace:{queue}"

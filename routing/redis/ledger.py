@@ -46,6 +46,8 @@ class QueueLedger:
         unfinalised: dropped messages whose results do not say so yet.
         oldest_seconds: age of the oldest waiting message, None when none has a stamp.
         recorded: messages that workers hold, by the records; None when they were not counted.
+        consumers: live workers that consume the queue; None when nobody has looked.
+        due: delayed messages whose time has come: a consumer lets them join the queue.
     """
 
     queue: str
@@ -57,6 +59,8 @@ class QueueLedger:
     waiting_bytes: int = 0
     oldest_seconds: float | None = None
     recorded: int | None = None
+    consumers: int | None = None
+    due: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, counter: str) -> int:
@@ -85,6 +89,11 @@ class QueueLedger:
     def misheld(self) -> int:
         """Messages in the records less those of the ledger; 0 when they were not counted."""
         return 0 if self.recorded is None else self.recorded - self.unacked
+
+    @property
+    def is_neglected(self) -> bool:
+        """Whether messages wait that nobody consumes."""
+        return self.consumers == 0 and self.waiting + self.due > 0
 
     @property
     def is_incomplete(self) -> bool:
@@ -124,6 +133,7 @@ class QueueLedger:
             "oldest_seconds": self.oldest_seconds,
             "dead_letters": self.dead_letters,
             "unfinalised": self.unfinalised,
+            "consumers": self.consumers,
         }
         figures |= {name: self[name] for name in ARRIVALS + ENDINGS + DEPARTURES + EVENTS}
         if self.recorded is not None:
@@ -180,7 +190,8 @@ def read(
     keys = [names_of.records()[0], names_of.records()[3]]
     for name in names:
         keys += [names_of.ledger(name), names_of.delayed(name)]
-        keys += [names_of.dead(name), names_of.dropped(name), *names_of.ready_lists(name)]
+        keys += [names_of.dead(name), names_of.dropped(name), names_of.consumers(name)]
+        keys += names_of.ready_lists(name)
     server_ms, *rows = run_script(client, "ledger", keys, [lists, int(recount)])
     return Ledger(
         server_ms=int(server_ms),
@@ -192,7 +203,7 @@ def read(
 
 
 def _queue(name: str, row: Sequence[Any], *, now_ms: int, recount: bool) -> QueueLedger:
-    waiting, delayed, dead_letters, unfinalised, stamp, recorded, *flat = row
+    waiting, delayed, dead_letters, unfinalised, stamp, recorded, consumers, due, *flat = row
     counters = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
     return QueueLedger(
         queue=name,
@@ -204,6 +215,8 @@ def _queue(name: str, row: Sequence[Any], *, now_ms: int, recount: bool) -> Queu
         unfinalised=int(unfinalised),
         oldest_seconds=max(0, now_ms - int(stamp)) / 1000 if stamp else None,
         recorded=int(recorded) if recount else None,
+        consumers=int(consumers),
+        due=int(due),
         counters=counters,
     )
 

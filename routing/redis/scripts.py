@@ -85,6 +85,8 @@ SCRIPTS = {
         "renew",
         "reclaim",
         "store",
+        "change",
+        "announce",
     )
 }
 

@@ -123,7 +123,10 @@ class Pushed:
     `length` is the number of messages that waited before, `limit` the queue's max_length (0 for
     none), `size_bytes` the bytes that waited before, where the queue has max_bytes. `dropped`
     messages were dropped by the queue's policy, of these or of those that waited. `age_ms` is the
-    age of the oldest waiting message when messages were refused (0 when it is not known).
+    age of the oldest waiting message when messages were refused (0 when it is not known). `drains`
+    says that the queue takes no new work, and `pace_ms`, also for refused ones, how long it takes
+    from one ending to the next (0 when it is not known); `consumers` is the number of live workers
+    that consume the queue, None when nobody asked.
     """
 
     accepted: int
@@ -132,6 +135,9 @@ class Pushed:
     size_bytes: int = 0
     dropped: int = 0
     age_ms: int = 0
+    drains: bool = False
+    pace_ms: float = 0.0
+    consumers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

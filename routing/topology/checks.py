@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from routing.errors import TopologyError
-from routing.topology.model import QueueConfig, Topology
+from routing.topology.model import Topology
+from routing.topology.queue import QueueConfig
 
 
 def check_worker(

@@ -13,136 +13,20 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from routing.errors import TopologyError, UnknownLevel
 from routing.topology.names import name_problem
 from routing.topology.problems import close_to, problem_lines
+from routing.topology.queue import STRICT, QueueConfig
 
 #: The levels that have a meaning by convention; a route may name others.
 LEVELS = ("critical", "high", "normal", "low")
 
 #: The level that a route's plain queue serves when the route does not name another for it.
 NORMAL = "normal"
-
-OverflowPolicy = Literal["reject", "block", "drop_oldest", "drop_newest", "dead_letter"]
-
-
-#: Slots are asked for in whole messages; text and booleans are mistakes, not numbers.
-_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class QueueConfig(BaseModel):
-    """What one queue may hold, and how much of a worker it may use."""
-
-    model_config = _STRICT
-
-    weight: Annotated[int, Field(ge=1)] = Field(
-        1,
-        description="Share of a worker's slots while other queues also have work, relative "
-        "to their weights. Default 1: all queues are equal until somebody says "
-        "otherwise.",
-    )
-    reserve: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="Slots of each worker that no other queue may take; a worker's last slot is "
-        "never reserved. Default 0: an idle slot is anybody's, so that nothing stands still for "
-        "work that may never come.",
-    )
-    lend_below: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="Seconds: its reserve is lent to tasks whose measured run time is shorter, so "
-        "that it is back within that. Default none: a reserve is held, as a slot that was lent to "
-        "a task of 2 s is 2 s away.",
-    )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Most slots of each worker that this queue may hold at once. Default "
-        "none: a queue may use the whole worker while the others have no work.",
-    )
-    prefetch: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Most unfinished messages that one worker may hold from this queue. "
-        "Default none: 32, enough to hide the broker's round trip behind tasks of a "
-        "few milliseconds, few enough that a sibling worker finds work too; and where a batch task "
-        "goes, (slots + 1) times its max_size if that is more, so that one batch fills while every "
-        "slot runs another. It must be at least max_size.",
-    )
-    max_length: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Most messages that may wait. Default none: a bound loses or delays "
-        "work, so it has to be chosen.",
-    )
-    max_bytes: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Most bytes of messages that may wait. Default none: max_length is easier to "
-        "reason about where messages are of one size.",
-    )
-    max_message_bytes: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Most bytes of one message, as stored. A larger one is refused with "
-        "MessageTooLarge, whatever the overflow policy. Default none: the broker's own limit "
-        "(512 MB) holds.",
-    )
-    max_delayed: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Most messages with a countdown or an ETA that may wait for their time; above "
-        "that they overflow as the others do. Default none, as for max_length.",
-    )
-    overflow: OverflowPolicy = Field(
-        "reject",
-        description="What happens to a message above a bound of the queue. Default reject: the "
-        "producer gets QueueFull and decides, which is the only policy that never surprises.",
-    )
-    block_timeout: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="Seconds that overflow = 'block' waits for room before it raises "
-        "QueueFull. Default none: it waits as long as it takes.",
-    )
-    max_age: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="Seconds after which a message that has not started is ended as "
-        "expired. Default none: work does not become worthless by waiting "
-        "unless somebody says so.",
-    )
-    log_drops: bool = Field(
-        True,
-        description="Whether drops are logged, at most once a second, with the number since the "
-        "last line. Default true: nothing is lost silently. They are counted in any case.",
-    )
-    max_deliveries: Annotated[int, Field(ge=1)] = Field(
-        5,
-        description="Times that a message may kill its worker before it is dead-lettered. "
-        "Default 5: enough for a machine that fails now and then, few enough that one message "
-        "does not keep a fleet restarting. Only starts are counted.",
-    )
-    max_dead: Annotated[int, Field(ge=0)] = Field(
-        10_000,
-        description="Most dead letters that are kept; the oldest make room. 0 keeps none: what "
-        "fails has failed. Default 10000, some 20 MB of ordinary messages with their errors.",
-    )
-    max_dead_age: Annotated[float, Field(gt=0)] = Field(
-        14 * 86_400.0,
-        description="Seconds after which a dead letter is dropped. Default 14 days: somebody who "
-        "comes back from a holiday finds it.",
-    )
-
-    @model_validator(mode="after")
-    def _fields_fit_together(self) -> QueueConfig:
-        if self.limit is not None and self.reserve > self.limit:
-            raise ValueError(f"reserve must be at most limit ({self.limit}), got {self.reserve}")
-        bounds = (self.max_length, self.max_bytes, self.max_delayed)
-        if self.overflow != "reject" and not any(bounds):
-            raise ValueError(
-                f"overflow = {self.overflow!r} needs a bound: max_length, max_bytes or max_delayed"
-            )
-        if self.block_timeout is not None and self.overflow != "block":
-            raise ValueError(
-                f"block_timeout needs overflow = 'block', got overflow = {self.overflow!r}"
-            )
-        return self
 
 
 class Route(BaseModel):
@@ -152,7 +36,7 @@ class Route(BaseModel):
     name of the one queue.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
 
     queue: str = Field(
         description="The queue of a call that names no level, and of level 'normal'."
@@ -209,7 +93,7 @@ class Route(BaseModel):
 class Topology(BaseModel):
     """The whole queue table; ``name in topology`` says whether a queue is in it."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     queues: dict[str, QueueConfig] = Field(
         description="Queue name to its configuration, in the order of the table.",

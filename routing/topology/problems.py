@@ -77,6 +77,8 @@ def _expected(details: ErrorDetails) -> str:
             return "must be a whole number"
         case "float_type" | "float_parsing" | "finite_number":
             return "must be a number"
+        case "bool_type":
+            return "must be true or false"
         case "string_type":
             return "must be a string"
         case "literal_error":

@@ -78,8 +78,9 @@ class Allowances:
     def _allowance(
         self, queue: str, size_bytes: int, unsettled: int, room: Room | None
     ) -> Allowance:
-        most = self._holdings.prefetch.of(queue)
-        if self._inbox.waiting(queue) >= INBOX_HIGH or not size_bytes:
+        prefetch = self._holdings.prefetch
+        most, is_paused = prefetch.of(queue), prefetch.table.queue(queue).paused
+        if is_paused or self._inbox.waiting(queue) >= INBOX_HIGH or not size_bytes:
             return Allowance(queue, 0, most)
         left = self._holdings.credit.of(queue) - unsettled
         if room is None:
@@ -100,7 +101,7 @@ class Allowances:
             prefix: what the tags begin with.
             quiet: the queues whose bells are only looked at.
         """
-        held, config = self._holdings.credit.held_bytes, self._holdings.topology.queue
+        held, config = self._holdings.credit.held_bytes, self._holdings.prefetch.table.queue
         demand = self._holdings.prefetch.demand
         if demand is None:
             order = sorted(allowances, key=lambda one: held(one.queue) / config(one.queue).weight)

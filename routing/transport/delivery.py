@@ -64,11 +64,11 @@ class Delivery:
         self._consumer_of, self._put_off, self._refuse = consumer_of, put_off, refuse
 
     def deliver(self, arrival: Arrival) -> None:
-        """Hand a message to its consumer; without one it is requeued."""
+        """Hand a message to its consumer; without one, or of a paused queue, it is requeued."""
         if self._holdings.get(arrival.tag) is None:
             return  # its lease ran out meanwhile: it is another worker's
         callback = self._consumer_of(arrival.queue)
-        if callback is None:
+        if callback is None or self._holdings.prefetch.table.queue(arrival.queue).paused:
             self._holdings.requeue(arrival.tag)
             return
         try:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from routing.errors import MessageTooLarge, QueueFull
+from routing.errors import MessageTooLarge, QueueDraining, QueueFull
 from routing.message.eta import Delay
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.values import Pushed
-from routing.topology.model import QueueConfig, Topology
+from routing.topology.model import Topology
+from routing.topology.queue import QueueConfig
 from routing.transport.blocking import why_not
 from routing.transport.drops import DROPS
 from routing.transport.gathering import Destination
@@ -107,6 +108,8 @@ class Overflow:
         took(pushed.accepted)
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
+        if pushed.drains:
+            return pushed
         if pushed.accepted < len(payloads) and self.config.overflow == "block" and terms != "none":
             return _Blocked(overflow=self, terms=terms, took=took).push_the_rest(payloads, pushed)
         return pushed
@@ -158,14 +161,22 @@ class Overflow:
     def full(self, pushed: Pushed, count: int, *, together: int = 1) -> QueueFull:
         """Return the error for what was refused of so many messages."""
         refused, waiting = count - pushed.accepted, pushed.length + pushed.accepted
+        if pushed.drains:
+            return QueueDraining(self.queue, waiting, pushed.limit, RETRY_AFTER_SECONDS[1])
         retry_after = retry_after_seconds(pushed, refused)
+        is_consumed = pushed.consumers != 0 or pushed.pace_ms > 0
         max_length, max_bytes = pushed.limit, self.bounds.max_bytes
         why = self.why_not_waited
         is_long = max_length and waiting + refused > max_length
         if is_long and (waiting >= max_length or not (max_bytes and pushed.accepted)):
             unit = "delayed messages" if self.delayed else "messages"
-            return QueueFull(self.queue, waiting, max_length, retry_after, unit, together, why)
-        return QueueFull(self.queue, pushed.size_bytes, max_bytes, retry_after, "bytes", 1, why)
+            return QueueFull(
+                self.queue, waiting, max_length, retry_after, unit, together, why, is_consumed
+            )
+        size_bytes = pushed.size_bytes
+        return QueueFull(
+            self.queue, size_bytes, max_bytes, retry_after, "bytes", 1, why, is_consumed
+        )
 
     def check_size(self, payload: str | bytes | Delay) -> None:
         """Refuse a message that is bigger than any of the queue may be.
@@ -232,6 +243,9 @@ class _Blocked:
     def _room(self, payloads: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
         found, limit = self.overflow.push_once(()), self.overflow.bounds.max_length
         patience.tell(self.overflow, found)
+        if found.drains:
+            patience.end()
+            return 0
         if not self.overflow.fits(found, payloads if self.terms == "whole" else payloads[:1]):
             return 0
         return min(len(payloads), limit - found.length) if limit else len(payloads)
@@ -278,6 +292,10 @@ class RoomWait:
             extra={"event": "producer_waits", "queue": full.queue, "seconds": now - self._since},
         )
 
+    def end(self) -> None:
+        """Wait no more."""
+        self._until = self._since
+
     def wait(self) -> bool:
         """Wait a little longer than the last time; False when the time is over."""
         remaining = self._until - time.monotonic()
@@ -300,10 +318,17 @@ def size_of(payload: str | bytes | Delay) -> int:
 def retry_after_seconds(pushed: Pushed, refused: int) -> float:
     """Return after how many seconds there may be room for what was refused.
 
-    By Little's law: what waits has come in while the oldest message waited, so that many leave in
-    that time.
+    By the pace at which the queue is worked off, lately. Where nothing has ended yet, by Little's
+    law: what waits has come in while the oldest message waited, so that many leave in that time.
+    Where nobody consumes it, nobody knows: the longest time.
     """
     least, most = RETRY_AFTER_SECONDS
-    if not pushed.age_ms or not pushed.length:
+    if pushed.pace_ms:
+        seconds = refused * pushed.pace_ms / 1000
+    elif pushed.consumers == 0:
+        seconds = most
+    elif pushed.age_ms and pushed.length:
+        seconds = refused * pushed.age_ms / pushed.length / 1000
+    else:
         return 1.0
-    return max(least, min(most, refused * pushed.age_ms / pushed.length / 1000))
+    return max(least, min(most, seconds))

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import redis
+
 from routing.inflight.forks import in_children
 from routing.inflight.holdings import Holdings
 from routing.inflight.prefetch import Prefetch
+from routing.redis import settings
+from routing.redis.commands import Commands
+from routing.topology.live import Change, LiveTable
 from routing.topology.model import Topology
 from routing.transport.schemes import is_engine_url
 
@@ -49,8 +54,11 @@ class Runtime:
     def __init__(self, name: str, topology: Topology) -> None:
         self.name = name
         self.topology = topology
+        #: The table, with what was set since; current in workers.
+        self.live = LiveTable(topology)
+        self.live.listeners.append(self._follow)
         #: The prefetch of each queue in this process.
-        self.prefetch = Prefetch(topology)
+        self.prefetch = Prefetch(self.live)
         #: Whether this is a worker's own process, whose event loop must not wait.
         self.is_worker = False
         self._holdings: dict[Database, Holdings] = {}
@@ -62,6 +70,15 @@ class Runtime:
             return known
         # Another thread may be the first one, too.
         return self._holdings.setdefault(database, Holdings(self.topology, self.prefetch))
+
+    def refresh(self, commands: Commands, client: redis.Redis) -> None:
+        """Read the settings of the queues, and let them hold."""
+        stored = settings.read(client, commands.keys)
+        self.live.apply(stored.version, stored.queues)
+
+    def _follow(self, change: Change) -> None:
+        if "prefetch" in change.fields:
+            self.prefetch.reset(change.queue)  # whatever this process was told before
 
     def snapshot(self) -> dict[str, dict[str, int]]:
         """Return held and prefetch of every queue of the table or with something held."""

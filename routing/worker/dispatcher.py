@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.values import Mark
 from routing.topology.checks import unit_sizes
+from routing.topology.queue import QueueConfig
 from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
 from routing.transport.wakeup import Wakeup
@@ -31,7 +32,8 @@ from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
 from routing.worker.interruption import holdings_of
-from routing.worker.make_slots import slots_of
+from routing.worker.live import follow_settings
+from routing.worker.make_slots import growth_of, slots_of
 from routing.worker.scheduler import Scheduler
 from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
@@ -89,7 +91,7 @@ class Dispatcher(bootsteps.StartStopStep):
         channel.runtime.is_worker = holdings.durable = True
         holdings.is_stopping = lambda: STOP.told
         channel.keep_leases(consumer.hostname)
-        self._scheduler.configure(holdings.topology.queues)
+        follow_settings(self, channel)
         self._fetch_what_can_start(channel, holdings)
         if self._slots is None:
             self._slots = slots_of(
@@ -99,6 +101,10 @@ class Dispatcher(bootsteps.StartStopStep):
             self._slots.reset()
         self._running = True
         channel.settler.flush()
+
+    def share_out(self, queues: Mapping[str, QueueConfig]) -> None:
+        """Share the slots by what the queues' entries say from now on."""
+        self._scheduler.configure(queues)
 
     def _fetch_what_can_start(self, channel: EngineMixin, holdings: Holdings) -> None:
         """Fetch for the slots that are free soon; with ``--disable-prefetch``, that are free.
@@ -110,19 +116,14 @@ class Dispatcher(bootsteps.StartStopStep):
         app = self._consumer.app
         holdings.prefetch.demand = Demand(
             self._scheduler,
-            free=lambda: self._free() + self._growth(),
+            free=lambda: self._free() + growth_of(self._consumer),
             unit_sizes=unit_sizes(app, holdings.prefetch.of),
             ahead_seconds=0.0 if app.conf.worker_disable_prefetch else AHEAD_SECONDS,
         )
-        holdings.ready.may_return = lambda: not self._growth()
+        holdings.ready.may_return = lambda: not growth_of(self._consumer)
 
     def _free(self) -> int:
         return self._slots.free() if self._slots is not None else 0
-
-    def _growth(self) -> int:
-        """Return how many slots the pool would add if there were work for them."""
-        most = getattr(self._consumer.controller, "max_concurrency", 0) or 0
-        return max(0, most - int(self._consumer.pool.num_processes))
 
     def _loop(self) -> Any:
         connection = self._channel.connection if self._channel is not None else None

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from routing.topology.queue import QueueConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -36,6 +38,15 @@ class Rule:
         if self.lend_below is not None and seconds is not None and seconds < self.lend_below:
             return 0
         return max(0, self.reserve - running)
+
+
+def rules_of(queues: Mapping[str, QueueConfig]) -> dict[str, Rule]:
+    """Return the queues that have a reserve or a limit; nothing is kept for a paused one."""
+    return {
+        name: Rule(reserve=queue.reserve, limit=queue.limit, lend_below=queue.lend_below)
+        for name, queue in queues.items()
+        if (queue.reserve or queue.limit is not None) and not queue.paused
+    }
 
 
 def startable(

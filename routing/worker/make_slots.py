@@ -32,3 +32,9 @@ def slots_of(
         return SemaphoreSlots(pool, semaphore, on_free=on_free, on_enter=on_enter)
     let_go(pool)
     return CountedSlots(pool, on_free=on_free, on_enter=on_enter, soon=soon)
+
+
+def growth_of(consumer: Any) -> int:
+    """Return how many slots the pool would add if there were work for them (``--autoscale``)."""
+    most = getattr(consumer.controller, "max_concurrency", 0) or 0
+    return max(0, most - int(consumer.pool.num_processes))

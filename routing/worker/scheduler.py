@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from routing.topology.model import QueueConfig
-from routing.worker.fairness import Rule, startable
+from routing.topology.queue import QueueConfig
+from routing.worker.fairness import Rule, rules_of, startable
 from routing.worker.run_times import RunTimes
 from routing.worker.running import Running
 from routing.worker.shares import Shares
@@ -40,11 +40,7 @@ class Scheduler:
     def configure(self, queues: Mapping[str, QueueConfig]) -> None:
         """Go by this table from now on."""
         self.shares.reweigh({name: one.weight for name, one in queues.items()}, self._clock())
-        self._rules = {
-            name: Rule(reserve=one.reserve, limit=one.limit, lend_below=one.lend_below)
-            for name, one in queues.items()
-            if one.reserve or one.limit is not None
-        }
+        self._rules = rules_of(queues)
 
     def rules(self) -> Mapping[str, Rule]:
         """Return the rules of the queues that are consumed."""

@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "maintenance": _BELOW,
     "deadletters": _BELOW,
     "doctor": _BELOW,
-    "cli": {"doctor", "deadletters", "publish", *_BELOW},
+    "cli": {"settings", "doctor", "deadletters", "publish", *_BELOW},
 }
 
 #: What `batching` may import of `routing`, besides its public names.

@@ -13,11 +13,13 @@ import pytest
 from routing.message.eta import Delay
 from routing.message.letter import Letter
 from routing.redis import ledger as books
+from routing.redis import settings
 from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.redis.ledger import QueueLedger
 from routing.redis.letters import Move, StoredLetters
 from routing.redis.scripts import SCRIPTS, Script, run_script
+from routing.redis.settings import LoggedChange
 from routing.redis.values import Burial, Ending, Fetch, Return, Settlement
 from routing.topology.model import Topology
 
@@ -38,6 +40,12 @@ KINDS = {
     "workers": "celeriac:workers",
     "reclaim": "celeriac:reclaim",
     "bell": "celeriac:bell:q",
+    "settings hash": "celeriac:settings",
+    "settings version": "celeriac:settings:version",
+    "settings log": "celeriac:settings:log",
+    "draining flag": "celeriac:draining:q",
+    "consumers set": "celeriac:consumers:q",
+    "pace hash": "celeriac:pace:q",
     "delayed set": "celeriac:delayed:q",
     "delayed count": "celeriac:delayed_count",
     "delayed messages": "celeriac:delayed_messages:q",
@@ -67,12 +75,18 @@ def commands() -> Commands:
     return Commands(keys=Keys(), topology=table)
 
 
+def change_settings(client: Any) -> Any:
+    client.hget, client.time = (lambda *_: None), (lambda: (0, 0))
+    entry = LoggedChange(queue="q", field="weight", value=2, before=1, by="me", at_ms=0)
+    return settings.change(client, Keys(), "q", lambda stored, now_ms: (stored, [entry]))
+
+
 #: script -> (a call of it, the number of keys and of arguments after the numbered ones)
 CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
-    "push": (lambda client: commands().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0], 4, 2),
+    "push": (lambda client: commands().push(client, "q", ["{}", "{}"]), [2, 0, 0, 0, 0, ""], 4, 2),
     "delay": (
         lambda client: commands().delay(client, "q", [Delay(datetime.now(UTC), "an-id", "{}")] * 2),
-        [2, 0, 0],
+        [2, 0, 0, ""],
         0,
         # wait, id and text of two messages
         2 * 3,
@@ -110,8 +124,22 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         4,
         2,
     ),
-    # ledger, delayed set, dead letters, dropped messages and four lists
-    "ledger": (lambda client: books.read(client, commands()), [0, [0, 0, 0, 0, b"", 0]], 8, 0),
+    # ledger, delayed set, dead letters, dropped messages, consumers and four lists
+    "ledger": (
+        lambda client: books.read(client, commands()),
+        [0, [0, 0, 0, 0, b"", 0, 0, 0]],
+        9,
+        0,
+    ),
+    # an entry of the log
+    "change": (change_settings, 1, 0, 1),
+    # consumers, ledger and pace of one queue
+    "announce": (
+        lambda client: commands().announce(client, "bell:2:w@host", ["q"], seconds=1),
+        0,
+        3,
+        0,
+    ),
     "rebase": (
         lambda client: books.rebase(client, commands(), QueueLedger(queue="q", waiting=1)),
         1,

@@ -9,6 +9,7 @@ import pytest
 from routing.doctor.checks import examine
 from routing.doctor.snapshot import Server, Snapshot, Unacked, WorkerReport
 from routing.redis.ledger import Ledger, QueueLedger
+from routing.topology.live import Setting
 from routing.topology.model import Topology
 
 WORKER = WorkerReport(
@@ -47,6 +48,43 @@ def test_a_healthy_platform_has_nothing_to_complain_about() -> None:
     findings = examine(snapshot())
     assert [one for one in findings if one.level != "ok"] == []
     assert len(findings) == len({one.check for one in findings})
+
+
+def findings_of(check: str, **changes: Any) -> list[tuple[str, str]]:
+    queues = changes.pop("queues", ())
+    found = examine(snapshot(*queues, **changes))
+    return [(one.level, one.what) for one in found if one.check == check]
+
+
+def test_a_full_queue_is_named_with_its_bound() -> None:
+    table = Topology.load({"queues": {"orders": {"max_length": 2}, "mail": {}}})
+    full = QueueLedger(queue="orders", waiting=2, consumers=1, counters={"refused": 50})
+    assert findings_of("bounds", queues=[full], table=table) == [
+        ("warn", "queue 'orders' is full: 2 of 2 messages; 50 messages refused so far")
+    ]
+
+
+def test_what_was_set_is_named_and_what_stops_work_is_a_warning() -> None:
+    one = {"value": True, "by": "ada", "at_ms": 1}
+    settings = {"orders": {"paused": Setting(**one), "weight": Setting(**(one | {"value": 3}))}}
+    assert findings_of("settings", settings=settings) == [
+        ("warn", "queue 'orders': paused was set to true by ada"),
+        ("ok", "queue 'orders': weight was set to 3 by ada"),
+    ]
+
+
+def test_messages_without_a_live_consumer_are_an_error_whoever_is_silent() -> None:
+    left = QueueLedger(queue="orders", waiting=5, consumers=0)
+    workers = [worker(queues=("mail",))]
+    assert ("error", "5 messages in queue 'orders', which no live worker consumes") in findings_of(
+        "queues", queues=[left], workers=workers, unacked=SILENT
+    )
+
+
+def test_a_worker_that_has_no_time_to_answer_consumes_all_the_same() -> None:
+    busy = QueueLedger(queue="orders", waiting=5, consumers=1)
+    (found,) = findings_of("queues", queues=[busy], workers=[worker(queues=("mail",))])
+    assert found[0] == "warn"
 
 
 @pytest.mark.parametrize(

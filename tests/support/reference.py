@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from routing.topology.model import QueueConfig, Topology
+from routing.topology.model import Topology
 from routing.topology.names import dropped_queue
+from routing.topology.queue import QueueConfig
 
 #: The priority steps that messages are pushed with; the first is taken first.
 STEPS = (0, 6)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from routing.inflight.prefetch import Room
 from routing.inflight.ready import Ready
-from routing.topology.model import QueueConfig
+from routing.topology.queue import QueueConfig
 from routing.worker.demand import AHEAD_SECONDS, Demand
 from routing.worker.scheduler import Scheduler
 

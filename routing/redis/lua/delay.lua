@@ -6,6 +6,7 @@
 --        5 ledger hash of the queue, or the first key for none
 --        6 ready list that the messages go to when they are due
 --        7 dropped list of the queue        8 dead letters of the queue
+--        9 draining flag of the queue
 -- ARGV:  1 max_delayed, 0 for none
 --        2 "reject", "block", "drop_oldest", "drop_newest" or "dead_letter": what the bound does;
 --          the oldest of delayed messages are those that are due first
@@ -17,7 +18,8 @@
 --        5 evidence of a dead letter: a JSON object without its first brace
 --        then per message: milliseconds from now until it is due, its id, its JSON text;
 --        without any, nothing is changed
--- Reply: {accepted, messages delayed before, dropped}
+-- Reply: {accepted, messages delayed before, dropped,
+--         "1" when it is draining and takes none but exempt ones, else ""}
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
 --        of these or of those that were delayed
 
@@ -25,7 +27,9 @@ local DELAYED, PAYLOADS, LIST, ledger = KEYS[1], KEYS[2], KEYS[6], KEYS[5]
 local limit, policy, terms, first = tonumber(ARGV[1]), ARGV[2], ARGV[3], 6
 local count = (#ARGV - first + 1) / 3
 local waiting = redis.call('ZCARD', DELAYED)
-if count == 0 then return {0, waiting, 0} end
+-- include: draining
+local drains = draining(KEYS[9])
+if count == 0 or drains ~= '' then return {0, waiting, 0, drains} end
 
 -- include: time
 -- include: bell
@@ -110,4 +114,4 @@ if ledger ~= KEYS[1] then
 end
 -- A worker that waits knows when the next message is due; it must hear of an earlier one.
 if earliest < before then ring(KEYS[4]) end
-return {accepted, waiting, #gone}
+return {accepted, waiting, #gone, ''}

@@ -1,12 +1,14 @@
 -- ledger: read where the messages of every queue are, and how they ended, at one moment.
 --
 -- KEYS:  1 unacked hash            2 origins hash
---        then per queue: ledger, delayed set, dead letters, dropped messages, ready lists
+--        then per queue: ledger, delayed set, dead letters, dropped messages, consumers set, ready
+--        lists
 -- ARGV:  1 number of ready lists of a queue
 --        2 "1" to count the unacknowledged messages of each queue in the records
 -- Reply: {server time in ms,
 --         then per queue {waiting, delayed, dead letters, dropped messages that wait for a result,
 --                         ms stamp of the oldest waiting message or "", messages in the records,
+--                         live workers that consume it, delayed messages that are due,
 --                         counter, value, counter, value ...}}
 
 local lists = tonumber(ARGV[1])
@@ -27,9 +29,9 @@ end
 -- include: trailing
 
 local reply = {now}
-for key = 3, #KEYS, 4 + lists do
+for key = 3, #KEYS, 5 + lists do
   local waiting, records, oldest = 0, 0, nil
-  for l = key + 4, key + 3 + lists do
+  for l = key + 5, key + 4 + lists do
     waiting = waiting + redis.call('LLEN', KEYS[l])
     records = records + (recorded[KEYS[l]] or 0)
     local payload = redis.call('LINDEX', KEYS[l], -1)
@@ -43,6 +45,8 @@ for key = 3, #KEYS, 4 + lists do
     redis.call('LLEN', KEYS[key + 3]),
     oldest and whole(oldest) or '',
     records,
+    redis.call('ZCOUNT', KEYS[key + 4], now, '+inf'),
+    redis.call('ZCOUNT', KEYS[key + 1], '-inf', now),
   }
   for _, value in ipairs(redis.call('HGETALL', KEYS[key])) do row[#row + 1] = value end
   reply[#reply + 1] = row

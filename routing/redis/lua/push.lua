@@ -5,6 +5,7 @@
 --        3 ledger hash of the queue, or the first key for none
 --        4 dropped list of the queue, or the first key for none
 --        5 dead letters of the queue, or the first key for none
+--        6 draining flag of the queue   7 pace hash of the queue   8 consumers set of the queue
 --        then, for a queue with a bound, every ready list in the order to pop: they are what waits
 -- ARGV:  1 max_length, 0 for none
 --        2 max_bytes of what waits, 0 for none
@@ -17,7 +18,9 @@
 --        6 evidence of a dead letter as JSON without the opening brace
 --        7... the messages, oldest first, as JSON; without any, nothing is changed
 -- Reply: {accepted, messages waiting before, bytes waiting before, dropped,
---         age of the oldest waiting message in ms when refused messages were counted, else 0}
+--         age of the oldest waiting message in ms when refused messages were counted, else 0,
+--         "1" when it is draining and takes none but exempt ones, else "", and with such an age:
+--         microseconds from one ending to the next, 0 for unknown, and number of its live consumers}
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
 --        of these or of those that waited
 
@@ -25,16 +28,19 @@ local limit, max_bytes, policy, terms = tonumber(ARGV[1]), tonumber(ARGV[2]), AR
 local ledger, first, count = KEYS[3], 7, #ARGV - 6
 local bounded = limit > 0 or max_bytes > 0
 local waiting, bytes = 0, 0
-for k = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
+for k = 9, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
 if max_bytes > 0 and waiting > 0 then
   bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
 end
-if count == 0 then return {0, waiting, bytes, 0, 0} end
-
+-- include: draining
+local drains = draining(KEYS[6])
+if count == 0 or drains ~= '' then return {0, waiting, bytes, 0, 0, drains} end
 -- include: time
 -- include: bell
 -- include: trailing
 -- include: drop
+-- include: pace
+-- include: prospects
 -- The message keeps the server's time: protocol 2 has no timestamp, and no other clock decides its age.
 local stamp = '"at":' .. whole(now)
 local function stamped(i) return with_object(ARGV[first + i - 1], stamp) end
@@ -56,7 +62,7 @@ end
 local function make_room(low)
   local gone, size, left, left_bytes = {}, 0, waiting, bytes
   for i = low, count do size = size + size_of(i) end
-  for k = #KEYS, 6, -1 do
+  for k = #KEYS, 9, -1 do
     while left > 0 do
       local most = limit > 0 and left + count - low + 1 - limit or 0
       if most <= 0 and max_bytes > 0 and left_bytes + size > max_bytes then most = 1 end
@@ -109,11 +115,5 @@ if ledger ~= KEYS[1] then
   if fits < count then redis.call('HINCRBY', ledger, 'overshoot', count - fits) end
 end
 
-local age = 0
-for k = 6, refused > 0 and #KEYS or 0 do
-  local oldest = age == 0 and redis.call('LINDEX', KEYS[k], -1)
-  local at = oldest and stamp_of(oldest)
-  if at then age = math.max(0, now - at) end
-end
 if #payloads > 0 then ring(KEYS[2]) end
-return {accepted, waiting, bytes, dropped, age}
+return prospects(refused, {accepted, waiting, bytes, dropped, 0, ''})

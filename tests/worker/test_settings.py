@@ -1,0 +1,271 @@
+"""What is set for a queue at run time: every worker goes by it within a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from routing import QueueFull
+from routing.redis.consumers import read as consumers_of
+from routing.redis.keys import Keys
+from routing.settings import reset_queue, set_queue
+from tests.apps import batches
+from tests.apps.basic import TABLE, Traces, close
+from tests.support.broker import Broker
+from tests.support.servers import Server
+from tests.support.station import Station, station
+from tests.support.wait import eventually, throughout
+from tests.support.worker import Worker
+
+POOLS = [("prefork", 2), ("threads", 2), ("gevent", 2), ("solo", 1)]
+
+
+@pytest.fixture
+def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
+    pool, concurrency = request.param
+    with station(valkey.fresh_url(), pool, concurrency) as running:
+        yield running
+
+
+def starts(at: Station) -> int:
+    return at.traces.total("started")
+
+
+def followed(at: Station, text: str) -> float:
+    """Return the seconds until the worker has said that it goes by a setting."""
+    began = time.monotonic()
+    eventually(lambda: text in at.worker.log, 10, poll_seconds=0.01)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
+def test_a_busy_worker_pauses_a_queue_and_goes_on_with_it(at: Station) -> None:
+    names = at.send_many("mark", 150, 0.05, queue="bulk")
+    eventually(lambda: starts(at) >= 5)
+    set_queue(at.app, "bulk", paused=True)
+    assert followed(at, "queue 'bulk': paused is now True") < 1
+    eventually(at.broker.holds_nothing)
+    so_far = starts(at)
+    assert so_far < 150
+    names += at.send_many("mark", 5, queue="bulk")  # it accepts
+    assert at.broker.length("bulk") == 155 - so_far
+    throughout(lambda: starts(at) == so_far, 1.0)
+    at.send_many("mark", 20, queue="fast")  # the others go on
+    eventually(lambda: starts(at) == so_far + 20)
+
+    reset_queue(at.app, "bulk")
+    began = time.monotonic()
+    eventually(lambda: starts(at) > so_far + 20, 10, poll_seconds=0.01)
+    assert time.monotonic() - began < 1
+    at.wait_until_ran(175, timeout=60)
+    at.wait_until_settled()
+    assert at.traces.counts().items() >= dict.fromkeys(names, 1).items()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_worker_without_any_queue_that_is_not_paused_hears_of_the_end(
+    valkey: Server, pool: str
+) -> None:
+    with station(valkey.fresh_url(), pool, 1, queues=["fast"]) as at:
+        set_queue(at.app, "fast", paused=True)
+        assert followed(at, "queue 'fast': paused is now True") < 1
+        at.send_many("mark", 3, queue="fast")
+        throughout(lambda: starts(at) == 0, 2.5)
+        reset_queue(at.app, "fast", "paused")
+        began = time.monotonic()
+        eventually(lambda: starts(at) > 0, 10, poll_seconds=0.01)
+        assert time.monotonic() - began < 1
+        at.wait_until_ran(3)
+
+
+@pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
+def test_an_idle_worker_hears_of_a_pause_and_of_its_end(at: Station) -> None:
+    set_queue(at.app, "fast", paused=True)
+    assert followed(at, "queue 'fast': paused is now True") < 1
+    at.send_many("mark", 3, queue="fast")
+    throughout(lambda: starts(at) == 0, 1.5)
+    set_queue(at.app, "fast", paused=False)
+    began = time.monotonic()
+    eventually(lambda: starts(at) > 0, 10, poll_seconds=0.01)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("at", [("prefork", 2), ("solo", 1)], indirect=True, ids=str)
+def test_a_setting_survives_a_restart_of_the_worker(at: Station) -> None:
+    set_queue(at.app, "fast", paused=True)
+    set_queue(at.app, "slow", prefetch=5)
+    assert at.worker.terminate() == 0
+    at.send_many("mark", 3, queue="fast")
+    at.send_many("held", 10, "gate", queue="slow")
+    at.worker.start()
+    eventually(lambda: at.broker.unacked("slow") == 5)
+    throughout(lambda: at.broker.length("fast") == 3, 1.5)
+    at.traces.open("gate", times=10)
+    reset_queue(at.app, "fast", "paused")
+    at.wait_until_ran(13)
+
+
+@pytest.mark.parametrize("at", [("prefork", 2), ("threads", 2)], indirect=True, ids=str)
+def test_a_stored_prefetch_wins_over_remote_control_before_it(at: Station) -> None:
+    def tell(count: int) -> None:
+        arguments = {"queue": "slow", "count": count}
+        at.app.control.broadcast("queue_prefetch", arguments=arguments, reply=True, timeout=5)
+
+    at.send_many("held", 40, "gate", queue="slow")
+    eventually(lambda: at.broker.unacked("slow") == 2)
+    set_queue(at.app, "slow", prefetch=6)
+    eventually(lambda: at.broker.unacked("slow") == 6)
+    tell(8)
+    at.traces.open("gate")
+    eventually(lambda: at.broker.unacked("slow") == 8)
+    set_queue(at.app, "slow", prefetch=9)
+    eventually(lambda: at.broker.unacked("slow") == 9)
+    reset_queue(at.app, "slow")
+    at.traces.open("gate", times=7)
+    eventually(lambda: at.broker.unacked("slow") == 2)
+    at.traces.open("gate", times=40)
+    at.wait_until_settled(timeout=20)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
+    valkey: Server, pool: str
+) -> None:
+    url = valkey.fresh_url()
+    app, traces = batches.create(url), Traces(url)
+    env = {"CELERIAC_TEST_BROKER": url}
+    load = app.tasks["batches.load"]
+    with Broker(url) as broker, Worker("tests.apps.batches", pool, 1, env=env) as worker:
+        eventually(lambda: broker.client.exists("celeriac:consumers:default"))
+        app.tasks["batches.held"].apply_async(("blocker", "gate"), queue="other")
+        eventually(lambda: "blocker" in traces.counts("started"))
+        for number in range(30):
+            load.delay({"number": number})
+        if pool != "solo":
+            eventually(lambda: broker.unacked("default") == 30)
+        set_queue(app, "default", paused=True)
+        eventually(lambda: broker.length("default") == 30)
+        assert broker.unacked("default") == 0
+        traces.open("gate")
+        eventually(lambda: "blocker" in traces.counts())
+        worker.wait_log("queue 'default': paused is now True")
+        throughout(lambda: len(traces.counts()) == 1, 0.5)
+        reset_queue(app, "default")
+        eventually(lambda: len(traces.counts()) == 31, 10)
+        eventually(broker.holds_nothing)
+    traces.client.close()
+    close(app)
+
+
+def test_work_that_waits_for_a_slot_is_given_back_when_its_queue_is_paused(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "prefork", 1) as at:
+        at.send_many("held", 1, "gate", queue="slow")  # takes the slot
+        at.traces.next_start()
+        at.send_many("mark", 30, queue="bulk")
+        eventually(lambda: at.broker.unacked("bulk") == 30)
+        set_queue(at.app, "bulk", paused=True)
+        eventually(lambda: at.broker.length("bulk") == 30)
+        assert at.broker.unacked("bulk") == 0
+        at.traces.open("gate")
+        at.wait_until_ran(1)
+        reset_queue(at.app, "bulk")
+        at.wait_until_ran(31)
+
+
+def test_weights_and_limits_change_while_a_worker_is_busy(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 4) as at:
+        at.send_many("held", 10, "gate", queue="bulk")
+        eventually(lambda: starts(at) == 4)
+        set_queue(at.app, "bulk", limit=1)
+        followed(at, "queue 'bulk': limit is now 1")
+        at.traces.open("gate", times=4)
+        eventually(lambda: starts(at) == 5)
+        throughout(lambda: starts(at) == 5, 0.5)
+        reset_queue(at.app, "bulk", "limit")
+        eventually(lambda: starts(at) == 8)
+        at.traces.open("gate", times=6)
+        at.wait_until_ran(10)
+
+
+def test_a_worker_goes_on_with_the_table_where_it_cannot_use_a_setting(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 2) as at:
+        client = at.broker.client
+        text = '{"shape": {"value": 3, "by": "new", "at_ms": 1, "before": null}}'
+        client.hset("celeriac:settings", "fast", text)
+        client.incr("celeriac:settings:version")
+        set_queue(at.app, "slow", weight=3)
+        at.worker.wait_log("the settings of queue 'fast' cannot be used here, so the table holds")
+        set_queue(at.app, "slow", weight=4)
+        at.worker.wait_log("weight is now 4")
+        assert at.worker.log.count("the settings of queue 'fast' cannot be used") == 1
+        at.send_many("mark", 3, queue="fast")
+        at.wait_until_ran(3)
+
+
+@pytest.mark.parametrize(
+    ("pool", "slots"), [("prefork", 3), ("threads", 3), ("gevent", 3), ("solo", 1)]
+)
+def test_a_worker_says_what_it_consumes_and_takes_that_back_when_it_stops(
+    valkey: Server, pool: str, slots: int
+) -> None:
+    with station(valkey.fresh_url(), pool, slots, queues=["fast", "slow"]) as at:
+        client, keys, queues = at.broker.client, Keys(), list(TABLE["queues"])
+        (one,) = eventually(lambda: consumers_of(client, keys, queues))
+        assert one.queues == {"fast", "slow"}
+        assert (one.consumer.slots, one.consumer.hostname) == (slots, at.worker.name)
+        assert at.worker.terminate() == 0
+        assert consumers_of(client, keys, queues) == []
+
+
+def test_an_idle_worker_spends_at_most_one_call_a_second_more(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "prefork", 2) as at:
+        eventually(at.broker.holds_nothing)
+        # The exchange of its look, the wait for a bell, and one more.
+        assert at.broker.calls_per_second(seconds=6) < 8
+
+
+def test_a_killed_worker_is_missed_within_half_a_minute(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, queues=["fast"]) as at:
+        twin = at.worker.twin(queues=["low"])
+        with twin:
+            eventually(lambda: at.broker.client.zcard("celeriac:consumers:low") == 1)
+            twin.kill()
+            began = time.monotonic()
+            at.send_many("mark", 3, queue="low")
+            at.worker.wait_log("queue 'low': 3 messages wait and no live worker consumes it", 40)
+            assert time.monotonic() - began < 30
+
+
+def filled(at: Station) -> QueueFull:
+    """Send until the queue is full; returns how it says so."""
+    while True:
+        try:
+            at.send("mark", "x", 0.2, queue="small", ignore_result=True)
+        except QueueFull as error:
+            return error
+
+
+def test_a_full_queue_knows_the_pace_of_its_workers(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1) as at:
+        filled(at)
+        eventually(lambda: filled(at) and at.traces.total() >= 10, 20, poll_seconds=0.1)
+        error = filled(at)
+        assert error.is_consumed
+        assert 0.15 < error.retry_after < 0.6  # a task takes 0.2 s
+        at.worker.kill()
+        at.broker.client.delete("celeriac:consumers:small")  # as 15 s later
+        at.broker.client.delete("celeriac:pace:small")
+        error = filled(at)
+        assert (error.is_consumed, error.retry_after) == (False, 60)
+
+
+def test_a_queue_that_nobody_consumes_is_told_by_the_workers_that_live(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 1, queues=["fast"]) as at:
+        at.send_many("mark", 3, queue="low")
+        at.worker.wait_log("queue 'low': 3 messages wait and no live worker consumes it", 30)
+        with at.worker.twin(queues=["low"]):
+            at.wait_until_ran(3)
+            at.worker.wait_log("queue 'low' has a consumer again", 30)
+        assert at.worker.log.count("no live worker consumes it") == 1
