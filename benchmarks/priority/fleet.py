@@ -1,0 +1,143 @@
+"""The workers of one cell, and what is sent to them and read from them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from benchmarks.apps import runs
+from benchmarks.apps.plan import Plan
+from benchmarks.apps.runs import Run
+from benchmarks.apps.settings import Settings
+from benchmarks.measure import MEMORY, wait_for
+from benchmarks.server import Server
+from benchmarks.workers import (
+    BenchmarkError,
+    Crew,
+    check_alive,
+    logs,
+    run_module,
+    start,
+    wait_ready,
+)
+from tasks.child import Child
+
+MODULE = "benchmarks.apps.queued"
+
+#: Calls that open connections before those that count.
+WARM_CALLS = 4
+CALL_SECONDS = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Fleet:
+    """The workers of one cell by their names, and the queues that they share."""
+
+    settings: Settings
+    workers: dict[str, Child] = field(default_factory=dict)
+
+    def start(self, name: str, crew: Crew, *queues: str) -> None:
+        """Start a worker; `wait_ready` returns when all that were started consume."""
+        queue = ",".join(queues)
+        self.workers[name] = start("queued", f"{name}@bench", crew, self.settings, queue=queue)
+
+    def wait_ready(self) -> None:
+        """Return when every worker consumes."""
+        wait_ready(list(self.workers.values()), self.settings.directory)
+
+    def fill(
+        self,
+        queue: str,
+        count: int,
+        *,
+        seconds: float,
+        size_bytes: int = 0,
+        computes: bool = False,
+    ) -> None:
+        """Put messages into a queue."""
+        self._run(
+            "fill",
+            queue=queue,
+            count=count,
+            seconds=seconds,
+            size_bytes=size_bytes,
+            computes=computes,
+        )
+
+    def call(
+        self,
+        queue: str,
+        count: int,
+        *,
+        per_second: float,
+        warm: int = WARM_CALLS,
+        seconds: float = 0.0,
+    ) -> list[Run]:
+        """Make calls, and return their runs when all have ended."""
+        runs.forget(self.settings.directory, queue)
+        self._run(
+            "call", queue=queue, count=count, per_second=per_second, warm=warm, seconds=seconds
+        )
+        self.wait_runs(queue, count + warm)
+        return self.runs(queue)
+
+    def wait_runs(self, queue: str, count: int) -> None:
+        """Return when so many runs have ended."""
+        directory = self.settings.directory
+        if not wait_for(lambda: runs.count(directory, queue) >= count, seconds=CALL_SECONDS):
+            ended = runs.count(directory, queue)
+            raise BenchmarkError(
+                f"queue {queue!r}: {ended} of {count} runs ended in {CALL_SECONDS:g} s\n"
+                f"{logs(directory)}"
+            )
+
+    def runs(self, queue: str) -> list[Run]:
+        """Return the runs of a queue that have ended."""
+        return runs.read(self.settings.directory, queue)
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait at the broker."""
+        with redis.Redis.from_url(self.settings.broker) as client:
+            return int(client.llen(queue))
+
+    def check_backlog(self, queue: str) -> None:
+        """Refuse a figure that was measured when there was no backlog any more."""
+        self.check_alive()
+        if not self.waiting(queue):
+            raise BenchmarkError(f"the backlog of {queue!r} ended before the calls did")
+
+    def check_alive(self) -> None:
+        """Raise when a worker has ended by itself."""
+        check_alive(list(self.workers.values()), self.settings.directory)
+
+    def _run(self, verb: str, **arguments: object) -> None:
+        run_module(MODULE, self.settings, verb, json.dumps(arguments))
+
+
+@contextmanager
+def fleet(server: Server, plan: Plan) -> Iterator[Fleet]:
+    """Make an empty fleet for a plan; its workers are killed at the end, with what they run."""
+    server.flush()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=MEMORY) as name:
+        settings = Settings(
+            broker=server.broker_url,
+            backend=server.backend_url,
+            directory=Path(name),
+            store=False,
+            prefetch=1,
+            batch_size=1,
+        )
+        plan.write(settings.directory)
+        made = Fleet(settings=settings)
+        try:
+            yield made
+            made.check_alive()
+        finally:
+            for worker in made.workers.values():
+                worker.kill()
