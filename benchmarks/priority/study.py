@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.priority import starts
+from benchmarks.priority import lending, shares, siblings, starts
 from benchmarks.runner import Cell, Grid
 
 
 def cells() -> Iterator[Cell]:
     """Yield every cell."""
     yield from starts.cells()
+    yield from shares.cells()
+    yield from lending.cells()
+    yield from siblings.cells()
 
 
 GRID = Grid(
