@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, queue_size, trickle
+from benchmarks import batch, bound, crash, drain, enqueue, queue_size, scale, trickle
 from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.priority import study as priority
@@ -32,6 +32,7 @@ SCENARIOS: dict[str, Scenario | Study | Grid] = {
         crash.STUDY,
         bound.STUDY,
         priority.GRID,
+        scale.GRID,
         life.STUDY,
         trickle.STUDY,
     )

@@ -26,7 +26,7 @@ SEED = 7
 
 settings = Settings.from_environment()
 plan = Plan.read(settings.directory)
-_files: dict[tuple[int, str], BinaryIO] = {}
+_files: dict[tuple[str, int], BinaryIO] = {}
 
 
 def work(
@@ -40,9 +40,9 @@ def work(
         time.sleep(seconds)
     ended_ns = time.monotonic_ns()
     run = Run(number=number, sent_ns=sent_ns, began_ns=began_ns, ended_ns=ended_ns)
-    key = os.getpid(), queue
+    key = queue, os.getpid()
     if key not in _files:
-        _files[key] = path_of(settings.directory, queue).open("ab", buffering=0)
+        _files[key] = path_of(settings.directory, *key).open("ab", buffering=0)
     _files[key].write(run.pack())
 
 

@@ -33,9 +33,9 @@ class Run:
         return RECORD.pack(self.number, self.sent_ns, self.began_ns, self.ended_ns)
 
 
-def path_of(directory: Path, queue: str) -> Path:
-    """Return the file of this process."""
-    return directory / f"runs.{queue}.{os.getpid()}"
+def path_of(directory: Path, queue: str, pid: int) -> Path:
+    """Return the file of a process."""
+    return directory / f"runs.{queue}.{pid}"
 
 
 def count(directory: Path, queue: str) -> int:
@@ -43,9 +43,14 @@ def count(directory: Path, queue: str) -> int:
     return sum(path.stat().st_size // RECORD.size for path in _paths(directory, queue))
 
 
-def read(directory: Path, queue: str) -> list[Run]:
-    """Return the runs of a queue in the order of their starts, without warm ones."""
-    runs = (run for path in _paths(directory, queue) for run in _unpack(path.read_bytes()))
+def read(directory: Path, queue: str, *, pid: int | None = None) -> list[Run]:
+    """Return the runs of a queue in the order of their starts, without warm ones.
+
+    Arguments:
+        pid: the process that ran them; None for all.
+    """
+    paths = _paths(directory, queue, "*" if pid is None else str(pid))
+    runs = (run for path in paths for run in _unpack(path.read_bytes()))
     return sorted((r for r in runs if r.number != WARM_NUMBER), key=lambda run: run.began_ns)
 
 
@@ -55,8 +60,8 @@ def forget(directory: Path, queue: str) -> None:
         os.truncate(path, 0)
 
 
-def _paths(directory: Path, queue: str) -> Iterator[Path]:
-    return directory.glob(f"runs.{queue}.*")
+def _paths(directory: Path, queue: str, pid: str = "*") -> Iterator[Path]:
+    return directory.glob(f"runs.{queue}.{pid}")
 
 
 def _unpack(data: bytes) -> Iterator[Run]:

@@ -2,6 +2,6 @@
 
 ``starts`` measures the start of urgent calls beside a bulk backlog, ours and stock's; ``shares``
 the slot time by weight and the longest wait of the lightest queue; ``lending`` what a reserve costs
-and how soon it is back; ``siblings`` whether a task waits while another worker is idle. ``fleet``
-runs the workers of a cell; ``study`` puts them together.
+and how soon it is back; ``siblings`` whether a task waits while another worker is idle. ``study``
+puts them together.
 """

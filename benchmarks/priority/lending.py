@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.apps.plan import Plan
-from benchmarks.priority.fleet import fleet
+from benchmarks.fleet import fleet
 from benchmarks.priority.shares import SETTLE_SECONDS, slot_ns
 from benchmarks.priority.starts import (
     BULK,

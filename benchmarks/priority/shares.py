@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.apps.plan import Plan
 from benchmarks.apps.runs import Run
-from benchmarks.priority.fleet import fleet
+from benchmarks.fleet import fleet
 from benchmarks.priority.starts import BOUND_MS, CALLS_PER_SECOND, PREFETCH, PREFORK, SECONDS
 from benchmarks.server import Server
 

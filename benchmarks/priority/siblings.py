@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.apps.plan import Plan
-from benchmarks.priority.fleet import fleet
+from benchmarks.fleet import fleet
 from benchmarks.priority.starts import PREFORK
 from benchmarks.queue_size import quantile
 from benchmarks.server import Server

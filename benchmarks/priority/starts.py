@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any, Literal
 
 from benchmarks.apps.plan import Plan
-from benchmarks.priority.fleet import Fleet, fleet
+from benchmarks.fleet import Fleet, fleet
 from benchmarks.queue_size import quantile
 from benchmarks.runner import ratio
 from benchmarks.server import Server

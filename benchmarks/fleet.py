@@ -1,9 +1,10 @@
-"""The workers of one cell, and what is sent to them and read from them."""
+"""The workers of one cell of `priority` or `scale`, what is sent to them and read from them."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +19,13 @@ from benchmarks.apps.settings import Settings
 from benchmarks.measure import MEMORY, wait_for
 from benchmarks.server import Server
 from benchmarks.workers import (
+    READY_SECONDS,
     BenchmarkError,
     Crew,
     check_alive,
     logs,
     run_module,
     start,
-    wait_ready,
 )
 from tasks.child import Child
 
@@ -45,11 +46,27 @@ class Fleet:
     def start(self, name: str, crew: Crew, *queues: str) -> None:
         """Start a worker; `wait_ready` returns when all that were started consume."""
         queue = ",".join(queues)
+        self._ready(name).unlink(missing_ok=True)
         self.workers[name] = start("queued", f"{name}@bench", crew, self.settings, queue=queue)
 
     def wait_ready(self) -> None:
         """Return when every worker consumes."""
-        wait_ready(list(self.workers.values()), self.settings.directory)
+
+        def is_ready() -> bool:
+            self.check_alive()
+            return all(self._ready(name).exists() for name in self.workers)
+
+        if not wait_for(is_ready, seconds=READY_SECONDS):
+            problem = f"workers not ready in {READY_SECONDS:g} s"
+            raise BenchmarkError(f"{problem}\n{logs(self.settings.directory)}")
+
+    def ready_ns(self, name: str) -> int:
+        """Return when a worker was ready, by the machine's monotonic clock."""
+        # Files have the time of day.
+        return self._ready(name).stat().st_mtime_ns - (time.time_ns() - time.monotonic_ns())
+
+    def _ready(self, name: str) -> Path:
+        return self.settings.directory / f"ready.{name}@bench"
 
     def fill(
         self,
@@ -80,7 +97,7 @@ class Fleet:
         seconds: float = 0.0,
     ) -> list[Run]:
         """Make calls, and return their runs when all have ended."""
-        runs.forget(self.settings.directory, queue)
+        self.forget(queue)
         self._run(
             "call", queue=queue, count=count, per_second=per_second, warm=warm, seconds=seconds
         )
@@ -89,17 +106,23 @@ class Fleet:
 
     def wait_runs(self, queue: str, count: int) -> None:
         """Return when so many runs have ended."""
-        directory = self.settings.directory
-        if not wait_for(lambda: runs.count(directory, queue) >= count, seconds=CALL_SECONDS):
-            ended = runs.count(directory, queue)
+        if not wait_for(lambda: self.count(queue) >= count, seconds=CALL_SECONDS):
             raise BenchmarkError(
-                f"queue {queue!r}: {ended} of {count} runs ended in {CALL_SECONDS:g} s\n"
-                f"{logs(directory)}"
+                f"queue {queue!r}: {self.count(queue)} of {count} runs ended in "
+                f"{CALL_SECONDS:g} s\n{logs(self.settings.directory)}"
             )
 
-    def runs(self, queue: str) -> list[Run]:
-        """Return the runs of a queue that have ended."""
-        return runs.read(self.settings.directory, queue)
+    def runs(self, queue: str, *, pid: int | None = None) -> list[Run]:
+        """Return the runs of a queue that have ended, of one process or of all."""
+        return runs.read(self.settings.directory, queue, pid=pid)
+
+    def count(self, queue: str) -> int:
+        """Return how many runs have ended."""
+        return runs.count(self.settings.directory, queue)
+
+    def forget(self, queue: str) -> None:
+        """Forget the runs of a queue."""
+        runs.forget(self.settings.directory, queue)
 
     def waiting(self, queue: str) -> int:
         """Return how many messages wait at the broker."""
