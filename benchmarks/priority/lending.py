@@ -25,7 +25,7 @@ from benchmarks.priority.starts import (
     figures,
 )
 from benchmarks.server import Server
-from routing.topology.model import QueueConfig
+from routing import QueueConfig
 
 #: Seconds: the shorter tasks of the cells are below it, the longer ones above.
 LEND_BELOW = 0.1

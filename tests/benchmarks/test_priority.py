@@ -15,6 +15,7 @@ from benchmarks.apps import runs
 from benchmarks.apps.plan import Plan
 from benchmarks.apps.runs import WARM_NUMBER, Run
 from benchmarks.priority import starts
+from benchmarks.priority.lending import LEND_BELOW, Lending
 from benchmarks.priority.shares import longest_gap_ms, slot_ns
 from benchmarks.priority.starts import BULK, SIZES, URGENT, Start
 from benchmarks.priority.study import GRID, cells
@@ -85,6 +86,17 @@ def test_each_cell_of_ours_has_a_table_in_its_order(cell: Start) -> None:
     table = Topology.load({"queues": cell.plan().queues})
     assert next(iter(table.queues)) == cell.first
     assert table.queue(URGENT).reserve == (cell.how == "reserve")
+
+
+@pytest.mark.parametrize(("length", "is_lent"), [("50ms", True), ("200ms", False)])
+def test_a_reserve_is_lent_to_tasks_that_are_shorter_than_its_table_says(
+    length: str, is_lent: bool
+) -> None:
+    cell = Lending(length=length, reserve=1, lend_below=LEND_BELOW)
+    assert cell.plan().queues[URGENT]["lend_below"] == LEND_BELOW
+    assert cell.is_lent is is_lent
+    assert not Lending(length=length, reserve=1).is_lent
+    assert Lending(length=length).is_lent
 
 
 @pytest.mark.parametrize("cell", [*starts.cells()], ids=lambda cell: cell.name)
