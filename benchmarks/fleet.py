@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -34,6 +35,17 @@ MODULE = "benchmarks.apps.queued"
 #: Calls that open connections before those that count.
 WARM_CALLS = 4
 CALL_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """Calls that were made: how long each waited, in order of length, and how many never ran.
+
+    The latter have waited for as long as somebody had the patience.
+    """
+
+    waits_ms: list[float]
+    unstarted: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,14 +107,22 @@ class Fleet:
         per_second: float,
         warm: int = WARM_CALLS,
         seconds: float = 0.0,
-    ) -> list[Run]:
-        """Make calls, and return their runs when all have ended."""
+        patience_seconds: float | None = None,
+    ) -> Calls:
+        """Make calls, and return their waits when all have run.
+
+        Arguments:
+            seconds: what each of them takes.
+            patience_seconds: when to give up what has not run, after the last call; None to raise.
+        """
         self.forget(queue)
-        self._run(
-            "call", queue=queue, count=count, per_second=per_second, warm=warm, seconds=seconds
-        )
-        self.wait_runs(queue, count + warm)
-        return self.runs(queue)
+        arguments = {"count": count, "per_second": per_second, "warm": warm, "seconds": seconds}
+        made: Any = self._run("call", queue=queue, **arguments)
+        if patience_seconds is None:
+            self.wait_runs(queue, count + warm)
+        else:
+            wait_for(lambda: self.count(queue) >= count + warm, seconds=patience_seconds)
+        return calls_of(made["made"], self.runs(queue), now_ns=time.monotonic_ns())
 
     def wait_runs(self, queue: str, count: int) -> None:
         """Return when so many runs have ended."""
@@ -139,8 +159,26 @@ class Fleet:
         """Raise when a worker has ended by itself."""
         check_alive(list(self.workers.values()), self.settings.directory)
 
-    def _run(self, verb: str, **arguments: object) -> None:
-        run_module(MODULE, self.settings, verb, json.dumps(arguments))
+    def _run(self, verb: str, **arguments: object) -> dict[str, Any]:
+        return run_module(MODULE, self.settings, verb, json.dumps(arguments))
+
+
+def calls_of(sent_ns: Sequence[int], ran: Sequence[Run], *, now_ns: int) -> Calls:
+    """Return what became of calls.
+
+    Arguments:
+        sent_ns: when each was made, by its number.
+        ran: those that have run.
+        now_ns: when the others were given up.
+
+    >>> ran = [Run(number=1, sent_ns=0, began_ns=2_000_000, ended_ns=2_000_000)]
+    >>> calls_of([0, 0], ran, now_ns=9_000_000)
+    Calls(waits_ms=[2.0, 9.0], unstarted=1)
+    """
+    missing = set(range(len(sent_ns))) - {run.number for run in ran}
+    given_up = [(now_ns - sent_ns[number]) / 1e6 for number in missing]
+    waits_ms = sorted([*(run.waited_ms for run in ran), *given_up])
+    return Calls(waits_ms=waits_ms, unstarted=len(missing))
 
 
 @contextmanager

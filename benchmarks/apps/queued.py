@@ -82,24 +82,28 @@ def fill(*, queue: str, count: int, seconds: float, size_bytes: int, computes: b
     return count
 
 
-def call(*, queue: str, count: int, per_second: float, warm: int, seconds: float) -> int:
+def call(*, queue: str, count: int, per_second: float, warm: int, seconds: float) -> list[int]:
     """Make calls, each at its time; ``warm`` ones come before and are noted as such.
+
+    Returns when each was made, in nanoseconds of the machine's monotonic clock.
 
     The pace is not even, so that it keeps no step with the tasks that run meanwhile.
     """
     chance = random.Random(SEED)
     at = time.monotonic()
+    sent = []
     with app.producer_pool.acquire(block=True) as producer:
         for number in (*[WARM_NUMBER] * warm, *range(count)):
             time.sleep(max(0.0, at - time.monotonic()))
             at += chance.uniform(0.5, 1.5) / per_second
-            arguments = (queue, number, time.monotonic_ns(), seconds, False, "")
+            sent.append(time.monotonic_ns())
+            arguments = (queue, number, sent[-1], seconds, False, "")
             app.tasks["bench.work"].apply_async(arguments, queue=queue, producer=producer)
-    return count
+    return sent[warm:]
 
 
 VERBS: dict[str, Any] = {"fill": fill, "call": call}
 
 if __name__ == "__main__":
     verb, arguments = sys.argv[1:]
-    print(json.dumps({"count": VERBS[verb](**json.loads(arguments))}))
+    print(json.dumps({"made": VERBS[verb](**json.loads(arguments))}))

@@ -79,8 +79,8 @@ class Lending:
             time.sleep(length)
             used = slot_ns(workers.runs(BULK), begin, end)
         waits = figures(
-            sorted(run.waited_ms for run in idle),
-            sorted(run.waited_ms for run in busy),
+            idle,
+            busy,
             bulk_ms=1000 * length if self.is_lent else 0.0,
         )
         used_percent = 100 * used / (end - begin) / PREFORK.concurrency

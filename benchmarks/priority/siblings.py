@@ -57,8 +57,8 @@ class Siblings:
             for _ in range(rounds):
                 # The workers have rested for a while, and not always for the same.
                 time.sleep(chance.uniform(0.1, 0.6))
-                runs = workers.call(QUEUE, TASKS, per_second=10_000, seconds=TASK_SECONDS, warm=0)
-                waits += [run.waited_ms for run in runs]
+                made = workers.call(QUEUE, TASKS, per_second=10_000, seconds=TASK_SECONDS, warm=0)
+                waits += made.waits_ms
         return figures(sorted(waits))
 
 

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any, Literal
 
 from benchmarks.apps.plan import Plan
-from benchmarks.fleet import Fleet, fleet
+from benchmarks.fleet import Calls, Fleet, fleet
 from benchmarks.queue_size import quantile
 from benchmarks.runner import ratio
 from benchmarks.server import Server
@@ -27,6 +27,9 @@ BOUND_MS = 10.0
 IDLE_TIMES = 3
 SECONDS = {"5ms": 0.005, "50ms": 0.05, "200ms": 0.2, "2s": 2.0}
 SIZES = {"1KB": 1_000, "100KB": 100_000}
+
+#: Calls that come faster than a fleet starts them are given up so long after the last one.
+PATIENCE_SECONDS = 30.0
 
 #: The bulk tasks that wait at the broker, where they are no more than so many bytes.
 BACKLOG = 100_000
@@ -108,18 +111,21 @@ class Start:
             else:
                 workers.start("both", self.crew, URGENT, BULK)
             workers.wait_ready()
-            idle = self._call(workers, size)
-            busy: list[float] = []
-            while (left := size - len(busy)) > 0:
+            idle = workers.call(URGENT, size, per_second=CALLS_PER_SECOND)
+            busy = Calls(waits_ms=[], unstarted=0)
+            while (left := size - len(busy.waits_ms)) > 0 and not busy.unstarted:
                 self._fill(workers)
-                busy += self._call(workers, min(left, self.calls_at_once))
+                more = workers.call(
+                    URGENT,
+                    min(left, self.calls_at_once),
+                    per_second=CALLS_PER_SECOND,
+                    patience_seconds=PATIENCE_SECONDS,
+                )
                 workers.check_backlog(BULK)
+                waits = sorted(busy.waits_ms + more.waits_ms)
+                busy = Calls(waits_ms=waits, unstarted=more.unstarted)
         bulk_ms = 0.0 if self.how in ("reserve", "dedicated") else self.seconds * 1000
-        return figures(sorted(idle), sorted(busy), bulk_ms=bulk_ms)
-
-    def _call(self, workers: Fleet, calls: int) -> list[float]:
-        made = workers.call(URGENT, calls, per_second=CALLS_PER_SECOND)
-        return [run.waited_ms for run in made]
+        return figures(idle, busy, bulk_ms=bulk_ms)
 
     def _fill(self, workers: Fleet) -> None:
         workers.fill(
@@ -153,28 +159,31 @@ def _group(
         yield Start(how=how, length=length, size=size, computes=computes)  # type: ignore[arg-type]
 
 
-def figures(idle: list[float], busy: list[float], *, bulk_ms: float) -> dict[str, Any]:
-    """Return the figures of one cell; both lists are in order, in milliseconds.
+def figures(idle: Calls, busy: Calls, *, bulk_ms: float) -> dict[str, Any]:
+    """Return the figures of one cell.
 
     Arguments:
         bulk_ms: what a bulk task takes, where a call may have to wait for its end.
 
-    >>> found = figures([1.0] * 100, [2.0] * 99 + [300.0], bulk_ms=200.0)
+    >>> idle = Calls(waits_ms=[1.0] * 100, unstarted=0)
+    >>> found = figures(idle, Calls(waits_ms=[2.0] * 99 + [300.0], unstarted=0), bulk_ms=200.0)
     >>> found["bound_ms"], found["over"]
     (210.0, 1)
     """
-    bound = max(BOUND_MS, IDLE_TIMES * quantile(idle, 99)) + bulk_ms
+    waits = busy.waits_ms
+    bound = max(BOUND_MS, IDLE_TIMES * quantile(idle.waits_ms, 99)) + bulk_ms
     return {
-        "calls": len(busy),
-        "idle_p50_ms": round(quantile(idle, 50), 1),
-        "idle_p99_ms": round(quantile(idle, 99), 1),
-        "mean_ms": round(mean(busy), 1),
-        "p50_ms": round(quantile(busy, 50), 1),
-        "p99_ms": round(quantile(busy, 99), 1),
-        "max_ms": round(busy[-1], 1),
+        "calls": len(waits),
+        "idle_p50_ms": round(quantile(idle.waits_ms, 50), 1),
+        "idle_p99_ms": round(quantile(idle.waits_ms, 99), 1),
+        "mean_ms": round(mean(waits), 1),
+        "p50_ms": round(quantile(waits, 50), 1),
+        "p99_ms": round(quantile(waits, 99), 1),
+        "max_ms": round(waits[-1], 1),
         "bound_ms": round(bound, 1),
-        "p99_to_bound": round(quantile(busy, 99) / bound, 2),
-        "over": sum(wait > bound for wait in busy),
+        "p99_to_bound": round(quantile(waits, 99) / bound, 2),
+        "over": sum(wait > bound for wait in waits),
+        "unstarted": busy.unstarted,
     }
 
 

@@ -14,6 +14,7 @@ from benchmarks import scale
 from benchmarks.apps import runs
 from benchmarks.apps.plan import Plan
 from benchmarks.apps.runs import WARM_NUMBER, Run
+from benchmarks.fleet import Calls
 from benchmarks.priority import starts
 from benchmarks.priority.lending import LEND_BELOW, Lending
 from benchmarks.priority.shares import longest_gap_ms, slot_ns
@@ -24,7 +25,7 @@ from benchmarks.server import Server
 from benchmarks.workers import BenchmarkError
 from routing import Topology
 
-MODULES = ["load", "scale", "priority.shares", "priority.siblings", "priority.starts"]
+MODULES = ["fleet", "load", "scale", "priority.shares", "priority.siblings", "priority.starts"]
 
 
 def run(began_ms: float, *, took_ms: float = 0.0, number: int = 0) -> Run:
@@ -107,10 +108,11 @@ def test_the_backlog_outlasts_the_calls_that_are_made_beside_it(cell: Start) -> 
 
 
 def test_a_reserve_bounds_a_start_by_the_idle_fleet_and_without_one_by_a_task_more() -> None:
-    idle = [1.0] * 98 + [20.0] * 2
+    idle = Calls(waits_ms=[1.0] * 98 + [20.0] * 2, unstarted=0)
     assert starts.figures(idle, idle, bulk_ms=0.0)["bound_ms"] == 60.0
     assert starts.figures(idle, idle, bulk_ms=50.0)["bound_ms"] == 110.0
-    assert starts.figures([1.0], [1.0], bulk_ms=0.0)["bound_ms"] == starts.BOUND_MS
+    one = Calls(waits_ms=[1.0], unstarted=0)
+    assert starts.figures(one, one, bulk_ms=0.0)["bound_ms"] == starts.BOUND_MS
 
 
 def test_means_are_compared_with_stock_at_multiplier_1_where_it_was_measured() -> None:
