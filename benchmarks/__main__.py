@@ -1,4 +1,7 @@
-"""Command line: ``python -m benchmarks [NAME | all] [--json] [--rounds N] [--size N]``."""
+"""Command line: ``python -m benchmarks [NAME | all] [--json] [--rounds N] [--size N]``.
+
+``--only PATTERN`` chooses among the cells of a scenario that has them.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, queue_size, trickle, urgent
+from benchmarks import batch, bound, crash, drain, enqueue, queue_size, scale, trickle
 from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
-from benchmarks.runner import Scenario, Study, run
+from benchmarks.priority import study as priority
+from benchmarks.runner import Grid, Scenario, Study, run
 from benchmarks.server import Server
 from benchmarks.table import render
 from benchmarks.workers import BenchmarkError
 
-SCENARIOS: dict[str, Scenario | Study] = {
+SCENARIOS: dict[str, Scenario | Study | Grid] = {
     scenario.name: scenario
     for scenario in (
         drain.SCENARIO,
@@ -27,7 +31,8 @@ SCENARIOS: dict[str, Scenario | Study] = {
         queue_size.STUDY,
         crash.STUDY,
         bound.STUDY,
-        urgent.STUDY,
+        priority.GRID,
+        scale.GRID,
         life.STUDY,
         trickle.STUDY,
     )
@@ -76,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--json", action="store_true", help="print one JSON object")
     result.add_argument("--rounds", type=positive, help="how often each side is measured")
     result.add_argument("--size", type=positive, help="tasks or messages in one measurement")
+    result.add_argument(
+        "--only", metavar="PATTERN", help="regular expression: measure these cells only"
+    )
     result.add_argument("--side", choices=["ours", "stock"], help="measure only one side")
     life.add_options(result)
     return result
@@ -97,7 +105,7 @@ def listing() -> str:
     return "\n".join([*lines, f"{ALL:<{width}}  {names}"])
 
 
-def scenarios(name: str) -> list[Scenario | Study]:
+def scenarios(name: str) -> list[Scenario | Study | Grid]:
     """Return the scenarios that a name on the command line means."""
     if name == ALL:
         return [scenario for scenario in SCENARIOS.values() if scenario.in_all]
@@ -120,9 +128,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(
-    scenario: Scenario | Study, server: Server, options: argparse.Namespace
+    scenario: Scenario | Study | Grid, server: Server, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     size = options.size or scenario.size
+    if isinstance(scenario, Grid):
+        return scenario.run(server, size, only=options.only or "")
     if isinstance(scenario, Study):
         return scenario.run(server, size)
     rounds = options.rounds or scenario.rounds

@@ -6,13 +6,15 @@ that a machine that grows slower or busier during the run favours nobody.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.server import Server
+from benchmarks.workers import BenchmarkError
 
 Measurement = Callable[[Server, int], float]
 Rounds = dict[str, list[float]]
@@ -63,6 +65,51 @@ class Study:
     size: int
     run: Callable[[Server, int], dict[str, dict[str, Any]]]
     in_all: bool = True
+
+
+class Cell(Protocol):
+    """One case of a grid."""
+
+    @property
+    def name(self) -> str:
+        """Return its name in the report."""
+
+    def measure(self, server: Server, size: int) -> dict[str, Any]:
+        """Return its figures, ready for JSON."""
+
+
+def _nothing(cases: Mapping[str, dict[str, Any]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A study of cells, each of which is measured by itself and can be chosen by its name.
+
+    Arguments:
+        cells: all cells; those to be compared come one after the other.
+        compare: adds to the cases that were measured what they say of each other.
+    """
+
+    name: str
+    summary: str
+    size: int
+    cells: Callable[[], Iterable[Cell]]
+    compare: Callable[[Mapping[str, dict[str, Any]]], None] = _nothing
+    in_all: bool = True
+
+    def run(self, server: Server, size: int, *, only: str = "") -> dict[str, dict[str, Any]]:
+        """Measure the cells whose names have this pattern, and return the cases."""
+        chosen = [cell for cell in self.cells() if re.search(only, cell.name)]
+        if not chosen:
+            names = ", ".join(cell.name for cell in self.cells())
+            raise BenchmarkError(f"expected a pattern of cells, got {only!r}: {names}")
+        cases = {}
+        for cell in chosen:
+            cases[cell.name] = cell.measure(server, size)
+            figures = ", ".join(f"{key} {value}" for key, value in cases[cell.name].items())
+            print(f"{self.name}: {cell.name}: {figures}", file=sys.stderr, flush=True)
+        self.compare(cases)
+        return cases
 
 
 def run(

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 from tasks.child import Child
 
-Side = Literal["ours", "stock", "sampled", "crashing", "living", "trickled", "urgent"]
+Side = Literal["ours", "stock", "sampled", "crashing", "living", "trickled", "queued"]
 Pool = Literal["prefork", "threads", "gevent", "solo"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,12 +135,12 @@ def produce(side: Side, settings: Settings, *arguments: str, seconds: float = 30
     answer = run_module(
         "benchmarks.apps.produce", settings, side, *arguments, within_seconds=seconds
     )
-    return answer["seconds"]
+    return float(answer["seconds"])
 
 
 def run_module(
     module: str, settings: Settings, *arguments: str, within_seconds: float = 300.0
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Run a module in a process of its own and return the JSON of its last line."""
     try:
         done = subprocess.run(
@@ -156,5 +156,5 @@ def run_module(
         raise BenchmarkError(f"{module} took more than {within_seconds:g} s") from error
     if done.returncode:
         raise BenchmarkError(f"{module} {' '.join(arguments)} failed\n{done.stderr[-4000:]}")
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer

@@ -30,6 +30,7 @@ from routing.worker.exits import exits_in
 from routing.worker.outage import CutOff
 from routing.worker.request import tell_repeated_starts
 from routing.worker.stopping import is_cut_off
+from routing.worker.waits import WAITS
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class BatchUnit:
             self._each(lambda request: request.on_accepted(pid, time_accepted))
         else:
             self._start_all(pid, time.time() - (time.monotonic() - time_accepted))
+            WAITS.note_starts(self.requests, time_accepted)
         if is_cut_off():
             # The cold shutdown has cancelled what it knew to run, and waits for the pool now.
             self._each(lambda request: request.cancel(self._consumer.pool, emit_retry=is_early))

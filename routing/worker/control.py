@@ -1,6 +1,7 @@
 """Remote control of live workers: prefetch by queue, and what they hold.
 
-``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits``.
+``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits``,
+and how long messages waited: ``celery -A tasks inspect queue_waits``.
 Importing this module makes the commands known, in workers and on the command line.
 """
 
@@ -13,6 +14,7 @@ from celery.worker.control import control_command, inspect_command
 from routing.topology.checks import batch_problems, batches_by_queue
 from routing.transport import runtime
 from routing.worker.startup import prefetch_lack
+from routing.worker.waits import WAITS
 
 
 def _runtime(state: Any) -> runtime.Runtime:
@@ -45,3 +47,9 @@ def queue_credits(state: Any) -> dict[str, dict[str, int]]:
     dispatcher = getattr(getattr(state, "consumer", None), "dispatcher", None)
     buffered = dispatcher.buffered() if dispatcher is not None else {}
     return {q: {**shown, "buffered": buffered.get(q, 0)} for q, shown in snapshot.items()}
+
+
+@inspect_command()
+def queue_waits(state: Any) -> dict[str, dict[str, Any]]:
+    """Show how long messages had waited when each worker started them, since it began."""
+    return WAITS.report()

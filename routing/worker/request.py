@@ -29,6 +29,7 @@ from routing.worker.interruption import EXITS, InterruptibleRequest, exit_text, 
 from routing.worker.outage import CutOff
 from routing.worker.stopping import is_cut_off
 from routing.worker.traced import ESCAPED
+from routing.worker.waits import WAITS
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class Request(InterruptibleRequest):
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
         self.mark(State.STARTED)
         tell_repeated_starts([self])
+        WAITS.note_starts([self], time_accepted)
         if not self.task.acks_late and isinstance(self.message, EngineMessage):
             self.message.ending = "started"
             self.message.ends_at_start = True

@@ -7,12 +7,14 @@ exits with 0 only when there is nothing to say.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from routing.cli.queues import table_lines
 from routing.redis.ledger import Ledger
+from routing.worker import waits
+from routing.worker.waits import Histogram
 
 #: The summary's width: that of the documentation.
 WIDTH = 100
@@ -48,6 +50,8 @@ class Account:
     urgent_ms: Sequence[float]
     #: Of every queue, since the broker's data began.
     ledger: Ledger
+    #: Of every queue, from the push to the start, in this run.
+    waits: Mapping[str, Histogram] = field(default_factory=dict)
 
     @property
     def mean_batch(self) -> float:
@@ -99,6 +103,7 @@ class Account:
             "queues": {
                 queue.queue: {name: queue[name] for name in COUNTERS}
                 | {"difference": queue.difference}
+                | self._wait_figures(queue.queue)
                 for queue in self.ledger.queues
             },
         }
@@ -120,11 +125,28 @@ class Account:
                 _line("start p50", _milliseconds(p50)),
                 _line("start p99", _milliseconds(p99)),
                 "",
+                "Waits from the push to the start, in ms",
+                *self._wait_lines(),
+                "",
                 "Queues, as `celery -A tasks queues` shows them",
                 *(f"  {line}" for line in table_lines(self.ledger, width=WIDTH - 2)),
                 *self._dead_letters(celery),
             ]
         )
+
+    def _wait_figures(self, queue: str) -> dict[str, int | None]:
+        histogram = self.waits.get(queue, {})
+        return {
+            f"wait_p{percent}_ms": waits.percentile(histogram, percent)
+            for percent in waits.PERCENTS
+        }
+
+    def _wait_lines(self) -> Iterator[str]:
+        titles = ("starts", *(f"p{percent}" for percent in waits.PERCENTS))
+        yield f"  {'queue':<12}" + "".join(f"{title:>12}" for title in titles)
+        for queue, histogram in sorted(self.waits.items()):
+            figures = (sum(histogram.values()), *self._wait_figures(queue).values())
+            yield f"  {queue:<12}" + "".join(f"{figure:>12,}" for figure in figures)
 
     def _dead_letters(self, celery: str) -> Iterator[str]:
         """Where the refused flights are; the broker keeps them when the demo has stopped it."""

@@ -22,6 +22,7 @@ from tasks.demo.ledger import settled_ledger
 from tasks.demo.progress import Progress, progress
 from tasks.demo.sender import Sender
 from tasks.demo.urgent import UrgentCalls
+from tasks.demo.waits import WorkerWaits, waits_between, worker_waits
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,12 @@ class Run:
         self._stop = Event()
         self._sender = Sender(self.name, stop=self._stop)
         self._urgent = UrgentCalls(self._sender.ids, stop=self._stop)
+        self._waits: WorkerWaits = {}
 
     def complete(self) -> Account:
         """Run to the end and add up. Raises `Stalled` when nothing moves any more."""
         database.forget_other_runs(self.name)
+        self._waits = worker_waits(self.app)
         sys.setswitchinterval(SWITCH_SECONDS)
         load_over = Event()
         shown = progress(self.limit)
@@ -120,6 +123,7 @@ class Run:
             seconds=ended.last_at - self._sender.started_at,
             urgent_ms=self._urgent.waits_ms,
             ledger=settled_ledger(self.app),
+            waits=waits_between(self._waits, worker_waits(self.app)),
         )
 
 

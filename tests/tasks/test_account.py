@@ -18,6 +18,7 @@ GOOD = Account(
     seconds=0.5,
     urgent_ms=[1.0, 2.0, 3.0],
     ledger=Ledger(server_ms=0, queues=(BULK,)),
+    waits={"bulk": {3: 900, 40: 60, 1200: 40}},
 )
 
 
@@ -43,6 +44,9 @@ def test_an_account_that_balances_has_no_differences() -> None:
                 "dead": 10,
                 "dropped": 0,
                 "difference": 0,
+                "wait_p50_ms": 3,
+                "wait_p95_ms": 40,
+                "wait_p99_ms": 1_200,
             }
         },
     }
@@ -90,6 +94,16 @@ def test_the_summary_shows_the_figures_a_reader_looks_for() -> None:
         "bulk",
     ):
         assert shown in text
+
+
+def test_the_summary_shows_the_waits_of_each_queue() -> None:
+    line = next(line for line in GOOD.as_text().splitlines() if line.startswith("  bulk  "))
+    assert line.split() == ["bulk", "1,000", "3", "40", "1,200"]
+
+
+def test_a_queue_in_which_nothing_started_has_no_waits() -> None:
+    figures = dataclasses.replace(GOOD, waits={}).as_json()["queues"]["bulk"]
+    assert [figures[f"wait_p{percent}_ms"] for percent in (50, 95, 99)] == [None] * 3
 
 
 def test_the_summary_says_how_to_look_at_dead_letters() -> None:

@@ -68,6 +68,9 @@ def test_the_account_is_exact_on_two_runs_in_a_row_and_nothing_is_left_running(
         assert_exact(figures)
         assert figures["queues"]["bulk"]["dead"] == run * NEVER_DEPARTED
         assert figures["urgent_count"] > 0
+        for queue in ("realtime", "bulk"):
+            waits = [figures["queues"][queue][f"wait_p{percent}_ms"] for percent in (50, 95, 99)]
+            assert waits == sorted(waits)
         assert 0 < figures["mean_batch"] <= 500
         assert figures["mean_batch"] == round(figures["rows"] / figures["batches"], 1)
         assert rows_in(settings.database) == figures["rows"]

@@ -1,0 +1,89 @@
+"""How long messages had waited when they started, by queue, since this worker began.
+
+A wait is from the push, as the server stamped it, to the start in the pool, by the server's clock;
+of a delayed message it begins when it was due. What producers of others have sent has no stamp and
+is not counted. Waits are kept as a histogram that grows with their number of digits alone, so that
+those of several workers can be added.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from routing.worker.interruption import InterruptibleRequest, holdings_of
+
+#: How many messages have waited so many milliseconds: exact below 100, else of two digits.
+Histogram = Mapping[int, int]
+
+PERCENTS = (50, 95, 99)
+
+
+class Waits:
+    """The waits of each queue; a pool's threads may note them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: defaultdict[str, Counter[int]] = defaultdict(Counter)
+
+    def note_starts(self, requests: Sequence[InterruptibleRequest], accepted_at: float) -> None:
+        """Note that the messages of these requests have started.
+
+        Arguments:
+            accepted_at: when the pool took them up, by `time.monotonic`.
+        """
+        ago_ms = (time.monotonic() - accepted_at) * 1000
+        with self._lock:
+            for request in requests:
+                if (holdings := holdings_of(request.message)) is None:
+                    continue
+                held = holdings.get(request.message.delivery_tag)
+                if held is not None and held.at_ms:
+                    waited_ms = holdings.clock.now_ms() - ago_ms - held.at_ms
+                    self._of[held.queue][two_digits(waited_ms)] += 1
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Return the waits of each queue, ready for JSON."""
+        with self._lock:
+            return {
+                queue: {
+                    "starts": histogram.total(),
+                    **{f"p{percent}_ms": percentile(histogram, percent) for percent in PERCENTS},
+                    # Keys of JSON are text.
+                    "histogram": {str(ms): count for ms, count in sorted(histogram.items())},
+                }
+                for queue, histogram in sorted(self._of.items())
+            }
+
+
+#: Those of this worker.
+WAITS = Waits()
+
+
+def two_digits(ms: float) -> int:
+    """Return the milliseconds as the histogram keeps them.
+
+    >>> [two_digits(ms) for ms in (-1.0, 0.4, 99.2, 123.0, 45_678.0)]
+    [0, 0, 99, 120, 45000]
+    """
+    whole, unit = max(0, round(ms)), 1
+    while whole >= 100 * unit:
+        unit *= 10
+    return whole // unit * unit
+
+
+def percentile(histogram: Histogram, percent: int) -> int | None:
+    """Return the milliseconds that so many percent have not waited longer than; None without any.
+
+    >>> percentile({1: 90, 20: 8, 300: 2}, 50), percentile({1: 90, 20: 8, 300: 2}, 99)
+    (1, 300)
+    """
+    left = -(-sum(histogram.values()) * percent // 100)
+    for ms, count in sorted(histogram.items()):
+        left -= count
+        if left <= 0:
+            return ms
+    return None
