@@ -142,10 +142,11 @@ class Commands:
         groups = settlement.groups()
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
-        args += [self._lease_ms, FETCH_BYTES, fetch.places]
+        args += [self._lease_ms, FETCH_BYTES, fetch.places, len(fetch.quiet)]
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]
+        keys += [self.keys.bell(queue) for queue in fetch.quiet]
         allowances = fetch.allowances or (FETCH_BYTES,) * len(fetch.asked)
         slots = fetch.per_slot or (0,) * len(fetch.asked)
         asked = zip(fetch.asked, slots, allowances, strict=True)
@@ -153,7 +154,6 @@ class Commands:
             lists = self.keys.ready_lists(queue)
             keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
             args += [json.dumps(queue), credit, per_slot, room_bytes, len(lists)]
-        keys += [self.keys.bell(queue) for queue in fetch.quiet]
         return keys, args
 
     @staticmethod

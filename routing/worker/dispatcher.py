@@ -208,7 +208,7 @@ class Dispatcher(bootsteps.StartStopStep):
         if not self._running:
             return
         self._units.add(unit)
-        self._scheduler.shares.arrive(unit.queue, time.monotonic())
+        self._scheduler.shares.arrive(unit.queue)
         self.pump()
 
     def add_source(self, source: UnitSource) -> None:

@@ -39,8 +39,8 @@ class Shares:
         #: Units that run, and the sum of the times at which they began.
         self._running: dict[str, tuple[int, float]] = {}
         self._active: set[str] = set()
-        #: The level when the last queue left: who comes next begins there.
-        self._last_level = 0.0
+        #: What the unit that was begun last has had before, for each unit of weight.
+        self._virtual = 0.0
 
     @property
     def active(self) -> Collection[str]:
@@ -49,30 +49,32 @@ class Shares:
 
     def reweigh(self, weights: Mapping[str, int], now: float) -> None:
         """Change the weights; nobody is ahead or behind then."""
-        level = self._level(now)
+        self._virtual = level = self._level(now)
         self._weights = dict(weights)
         self._served = {
             queue: level * self._weight(queue) - self._charge_of_running(queue, now)
             for queue in self._active
         }
 
-    def arrive(self, queue: str, now: float) -> None:
-        """Note that a queue has work; one that had none has saved up nothing."""
-        if queue in self._active:
-            return
-        fair = self._level(now) * self._weight(queue)
-        self._served[queue] = max(self._served.get(queue, 0.0), fair)
-        self._active.add(queue)
+    def arrive(self, queue: str) -> None:
+        """Note that a queue has work; one that had none has saved up nothing.
+
+        It may have waited for as long as what runs now has had its slots, when nobody listened, so
+        it begins where that began (as in P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queueing",
+        SIGCOMM 1996).
+        """
+        if queue not in self._active:
+            self._served[queue] = self._begins_with(queue)
+            self._active.add(queue)
 
     def leave(self, queue: str) -> None:
         """Note that a queue has no work any more; what it is ahead by is remembered."""
-        if self._active == {queue}:
-            self._last_level = self._served.get(queue, 0.0) / self._weight(queue)
         self._active.discard(queue)
 
     def begin(self, queue: str, now: float) -> None:
         """Note that a unit of a queue takes a slot."""
-        self.arrive(queue, now)
+        self.arrive(queue)
+        self._virtual = max(self._virtual, self._charge(queue, now) / self._weight(queue))
         count, began = self._running.get(queue, (0, 0.0))
         self._running[queue] = (count + 1, began + now)
 
@@ -94,7 +96,7 @@ class Shares:
             weight = self._weight(queue)
             charge = self._charge(queue, now)
             if queue not in self._active:
-                charge = max(charge, level * weight)
+                charge += self._begins_with(queue) - self._served.get(queue, 0.0)
             is_ahead = charge > level * weight + TINY
             return is_ahead, (charge + (0.0 if is_ahead else longest)) / weight
 
@@ -109,12 +111,15 @@ class Shares:
         if not queues:
             raise ValueError("nobody can have the turn: the queues are empty")
         for queue in queues:
-            self.arrive(queue, now)
+            self.arrive(queue)
         return self.order(queues, now)[0]
 
     def behind(self, queue: str, now: float) -> float:
         """Return by how many slot seconds a queue with work is behind its weight."""
         return self._level(now) * self._weight(queue) - self._charge(queue, now)
+
+    def _begins_with(self, queue: str) -> float:
+        return max(self._served.get(queue, 0.0), self._virtual * self._weight(queue))
 
     def _weight(self, queue: str) -> int:
         return self._weights.get(queue, 1)
@@ -123,7 +128,7 @@ class Shares:
         """Return the slot seconds for each unit of weight that queues with work have had."""
         weights = sum(map(self._weight, self._active))
         if not weights:
-            return self._last_level
+            return self._virtual
         return sum(self._charge(queue, now) for queue in self._active) / weights
 
     def _charge(self, queue: str, now: float) -> float:

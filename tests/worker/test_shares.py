@@ -135,7 +135,7 @@ def test_a_queue_that_comes_back_owes_nothing_for_what_nobody_else_wanted() -> N
 
 def test_a_queue_that_leaves_while_it_is_ahead_is_ahead_when_it_returns() -> None:
     shares = Shares({"greedy": 1, "other": 1}, RunTimes())
-    shares.arrive("other", 0)
+    shares.arrive("other")
     shares.begin("greedy", 0)
     shares.end("greedy", 0, 5)
     shares.leave("greedy")
@@ -153,3 +153,17 @@ def test_new_weights_begin_with_nobody_ahead() -> None:
 def test_taking_from_no_queue_is_an_error() -> None:
     with pytest.raises(ValueError, match="empty"):
         Shares({}, RunTimes()).take([], 0.0)
+
+
+def test_what_came_while_long_units_ran_goes_before_the_next_of_them() -> None:
+    """As many short ones as wait, though each is over before anybody falls behind."""
+    shares = Shares({"long": 1, "short": 1}, RunTimes())
+    now = 0.0
+    for _ in range(5):
+        shares.begin(shares.take(["long"], now), now)
+        shares.end("long", now, now := now + 2)
+        for _ in range(40):
+            assert shares.take(["long", "short"], now) == "short"
+            shares.begin("short", now)
+            shares.end("short", now, now := now + 0.001)
+        shares.leave("short")

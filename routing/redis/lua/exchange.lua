@@ -4,20 +4,22 @@
 -- KEYS:  1 unacked hash            2 unacked index (kombu's)    3 leases
 --        4 origins hash            5 started hash
 --        then one ledger per settled group (the first key for none)
+--        then the bells of quiet queues, which are only looked at
 --        then per asked queue: ledger (the first key for none), bell, delayed set, delayed messages,
 --        ready lists in the order to pop
---        then the bells of quiet queues, which are only looked at
 -- ARGV:  1 number of settled groups
 --        2 number of asked queues
 --        3 tag prefix; the tags are prefix .. queue number .. ":" .. 1, 2, 3 ...
 --        4 lease in milliseconds
 --        5 most bytes to fetch
 --        6 slots to fetch work for
+--        7 number of quiet queues
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, messages that take one of the slots, or 0
 --        for those that take none, most bytes, number of ready lists
 -- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
--- another from being fetched; of each there may be one message more than fits.
+-- another from being fetched; of each there may be one message more than fits. When a quiet queue has
+-- something after all, nothing is fetched that takes a slot: its turn may come first.
 -- Reply: {server time in ms, {numbers of the quiet queues that are not},
 --         then per asked queue {messages left behind,
 --                               time in ms at which its next delayed message is due, 0 for none,
@@ -35,6 +37,15 @@ local queues, prefix, lease, budget = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[
 local slots = tonumber(ARGV[6])
 local key, arg = settle()
 local expiry, bytes = whole(now + lease), 0
+
+local rung, quiet = {}, tonumber(ARGV[7])
+if quiet > 0 and redis.call('EXISTS', unpack(KEYS, key, key + quiet - 1)) > 0 then
+  for k = 1, quiet do
+    if redis.call('EXISTS', KEYS[key + k - 1]) == 1 then rung[#rung + 1] = k end
+  end
+  if #rung > 0 then slots = 0 end
+end
+key = key + quiet
 
 -- What is fetched is read first, of all queues; then it is recorded, and then it leaves its lists: a
 -- server that refuses one of these loses nothing.
@@ -92,7 +103,7 @@ refusal = record_all(tags, takes, {{'HSET', UNACKED, records}, {'ZADD', INDEX, s
   {'ZADD', LEASES, expiries}, {'HSET', ORIGINS, origins}})
 if refusal then return refusal end
 
-local rung, reply = {}, {now, {}}
+local reply = {now, rung}
 for q, fetch in ipairs(fetches) do
   local got, ledger, bell, left = fetch.got, fetch.ledger, KEYS[fetch.key + 1], 0
   for l = 1, fetch.lists do left = left + redis.call('LLEN', KEYS[fetch.key + 3 + l]) end
@@ -109,10 +120,4 @@ for q, fetch in ipairs(fetches) do
     end
   end
 end
-if key <= #KEYS and redis.call('EXISTS', unpack(KEYS, key)) > 0 then
-  for k = key, #KEYS do
-    if redis.call('EXISTS', KEYS[k]) == 1 then rung[#rung + 1] = k - key + 1 end
-  end
-end
-reply[2] = rung
 return reply

@@ -12,7 +12,7 @@ end
 -- Takes out what has ended, by group; returns where keys and arguments go on. Removing comes first: a
 -- server at its memory limit still lets a script run whose first write removes.
 local function settle()
-  local key, arg, groups = 6, 7, tonumber(ARGV[1])
+  local key, arg, groups = 6, 8, tonumber(ARGV[1])
   if groups == 0 then redis.call('HDEL', UNACKED, '') end
   for _ = 1, groups do
     local ending, from, to = ARGV[arg], arg + 2, arg + 1 + tonumber(ARGV[arg + 1])
