@@ -60,11 +60,14 @@ class Overflow:
         link: the database.
         destination: what the messages share.
         is_worker: whether this is a worker's own process.
+        expires_ms: the queue's ``x-expires``: its lists go when nothing was pushed for so long;
+            None for never, as for every queue of the table.
     """
 
     link: Link
     destination: Destination
     is_worker: bool
+    expires_ms: int | None = None
 
     @property
     def queue(self) -> str:
@@ -126,7 +129,16 @@ class Overflow:
             )
             return pushed
 
-        return patiently(attempt, is_worker=self.is_worker, is_push=True)
+        pushed = patiently(attempt, is_worker=self.is_worker, is_push=True)
+        if self.expires_ms is not None and payloads:
+            self._put_off_expiry(self.expires_ms)
+        return pushed
+
+    def _put_off_expiry(self, expires_ms: int) -> None:
+        with self.link.client.pipeline(transaction=False) as pipeline:
+            for name in self.link.commands.keys.ready_lists(self.queue):
+                pipeline.pexpire(name, expires_ms)
+            pipeline.execute()
 
     @property
     def block_seconds(self) -> float:
