@@ -6,10 +6,10 @@ Everything is built for one broker database: the key names, the queue table's bo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
@@ -30,14 +30,16 @@ from routing.redis.values import (
 )
 from routing.topology.model import Topology
 
+T = TypeVar("T")
+
 #: Most messages of one call that requeues.
-REQUEUE_AT_MOST = 800
+REQUEUE_AT_MOST = 400
 
 #: Most leases in one call that renews: 3,900 kept the server busy for 10 ms.
 RENEW_AT_MOST = 1000
 
 #: Most messages that one call takes from workers that have gone.
-RECLAIM_AT_MOST = 500
+RECLAIM_AT_MOST = 300
 
 #: Most messages that one call buries: with the longest evidence that is some 3 MB.
 BURY_AT_MOST = 300
@@ -80,11 +82,14 @@ class Commands:
         """
         bounds = bounds_of(self.topology, queue)
         keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
-        reply = run_script(
-            client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *payloads]
-        )
-        accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
-        return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
+        terms_args = [*bounds.args[:3], terms, *bounds.args[3:]]
+
+        def push_some(some: Sequence[str | bytes]) -> Pushed:
+            reply = run_script(client, "push", keys, [*terms_args, *some])
+            accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
+            return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
+
+        return _until_taken(push_some, payloads, makes_room=bounds.args[2] == "drop_oldest")
 
     def delay(
         self,
@@ -105,10 +110,14 @@ class Commands:
         keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
         keys += [self.keys.dropped(queue), self.keys.dead(queue)]
-        entries = [value for d in delays for value in (d.wait_ms, d.message_id, d.payload)]
-        reply = run_script(client, "delay", keys, [limit, policy, terms, *dead_letters, *entries])
-        accepted, length, dropped = (int(number) for number in reply)
-        return Pushed(accepted, length, limit, dropped=dropped)
+
+        def delay_some(some: Sequence[Delay]) -> Pushed:
+            entries = [value for d in some for value in (d.wait_ms, d.message_id, d.payload)]
+            args = [limit, policy, terms, *dead_letters, *entries]
+            accepted, length, dropped = map(int, run_script(client, "delay", keys, args))
+            return Pushed(accepted, length, limit, dropped=dropped)
+
+        return _until_taken(delay_some, delays, makes_room=policy == "drop_oldest")
 
     def postpone(
         self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int
@@ -177,8 +186,10 @@ class Commands:
         # The newest chunk goes first: each chunk passes the one before it.
         for start in reversed(range(0, len(returns), REQUEUE_AT_MOST)):
             chunk = returns[start : start + REQUEUE_AT_MOST]
-            args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
-            returned += int(run_script(client, "requeue", keys, args))
+            while chunk:
+                args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
+                count, left = run_script(client, "requeue", keys, args)
+                returned, chunk = returned + int(count), chunk[: int(left)]
         return returned
 
     def renew(
@@ -208,8 +219,8 @@ class Commands:
     def reclaim(self, client: redis.Redis) -> int:
         """Return messages of workers that have gone, of any queue, to the front of their queues.
 
-        Returns how many, at most `RECLAIM_AT_MOST`; -1 while everybody has time to renew, because
-        the broker was away.
+        Returns how many, at most `RECLAIM_AT_MOST`, and fewer when they are big; -1 while everybody
+        has time to renew, because the broker was away.
         """
         keys = [*self.keys.records(), self.keys.workers(), self.keys.reclaiming()]
         names = [self.keys.prefix, self.keys.separator, self.keys.ledger(""), self.keys.bell("")]
@@ -225,17 +236,36 @@ class Commands:
         bounds = [config.max_dead, int(config.max_dead_age * 1000)]
         buried = trimmed = 0
         for start in range(0, max(len(burials), 1), BURY_AT_MOST):
-            chunk = burials[start : start + BURY_AT_MOST]
-            entries = [v for b in chunk for v in (b.tag, b.evidence, b.payload)]
-            reply = run_script(client, "bury", keys, [*bounds, *entries])
-            buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
+            chunk, is_more = burials[start : start + BURY_AT_MOST], 1
+            while chunk or is_more:
+                entries = [v for b in chunk for v in (b.tag, b.evidence, b.payload)]
+                numbers = map(int, run_script(client, "bury", keys, [*bounds, *entries]))
+                count, gone, left, is_more = numbers
+                buried, trimmed = buried + count, trimmed + gone
+                chunk = chunk[len(chunk) - left :]
         return Buried(buried, trimmed)
 
     def purge(self, client: redis.Redis, queue: str) -> int:
         """Drop every waiting and delayed message of a queue; returns how many there were."""
         keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
         keys += self.keys.ready_lists(queue)
-        return int(run_script(client, "purge", keys, []))
+        dropped, left = 0, 1
+        while left:
+            count, left = map(int, run_script(client, "purge", keys, []))
+            dropped += count
+        return dropped
+
+
+def _until_taken(
+    call: Callable[[Sequence[T]], Pushed], messages: Sequence[T], *, makes_room: bool
+) -> Pushed:
+    """Return what became of messages for which room is made piece by piece."""
+    pushed = call(messages)
+    while makes_room and pushed.accepted < len(messages):
+        more = call(messages[pushed.accepted :])
+        accepted, dropped = pushed.accepted + more.accepted, pushed.dropped + more.dropped
+        pushed = replace(pushed, accepted=accepted, dropped=dropped)
+    return pushed
 
 
 @lru_cache(maxsize=1024)

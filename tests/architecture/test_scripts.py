@@ -25,7 +25,7 @@ LUA = Path(__file__).parent.parent.parent / "routing" / "redis" / "lua"
 
 WRITES = {"HDEL", "HINCRBY", "HSET", "LPUSH", "RPUSH", "RPOP", "LPOP", "ZADD", "ZREM", "DEL", "SET"}
 WRITES |= {"PEXPIRE", "EXPIRE", "ZINCRBY", "INCRBY", "RPOPLPUSH", "LMOVE", "LTRIM", "SADD", "SREM"}
-WRITES |= {"LREM"}
+WRITES |= {"LREM", "LSET"}
 REMOVES = {"LREM", "HDEL", "RPOP", "LPOP", "ZREM", "DEL", "SREM", "LTRIM"}
 
 #: What a key of the header is called -> what its name contains.
@@ -97,18 +97,18 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     "bury": (
         lambda client: commands().bury(client, "q", [Burial("t", '"reason":"failed"}')]),
-        [1, 0],
+        [1, 0, 0, 0],
         0,
         3,
     ),
-    # the four lists; two payloads
+    # the four lists; index and two payloads
     "revive": (
         lambda client: StoredLetters(client, commands()).move(
             [Move(Letter(queue="q", payload=b"{}"))], to="q"
         ),
         [1],
         4,
-        2,
+        3,
     ),
     # ledger, delayed set, dead letters, dropped messages and four lists
     "ledger": (lambda client: books.read(client, commands()), [0, [0, 0, 0, 0, b"", 0]], 8, 0),
@@ -120,7 +120,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     "requeue": (
         lambda client: commands().requeue(client, "q", [Return("t"), Return("u")]),
-        2,
+        [2, 0],
         0,
         8,
     ),
@@ -139,7 +139,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         1,
         4,
     ),
-    "purge": (lambda client: commands().purge(client, "q"), 0, 4, 0),
+    "purge": (lambda client: commands().purge(client, "q"), [0, 0], 4, 0),
 }
 
 

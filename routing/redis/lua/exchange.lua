@@ -15,26 +15,27 @@
 --        6 most queues to fetch from
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, most bytes, number of ready lists
--- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
--- another from being fetched; of each there may be one message more than fits.
+-- What is left of the bytes, and of 1,500 messages a call, is shared evenly by the queues that are still
+-- to come, so no queue keeps another from being fetched; of each there may be one more than fits.
 -- Reply: {server time in ms, {numbers of the quiet queues that are not},
 --         then per asked queue {messages left behind,
 --                               time in ms at which its next delayed message is due, 0 for none,
 --                               message, message ...}}
 
+-- include: kinds
 -- include: records
 -- include: time
 -- include: bell
 -- include: trailing
 -- include: delayed
+-- include: limits
 -- include: promote
 -- include: settle
 
-local queues, prefix, lease, budget = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local most_queues = tonumber(ARGV[6])
+local queues, prefix, lease = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local budget, most_queues = tonumber(ARGV[5]), tonumber(ARGV[6])
 local key, arg = settle()
 local expiry, bytes = whole(now + lease), 0
-
 -- What is fetched is read first, of all queues; then it is recorded, and then it leaves its lists: a
 -- server that refuses one of these loses nothing.
 local fetches, tags, takes, refusal = {}, {}, {}, nil
@@ -53,6 +54,7 @@ local function read(q, list, name, fetch)
     local messages = redis.call('LRANGE', list, -taken - want, -taken - 1)
     empty = #messages < want
     for i = #messages, 1, -1 do
+      if bytes >= budget or (#got > 2 and fetch.bytes >= fetch.room) then break end
       local message, r = messages[i], 2 * #tags
       local tag = prefix .. q .. ':' .. #got - 1
       got[#got + 1], tags[#tags + 1] = message, tag
@@ -61,8 +63,8 @@ local function read(q, list, name, fetch)
       expiries[r + 1], expiries[r + 2] = expiry, tag
       origins[r + 1], origins[r + 2] = tag, list
       bytes, fetch.bytes, fetch.credit = bytes + #message, fetch.bytes + #message, fetch.credit - 1
+      taken = taken + 1
     end
-    taken = taken + #messages
   end
   if taken > 0 then takes[#takes + 1] = {list, taken} end
 end
@@ -70,7 +72,7 @@ end
 for q = 1, queues do
   local lists, ledger, delayed = tonumber(ARGV[arg + 3]), KEYS[key], KEYS[key + 2]
   local due = first_due(delayed)
-  if due and due <= now and promotions > 0 then
+  if due and due <= now and promotions > 0 and promotion_bytes > 0 then
     local refused = promote(delayed, KEYS[key + 3], ledger)
     refusal = refusal or refused
     -- What is refused keeps no other queue waiting, and is tried again in a second.
@@ -78,7 +80,8 @@ for q = 1, queues do
   end
   local fetch = {key = key, lists = lists, ledger = ledger, bytes = 0, got = {0, due or 0}}
   fetch.room = math.min(tonumber(ARGV[arg + 2]), math.floor((budget - bytes) / (queues - q + 1)))
-  fetch.credit = most_queues > 0 and tonumber(ARGV[arg + 1]) or 0
+  local share = math.max(1, math.floor((1500 - #tags) / (queues - q + 1)))
+  fetch.credit = most_queues > 0 and math.min(share, tonumber(ARGV[arg + 1])) or 0
   for l = 1, lists do read(q, KEYS[key + 3 + l], ARGV[arg], fetch) end
   if #fetch.got > 2 then most_queues = most_queues - 1 end
   fetches[q], key, arg = fetch, key + 4 + lists, arg + 4
