@@ -6,16 +6,17 @@ Everything is built for one broker database: the key names, the queue table's bo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 
 from routing.message.eta import Delay
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.keys import Keys
+from routing.redis.pieces import push_pieces
 from routing.redis.scripts import run_script
 from routing.redis.values import (
     FETCH_BYTES,
@@ -29,8 +30,6 @@ from routing.redis.values import (
     Settlement,
 )
 from routing.topology.model import Topology
-
-T = TypeVar("T")
 
 #: Most messages of one call that requeues.
 REQUEUE_AT_MOST = 400
@@ -70,26 +69,28 @@ class Commands:
         *,
         priority: int = 0,
         terms: Terms = "",
+        who: str = "",
     ) -> Pushed:
         """Append messages to a queue, as far as its bounds and its policy allow.
 
         Arguments:
             client: a client that adds no key prefix.
-            payloads: complete kombu messages as JSON, oldest first; a few hundred a call is
-                sensible. Without any, nothing is changed: the reply says how much waits.
+            payloads: complete kombu messages as JSON, oldest first; what is too much for one call
+                goes in several. Without any, nothing is changed: the reply says how much waits.
             priority: kombu's priority step, 0 is taken first.
             terms: whether the bounds hold for these messages.
+            who: who pushes, where room may be claimed.
         """
         bounds = bounds_of(self.topology, queue)
         keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
-        terms_args = [*bounds.args[:3], terms, *bounds.args[3:]]
 
-        def push_some(some: Sequence[str | bytes]) -> Pushed:
-            reply = run_script(client, "push", keys, [*terms_args, *some])
+        def push_some(some: Sequence[str | bytes], terms: Terms) -> Pushed:
+            args = [*bounds.args[:3], terms, *bounds.args[3:], who, *some]
+            reply = run_script(client, "push", keys, args)
             accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply)
             return Pushed(accepted, length, bounds.max_length, size_bytes, dropped, age_ms)
 
-        return _until_taken(push_some, payloads, makes_room=bounds.args[2] == "drop_oldest")
+        return push_pieces(push_some, payloads, terms, bounds.args[2])
 
     def delay(
         self,
@@ -99,6 +100,7 @@ class Commands:
         *,
         priority: int = 0,
         terms: Terms = "",
+        who: str = "",
     ) -> Pushed:
         """Keep messages until they are due, as far as max_delayed and the queue's policy allow.
 
@@ -110,14 +112,34 @@ class Commands:
         keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
         keys += [self.keys.dropped(queue), self.keys.dead(queue)]
+        keys.append(self.keys.claim(queue, delayed=True))
 
-        def delay_some(some: Sequence[Delay]) -> Pushed:
+        def delay_some(some: Sequence[Delay], terms: Terms) -> Pushed:
             entries = [value for d in some for value in (d.wait_ms, d.message_id, d.payload)]
-            args = [limit, policy, terms, *dead_letters, *entries]
+            args = [limit, policy, terms, *dead_letters, who, *entries]
             accepted, length, dropped = map(int, run_script(client, "delay", keys, args))
             return Pushed(accepted, length, limit, dropped=dropped)
 
-        return _until_taken(delay_some, delays, makes_room=policy == "drop_oldest")
+        return push_pieces(delay_some, delays, terms, policy)
+
+    def claim(
+        self,
+        client: redis.Redis,
+        queue: str,
+        who: str,
+        *,
+        messages: int,
+        size_bytes: int = 0,
+        kept_ms: int,
+        delayed: bool = False,
+    ) -> bool:
+        """Keep room in a full queue for messages that must get in together, whatever comes free.
+
+        Without messages it is let go, and nobody else may claim any for that time. Returns False
+        when somebody else's is kept already.
+        """
+        keys = [self.keys.claim(queue, delayed=delayed)]
+        return bool(run_script(client, "claim", keys, [who, messages, size_bytes, kept_ms]))
 
     def postpone(
         self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int
@@ -256,21 +278,10 @@ class Commands:
         return dropped
 
 
-def _until_taken(
-    call: Callable[[Sequence[T]], Pushed], messages: Sequence[T], *, makes_room: bool
-) -> Pushed:
-    """Return what became of messages for which room is made piece by piece."""
-    pushed = call(messages)
-    while makes_room and pushed.accepted < len(messages):
-        more = call(messages[pushed.accepted :])
-        accepted, dropped = pushed.accepted + more.accepted, pushed.dropped + more.dropped
-        pushed = replace(pushed, accepted=accepted, dropped=dropped)
-    return pushed
-
-
 @lru_cache(maxsize=1024)
 def _push_keys(keys: Keys, queue: str, priority: int, bounds: Bounds, ledger: str) -> list[str]:
     """Return the keys of a push, made once: they would be a good part of its time."""
     names = [keys.ready(queue, priority), keys.bell(queue), ledger]
     names += [keys.dropped(queue), keys.dead(queue)] if bounds.drop else ["", ""]
+    names.append(keys.claim(queue) if bounds.are_set else "")
     return names + (keys.ready_lists(queue) if bounds.are_set else [])

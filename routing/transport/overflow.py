@@ -20,6 +20,7 @@ from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.values import Pushed
 from routing.topology.model import QueueConfig, Topology
 from routing.transport.blocking import why_not
+from routing.transport.claim import Claim
 from routing.transport.drops import DROPS
 from routing.transport.gathering import Destination
 from routing.transport.link import Link
@@ -111,11 +112,26 @@ class Overflow:
         if pushed.dropped and self.config.log_drops:
             DROPS.note(self.queue, self.config.overflow, pushed.dropped)
         if pushed.accepted < len(payloads) and self.config.overflow == "block" and terms != "none":
-            return _Blocked(overflow=self, terms=terms, took=took).push_the_rest(payloads, pushed)
+            claim = self.claim(payloads if terms == "whole" else ())
+            blocked = _Blocked(overflow=self, terms=terms, took=took, claim=claim)
+            try:
+                return blocked.push_the_rest(payloads, pushed)
+            finally:
+                claim.end()
         return pushed
 
-    def push_once(self, payloads: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
-        """Push what there is room for now; without messages, only look how much waits."""
+    def claim(self, payloads: Sequence[str | bytes | Delay]) -> Claim:
+        """Return what keeps room for messages that must get in together, once they wait for it."""
+        size_bytes = sum(map(size_of, payloads)) if self.bounds.max_bytes else 0
+        return Claim(self.link, self.destination, messages=len(payloads), size_bytes=size_bytes)
+
+    def push_once(
+        self, payloads: Sequence[str | bytes | Delay], terms: Terms = "", who: str = ""
+    ) -> Pushed:
+        """Push what there is room for now; without messages, only look how much waits.
+
+        Room that others than `who` have claimed counts as taken.
+        """
         commands: Any = self.link.commands
         run = commands.delay if self.delayed else commands.push
 
@@ -126,6 +142,7 @@ class Overflow:
                 payloads,
                 priority=self.destination.priority,
                 terms=terms,
+                who=who,
             )
             return pushed
 
@@ -205,12 +222,14 @@ class _Blocked:
     overflow: Overflow
     terms: Terms
     took: Took
+    claim: Claim
 
     def push_the_rest(self, payloads: Sequence[str | bytes | Delay], pushed: Pushed) -> Pushed:
         """Return what became of all of these; the first of them the queue had room for."""
         accepted, patience = pushed.accepted, self._patience(payloads)
         while room := self._await_room(payloads[accepted:], patience):
-            pushed = self.overflow.push_once(payloads[accepted : accepted + room], self.terms)
+            some, who = payloads[accepted : accepted + room], self.claim.who
+            pushed = self.overflow.push_once(some, self.terms, who)
             if pushed.accepted:
                 accepted += pushed.accepted
                 self.took(pushed.accepted)
@@ -242,7 +261,9 @@ class _Blocked:
         return room
 
     def _room(self, payloads: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
-        found, limit = self.overflow.push_once(()), self.overflow.bounds.max_length
+        self.claim.renew()
+        found = self.overflow.push_once((), who=self.claim.who)
+        limit = self.overflow.bounds.max_length
         patience.tell(self.overflow, found)
         if not self.overflow.fits(found, payloads if self.terms == "whole" else payloads[:1]):
             return 0

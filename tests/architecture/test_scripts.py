@@ -44,6 +44,8 @@ KINDS = {
     "ledger": "celeriac:ledger:q",
     "dead letters": "q.dead",
     "dropped list": "q.dropped",
+    "claim of the queue": "celeriac:claim:q",
+    "claim of delayed room": "celeriac:claim_delayed:q",
     "ready list": "q",
 }
 
@@ -132,6 +134,12 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     # ledger and bell of the table's one queue; its name
     "reclaim": (lambda client: commands().reclaim(client), 0, 0, 0),
+    "claim": (
+        lambda client: commands().claim(client, "q", "who", messages=2, kept_ms=1000),
+        1,
+        0,
+        0,
+    ),
     # a key; text, seconds, whether final, and what it may replace
     "store": (
         lambda client: run_script(client, "store", ["key"], ["{}", 0, "1", ""]),
@@ -197,7 +205,7 @@ def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
 
 
 #: A full server refuses these: the first two add, the others change no message.
-ADDING = {"push", "delay", "ledger", "rebase", "store"}
+ADDING = {"push", "delay", "ledger", "rebase", "claim", "store"}
 
 
 def without_comments(path: Path) -> str:

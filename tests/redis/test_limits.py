@@ -13,6 +13,7 @@ from routing.message.eta import Delay
 from routing.message.letter import Letter
 from routing.redis.commands import Commands
 from routing.redis.letters import Move, StoredLetters
+from routing.redis.pieces import PUSH_BYTES
 from routing.redis.values import FETCH_BYTES, Arrival, Burial, Mark
 from routing.topology.model import Topology
 from tests.support.messages import ids_of, task_message
@@ -198,6 +199,26 @@ def test_very_many_are_purged_in_bounded_calls(rig: Rig) -> None:
     assert rig.broker.waiting_bytes("q") == 0
     assert calls.count > 4
     assert calls.commands < 100
+
+
+@pytest.mark.parametrize("queue", ["q", "small", "waits", "newest"])
+def test_very_big_pushes_go_in_several_calls_and_end_as_one_would(rig: Rig, queue: str) -> None:
+    bounds: dict[str, Any] = {
+        "small": {"max_length": 16},
+        "waits": {"max_length": 16, "overflow": "block"},
+        "newest": {"max_length": 16, "overflow": "drop_oldest"},
+    }
+    table = {"queues": {"q": {}, **bounds}}
+    rig.commands = Commands(keys=rig.keys, topology=Topology.load(table))
+    texts = [task_message(message_id=str(n), body=BIG) for n in range(30)]
+    pushed = []
+    calls = watch(rig, lambda: pushed.append(rig.push(texts, queue)))
+    kept = {"small": texts[:16], "waits": texts[:16], "newest": texts[-16:]}.get(queue, texts)
+    assert rig.ready_ids(queue) == ids_of(kept)
+    assert pushed[0].accepted == (16 if queue in ("small", "waits") else 30)
+    assert pushed[0].dropped == (14 if queue == "newest" else 0)
+    assert rig.broker.ledger(queue).get("refused", 0) == (14 if queue == "small" else 0)
+    assert calls.bytes <= 2 * PUSH_BYTES
 
 
 # -- dead letters ------------------------------------------------------------------------------

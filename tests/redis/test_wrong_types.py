@@ -30,6 +30,7 @@ TABLE = {
         "q": {},
         "newest": {"max_length": 2, "max_delayed": 1, "overflow": "dead_letter"},
         "oldest": {"max_length": 2, "max_delayed": 1, "overflow": "drop_oldest"},
+        "waits": {"max_length": 2, "overflow": "block"},
         "bytes": {"max_bytes": 900, "overflow": "drop_oldest"},
     }
 }
@@ -130,11 +131,15 @@ CALLS: dict[str, Callable[[Scene], None]] = {
     "exchange": exchange,
     "push": push("q", 2),
     "push above a bound": push("newest", 3),
+    "push where others wait": push("waits", 1),
     "push that makes room": push("oldest", 1),
     "push that makes room by bytes": push("bytes", 1),
     "delay": delay("q"),
     "delay above a bound": delay("newest"),
     "delay that makes room": delay("oldest"),
+    "claim": lambda s: _drop(
+        s.rig.commands.claim(s.client, "waits", "who", messages=1, kept_ms=60_000)
+    ),
     "postpone": lambda s: _drop(s.rig.postpone(s.held[0], s.rig.server_ms() + 60_000)),
     "requeue": requeue(Mark.NONE),
     "requeue, charged": requeue(Mark.COUNTED),

@@ -6,6 +6,7 @@
 --        5 ledger hash of the queue, or the first key for none
 --        6 ready list that the messages go to when they are due
 --        7 dropped list of the queue        8 dead letters of the queue
+--        9 claim of delayed room
 -- ARGV:  1 max_delayed, 0 for none
 --        2 "reject", "block", "drop_oldest", "drop_newest" or "dead_letter": what the bound does;
 --          the oldest of delayed messages are those that are due first
@@ -15,6 +16,7 @@
 --          "drop_oldest" makes room on any terms
 --        4 most dead letters that are kept
 --        5 evidence of a dead letter: a JSON object without its first brace
+--        6 who delays, when it may have claimed room, else ""
 --        then per message: milliseconds from now until it is due, its id, its JSON text;
 --        without any, nothing is changed
 -- Reply: {accepted, messages delayed before, dropped}
@@ -23,13 +25,19 @@
 --        them is made piece by piece
 
 local DELAYED, PAYLOADS, LIST, ledger = KEYS[1], KEYS[2], KEYS[6], KEYS[5]
-local limit, policy, terms, first = tonumber(ARGV[1]), ARGV[2], ARGV[3], 6
+local limit, policy, terms, first = tonumber(ARGV[1]), ARGV[2], ARGV[3], 7
 local count = (#ARGV - first + 1) / 3
 -- include: kinds
-local wrong = misused('zset', DELAYED) or misused('hash', PAYLOADS) or misused('list', KEYS[4], LIST, KEYS[7], KEYS[8])
+-- include: claimed
+local wrong = misused('zset', DELAYED) or misused('hash', PAYLOADS, KEYS[9])
+  or misused('list', KEYS[4], LIST, KEYS[7], KEYS[8])
   or (ledger ~= DELAYED and misused('hash', ledger))
 if wrong then return wrong end
 local waiting = redis.call('ZCARD', DELAYED)
+-- Room that a group waits for is taken already, to everybody else.
+if policy == 'block' and terms ~= 'exempt' then
+  waiting = waiting + claimed_by_others(KEYS[9], ARGV[6])
+end
 if count == 0 then return {0, waiting, 0} end
 
 -- include: time

@@ -5,6 +5,7 @@
 --        3 ledger hash of the queue, or the first key for none
 --        4 dropped list of the queue, or the first key for none
 --        5 dead letters of the queue, or the first key for none
+--        6 claim of the queue, or the first key for none
 --        then, for a queue with a bound, every ready list in the order to pop: they are what waits
 -- ARGV:  1 max_length, 0 for none
 --        2 max_bytes of what waits, 0 for none
@@ -15,7 +16,8 @@
 --          "drop_oldest" makes room on any terms
 --        5 most dead letters that are kept
 --        6 evidence of a dead letter as JSON without the opening brace
---        7... the messages, oldest first, as JSON; without any, nothing is changed
+--        7 who pushes, when it may have claimed room, else ""
+--        8... the messages, oldest first, as JSON; without any, nothing is changed
 -- Reply: {accepted, messages waiting before, bytes waiting before, dropped,
 --         age of the oldest waiting message in ms when refused messages were counted, else 0}
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
@@ -23,16 +25,23 @@
 --        is made piece by piece
 
 local limit, max_bytes, policy, terms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local ledger, first, count = KEYS[3], 7, #ARGV - 6
+local ledger, first, count = KEYS[3], 8, #ARGV - 7
 local bounded = limit > 0 or max_bytes > 0
 local waiting, bytes = 0, 0
 
 -- include: kinds
-local wrong = misused('list', KEYS[1], KEYS[2], unpack(KEYS, 4)) or (ledger ~= KEYS[1] and misused('hash', ledger))
+-- include: claimed
+local wrong = misused('list', KEYS[1], KEYS[2], KEYS[4], KEYS[5], unpack(KEYS, 7))
+  or (ledger ~= KEYS[1] and misused('hash', ledger)) or (KEYS[6] ~= KEYS[1] and misused('hash', KEYS[6]))
 if wrong then return wrong end
-for k = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
+for k = 7, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
 if max_bytes > 0 and waiting > 0 then
   bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
+end
+-- Room that a group waits for is taken already, to everybody else.
+if policy == 'block' and bounded and terms ~= 'exempt' then
+  local messages, size = claimed_by_others(KEYS[6], ARGV[7])
+  waiting, bytes = waiting + messages, bytes + size
 end
 if count == 0 then return {0, waiting, bytes, 0, 0} end
 
@@ -89,7 +98,7 @@ if ledger ~= KEYS[1] then
 end
 
 local age = 0
-for k = 6, refused > 0 and #KEYS or 0 do
+for k = 7, refused > 0 and #KEYS or 0 do
   local oldest = age == 0 and redis.call('LINDEX', KEYS[k], -1)
   local at = oldest and stamp_of(oldest)
   if at then age = math.max(0, now - at) end

@@ -18,7 +18,7 @@ end
 local function make_room(low)
   local gone, size, taken = {}, 0, 0
   for i = low, count do size = size + size_of(i) end
-  for k = #KEYS, 6, -1 do
+  for k = #KEYS, 7, -1 do
     while #gone < math.min(waiting, MOST) and taken < MOST_BYTES do
       local most = limit > 0 and waiting - #gone + count - low + 1 - limit or 0
       if most <= 0 and max_bytes > 0 and bytes - taken + size > max_bytes then most = 1 end
