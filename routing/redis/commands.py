@@ -259,7 +259,8 @@ class Commands:
         buried = trimmed = 0
         for start in range(0, max(len(burials), 1), BURY_AT_MOST):
             chunk, is_more = burials[start : start + BURY_AT_MOST], 1
-            while chunk or is_more:
+            # Whoever buries something leaves the rest of the trimming to the next one.
+            while chunk or (is_more and not burials):
                 entries = [v for b in chunk for v in (b.tag, b.evidence, b.payload)]
                 numbers = map(int, run_script(client, "bury", keys, [*bounds, *entries]))
                 count, gone, left, is_more = numbers

@@ -255,7 +255,8 @@ def test_the_newest_of_very_many_letters_cost_what_those_of_few_cost(rig: Rig) -
         assert stored_letters.count("q") == count - 150
         return usec
 
-    few, many = purge_newest(1000), purge_newest(40_000)
+    few = min(purge_newest(1000) for _ in range(3))
+    many = min(purge_newest(40_000) for _ in range(3))
     assert many < 10 * few
 
 
