@@ -79,15 +79,17 @@ end
 local size, back, reclaimed, bytes = 0, {}, {}, {}
 -- Each push to the front passes the one before it, so the newest go first, also when it takes
 -- several calls.
-for i = #expired, math.max(1, #expired - most + 1), -1 do
+for i = #expired, 1, -1 do
   local tag = tag_of[expired[i]]
   local origin = redis.call('HGET', ORIGINS, tag)
-  local message = message_in(redis.call('HGET', UNACKED, tag))
-  local is_lost, is_back = not (message and origin), false
-  if not is_lost and not is_misused(origin) then
+  local stays = origin and is_misused(origin)
+  local message = origin and not stays and message_in(redis.call('HGET', UNACKED, tag))
+  local is_lost, is_back = not message and not stays, false
+  if message then
     message = charged_if_started(tag, redelivered(message))
     -- A user that may not touch its queue leaves it to one that may.
     is_back = type(redis.pcall('RPUSH', origin, message)) == 'number'
+    checked[origin] = not is_back
   end
   if is_back then
     back[#back + 1], size = tag, size + #message
@@ -99,7 +101,7 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
     redis.call('ZREM', LEASES, tag)
     redis.call('HDEL', STARTED, tag)
   end
-  if size >= MOST_BYTES then break end
+  if #back >= most or size >= MOST_BYTES then break end
 end
 if #back > 0 then release(unpack(back)) end
 
