@@ -39,8 +39,8 @@ class BatchTask(BulkMethods, Task):
     - ``model``: pydantic model that each item is validated against; None passes arguments on as
       they are.
     - ``max_size``: most items in one call. 100 keeps a failing call cheap to repeat.
-    - ``max_bytes``: most bytes of message bodies in one call; None for no bound. 8 MiB, as much as
-      the engine fetches at once. A bigger item goes alone.
+    - ``max_bytes``: most bytes of message bodies in one call; None for no bound. 8 MiB, a few
+      fetches. A bigger item goes alone.
     - ``max_wait``: seconds that an item may wait for company while no slot is idle or more is on
       its way. Then its batch is next for a slot, and others may join it until the slot is there.
       0.05 is below what people notice.

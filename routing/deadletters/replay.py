@@ -142,20 +142,21 @@ class Replay:
             time.sleep(LOOK_SECONDS)
 
     def _move(self, letters: Sequence[Letter]) -> int:
-        moved = 0
-        for letter in letters:
-            to = self._plan.to or letter.queue
-            payload = revived(letter, queue=to, args=self._plan.args, kwargs=self._plan.kwargs)
-            if letter.id:
-                # Before it can run: a result that it stores must not be forgotten.
-                self._forget(letter.id)
-            gone = self._stored_letters.move([Move(letter, payload)], to=to)
-            moved += len(gone)
-            self._looked_at.update((letter.queue, to))
-            if gone:
-                self._done.marks[letter.id or contents_of(payload)] += 1
-        self._done.count += moved
-        return moved
+        to = self._plan.to or letters[0].queue
+        args, kwargs = self._plan.args, self._plan.kwargs
+        moves = [Move(one, revived(one, queue=to, args=args, kwargs=kwargs)) for one in letters]
+        moved = self._stored_letters.move(moves, to=to, before=self._forget_result)
+        self._looked_at.update((letters[0].queue, to))
+        payloads = {id(move.letter): move.payload for move in moves}
+        for letter in moved:
+            self._done.marks[letter.id or contents_of(payloads[id(letter)])] += 1
+        self._done.count += len(moved)
+        return len(moved)
+
+    def _forget_result(self, letter: Letter) -> None:
+        """Forget the result before the letter can run: what it stores must not be forgotten."""
+        if letter.id:
+            self._forget(letter.id)
 
     def _look(self, started_ms: int, *, at_most: int) -> None:
         seen: Counter[str] = Counter()

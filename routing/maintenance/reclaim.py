@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from routing.redis.commands import RECLAIM_AT_MOST
 from routing.transport.channel import EngineMixin
 from routing.transport.runtime import topology_of
 
@@ -37,8 +36,6 @@ class Reclaim:
         taken = 0
         while (count := channel.commands.reclaim(channel.plain_client)) > 0:
             taken += count
-            if count < RECLAIM_AT_MOST:
-                break
         if taken:
             logger.warning(
                 "messages taken over, as their worker has stopped renewing their leases: %d",

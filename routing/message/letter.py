@@ -8,7 +8,7 @@ Its evidence stands at the end of its payload (see `routing.message.evidence`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Header of a replayed message: when it was first sent, which its new stamp would hide.
@@ -20,7 +20,8 @@ class Letter:
     """One dead letter.
 
     `payload` is what the broker holds, `at_ms` and `first_ms` are when it died and was first sent,
-    by the server's clock (0 when it is not known). `replayed` counts its earlier replays.
+    by the server's clock (0 when it is not known). `replayed` counts its earlier replays. `index`
+    is where it stood in the list when it was read: 0 is the newest, -1 the oldest.
     """
 
     queue: str
@@ -41,13 +42,15 @@ class Letter:
     priority: int = 0
     at_ms: int = 0
     first_ms: int = 0
+    index: int = field(default=0, compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the payload, under the names of the fields."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "payload"}
+        """Return everything but the payload and its place, under the names of the fields."""
+        names = (name for name in self.__slots__ if name not in ("payload", "index"))
+        return {name: getattr(self, name) for name in names}
 
 
-def parse(queue: str, payload: bytes) -> Letter:
+def parse(queue: str, payload: bytes, index: int = 0) -> Letter:
     """Return the letter in a payload of a queue's dead letters, as far as the payload says.
 
     Whatever somebody put there is a letter; one without evidence has no reason.
@@ -60,6 +63,7 @@ def parse(queue: str, payload: bytes) -> Letter:
     return Letter(
         queue=queue,
         payload=payload,
+        index=index,
         id=str(headers.get("id") or why.get("id") or ""),
         task=str(headers.get("task") or why.get("task") or ""),
         args=str(headers.get("argsrepr") or ""),

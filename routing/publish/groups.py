@@ -3,7 +3,7 @@
 Celery publishes the members of a group one by one. On an app whose queues have bounds, the members
 (and for a chord whatever its header needs) are gathered first. Then
 
-- members for one queue and priority, at most `CHUNK` of them, go in one script call;
+- members for one queue and priority, at most `CHUNK` of them and 4 MB, go in one script call;
 - others in two steps: look whether every queue has room for its share, then push. Producers that
   look at the same moment may together exceed a bound by one group, which the ledger counts as
   overshoot; a group is never cut.
@@ -30,8 +30,10 @@ from routing.publish.attempt import ensure
 from routing.publish.bulk import producer_for
 from routing.publish.signatures import check_signatures
 from routing.redis.bounds import Terms
+from routing.redis.pieces import pieces_of
 from routing.redis.values import Pushed
 from routing.topology.model import Topology
+from routing.transport.claim import Claim
 from routing.transport.gathering import Destination, Gathering, current, gathering
 from routing.transport.outage import waiting_of
 from routing.transport.overflow import Overflow
@@ -121,10 +123,11 @@ class Publication:
         self._destinations = gathered.destinations
         self._senders = gathered.senders
         self._terms: dict[tuple[str, bool], Terms] = {}
+        self._claims: list[Claim] = []
         self._calls = [
-            (destination, payloads[start : start + CHUNK])
+            (destination, piece)
             for destination, payloads in gathered.destinations.items()
-            for start in range(0, len(payloads), CHUNK)
+            for piece in pieces_of(payloads, at_most=CHUNK)
         ]
 
     def publish(self) -> None:
@@ -182,6 +185,11 @@ class Publication:
             if pushed.drains:  # since it was asked
                 raise overflow.full(pushed, len(payloads), together=len(payloads))
             self._calls.pop(0)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._claims:
+            self._claims.pop().end()
 
     def _find_terms(self, channel: Any, queue: str, delayed: bool) -> Terms:
         """Return on which terms a queue takes its share, of what waits or of what is delayed.
@@ -194,21 +202,24 @@ class Publication:
         found = self._look(overflow, len(payloads))
         if policy == "drop_oldest" or not overflow.bounds.are_set:
             return ""
-        patience = overflow.patience()
+        patience, claim = overflow.patience(), overflow.claim(payloads)
+        self._claims.append(claim)
         while not overflow.fits(found, payloads):
             if policy not in ("reject", "block"):
                 return "none"
             empty = Pushed(0, 0, found.limit)
             if not overflow.fits(empty, payloads) or not patience.wait():
+                self._let_go()
                 refused = overflow.push(payloads, "none")
                 raise overflow.full(refused, len(payloads), together=len(payloads))
-            patience.tell(overflow, found)
-            found = self._look(overflow, len(payloads))
+            patience.tell(functools.partial(overflow.full, found, 1))
+            claim.renew()
+            found = self._look(overflow, len(payloads), claim.who)
         return "exempt"
 
     @staticmethod
-    def _look(overflow: Overflow, count: int) -> Pushed:
-        if (found := overflow.push([])).drains:
+    def _look(overflow: Overflow, count: int, who: str = "") -> Pushed:
+        if (found := overflow.push_once((), who=who)).drains:
             raise overflow.full(found, count, together=count)
         return found
 

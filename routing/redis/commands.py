@@ -16,6 +16,7 @@ import redis
 from routing.message.eta import Delay
 from routing.redis.bounds import Bounds, Terms, bounds_of
 from routing.redis.keys import Keys
+from routing.redis.pieces import push_pieces
 from routing.redis.scripts import run_script
 from routing.redis.values import (
     FETCH_BYTES,
@@ -31,13 +32,13 @@ from routing.redis.values import (
 from routing.topology.model import Topology
 
 #: Most messages of one call that requeues.
-REQUEUE_AT_MOST = 800
+REQUEUE_AT_MOST = 400
 
 #: Most leases in one call that renews: 3,900 kept the server busy for 10 ms.
 RENEW_AT_MOST = 1000
 
 #: Most messages that one call takes from workers that have gone.
-RECLAIM_AT_MOST = 500
+RECLAIM_AT_MOST = 300
 
 #: Most messages that one call buries: with the longest evidence that is some 3 MB.
 BURY_AT_MOST = 300
@@ -68,34 +69,39 @@ class Commands:
         *,
         priority: int = 0,
         terms: Terms = "",
+        who: str = "",
     ) -> Pushed:
         """Append messages to a queue, as far as its bounds and its policy allow.
 
         Arguments:
             client: a client that adds no key prefix.
-            payloads: complete kombu messages as JSON, oldest first; a few hundred a call is
-                sensible. Without any, nothing is changed: the reply says how much waits.
+            payloads: complete kombu messages as JSON, oldest first; what is too much for one call
+                goes in several. Without any, nothing is changed: the reply says how much waits.
             priority: kombu's priority step, 0 is taken first.
             terms: whether the bounds hold for these messages.
+            who: who pushes, where room may be claimed.
         """
         bounds = bounds_of(self.topology, queue)
         keys = _push_keys(self.keys, queue, priority, bounds, self._ledger(queue))
-        reply = run_script(
-            client, "push", keys, [*bounds.args[:3], terms, *bounds.args[3:], *payloads]
-        )
-        accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply[:5])
-        drains, pace_us, consumers = [*reply[5:], 0, None][:3]
-        return Pushed(
-            accepted,
-            length,
-            bounds.max_length,
-            size_bytes,
-            dropped,
-            age_ms,
-            drains=bool(drains),
-            pace_ms=pace_us / 1000,
-            consumers=consumers,
-        )
+
+        def push_some(some: Sequence[str | bytes], terms: Terms) -> Pushed:
+            args = [*bounds.args[:3], terms, *bounds.args[3:], who, *some]
+            reply = run_script(client, "push", keys, args)
+            accepted, length, size_bytes, dropped, age_ms = (int(number) for number in reply[:5])
+            drains, pace_us, consumers = [*reply[5:], 0, None][:3]
+            return Pushed(
+                accepted,
+                length,
+                bounds.max_length,
+                size_bytes,
+                dropped,
+                age_ms,
+                drains=bool(drains),
+                pace_ms=pace_us / 1000,
+                consumers=consumers,
+            )
+
+        return push_pieces(push_some, payloads, terms, bounds.args[2])
 
     def delay(
         self,
@@ -105,6 +111,7 @@ class Commands:
         *,
         priority: int = 0,
         terms: Terms = "",
+        who: str = "",
     ) -> Pushed:
         """Keep messages until they are due, as far as max_delayed and the queue's policy allow.
 
@@ -115,11 +122,36 @@ class Commands:
         limit, _, policy, *dead_letters = bounds.args
         keys = [*self._delayed(queue), self.keys.delayed_count(), self.keys.bell(queue)]
         keys += [self._ledger(queue), self.keys.ready(queue, priority)]
-        keys += [self.keys.dropped(queue), self.keys.dead(queue), self.keys.draining(queue)]
-        entries = [value for d in delays for value in (d.wait_ms, d.message_id, d.payload)]
-        reply = run_script(client, "delay", keys, [limit, policy, terms, *dead_letters, *entries])
-        accepted, length, dropped = (int(number) for number in reply[:3])
-        return Pushed(accepted, length, limit, dropped=dropped, drains=bool(reply[3]))
+        keys += [self.keys.dropped(queue), self.keys.dead(queue)]
+        keys += [self.keys.claim(queue, delayed=True), self.keys.draining(queue)]
+
+        def delay_some(some: Sequence[Delay], terms: Terms) -> Pushed:
+            entries = [value for d in some for value in (d.wait_ms, d.message_id, d.payload)]
+            args = [limit, policy, terms, *dead_letters, who, *entries]
+            reply = run_script(client, "delay", keys, args)
+            accepted, length, dropped = (int(number) for number in reply[:3])
+            return Pushed(accepted, length, limit, dropped=dropped, drains=bool(reply[3]))
+
+        return push_pieces(delay_some, delays, terms, policy)
+
+    def claim(
+        self,
+        client: redis.Redis,
+        queue: str,
+        who: str,
+        *,
+        messages: int,
+        size_bytes: int = 0,
+        kept_ms: int,
+        delayed: bool = False,
+    ) -> bool:
+        """Keep room in a full queue for messages that must get in together, whatever comes free.
+
+        Without messages it is let go, and nobody else may claim any for that time. Returns False
+        when somebody else's is kept already.
+        """
+        keys = [self.keys.claim(queue, delayed=delayed)]
+        return bool(run_script(client, "claim", keys, [who, messages, size_bytes, kept_ms]))
 
     def postpone(
         self, client: redis.Redis, queue: str, tag: str, *, message_id: str, due_ms: int
@@ -190,8 +222,10 @@ class Commands:
         # The newest chunk goes first: each chunk passes the one before it.
         for start in reversed(range(0, len(returns), REQUEUE_AT_MOST)):
             chunk = returns[start : start + REQUEUE_AT_MOST]
-            args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
-            returned += int(run_script(client, "requeue", keys, args))
+            while chunk:
+                args = [v for r in chunk for v in (r.tag, r.message_id, r.mark.value, r.evidence)]
+                count, left = run_script(client, "requeue", keys, args)
+                returned, chunk = returned + int(count), chunk[: int(left)]
         return returned
 
     def renew(
@@ -221,8 +255,8 @@ class Commands:
     def reclaim(self, client: redis.Redis) -> int:
         """Return messages of workers that have gone, of any queue, to the front of their queues.
 
-        Returns how many, at most `RECLAIM_AT_MOST`; -1 while everybody has time to renew, because
-        the broker was away.
+        Returns how many, at most `RECLAIM_AT_MOST`, and fewer when they are big; -1 while everybody
+        has time to renew, because the broker was away.
         """
         keys = [*self.keys.records(), self.keys.workers(), self.keys.reclaiming()]
         names = [self.keys.prefix, self.keys.separator, self.keys.ledger(""), self.keys.bell("")]
@@ -238,10 +272,14 @@ class Commands:
         bounds = [config.max_dead, int(config.max_dead_age * 1000)]
         buried = trimmed = 0
         for start in range(0, max(len(burials), 1), BURY_AT_MOST):
-            chunk = burials[start : start + BURY_AT_MOST]
-            entries = [v for b in chunk for v in (b.tag, b.evidence, b.payload)]
-            reply = run_script(client, "bury", keys, [*bounds, *entries])
-            buried, trimmed = buried + int(reply[0]), trimmed + int(reply[1])
+            chunk, is_more = burials[start : start + BURY_AT_MOST], 1
+            # Whoever buries something leaves the rest of the trimming to the next one.
+            while chunk or (is_more and not burials):
+                entries = [v for b in chunk for v in (b.tag, b.evidence, b.payload)]
+                numbers = map(int, run_script(client, "bury", keys, [*bounds, *entries]))
+                count, gone, left, is_more = numbers
+                buried, trimmed = buried + count, trimmed + gone
+                chunk = chunk[len(chunk) - left :]
         return Buried(buried, trimmed)
 
     def announce(
@@ -264,7 +302,11 @@ class Commands:
         """Drop every waiting and delayed message of a queue; returns how many there were."""
         keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
         keys += self.keys.ready_lists(queue)
-        return int(run_script(client, "purge", keys, []))
+        dropped, left = 0, 1
+        while left:
+            count, left = map(int, run_script(client, "purge", keys, []))
+            dropped += count
+        return dropped
 
 
 @lru_cache(maxsize=1024)
@@ -273,4 +315,5 @@ def _push_keys(keys: Keys, queue: str, priority: int, bounds: Bounds, ledger: st
     names = [keys.ready(queue, priority), keys.bell(queue), ledger]
     names += [keys.dropped(queue), keys.dead(queue)] if bounds.drop else ["", ""]
     names += [keys.draining(queue), keys.pace(queue), keys.consumers(queue)]
+    names.append(keys.claim(queue) if bounds.are_set else "")
     return names + (keys.ready_lists(queue) if bounds.are_set else [])

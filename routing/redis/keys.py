@@ -70,6 +70,11 @@ class Keys:
         """Return the list of what a queue's bound dropped."""
         return self.ready(dropped_queue(queue))
 
+    def claim(self, queue: str, *, delayed: bool = False) -> str:
+        """Return the hash of who waits for room in a full queue, and how much is kept for it."""
+        kind = "claim_delayed" if delayed else "claim"
+        return f"{self.prefix}celeriac:{kind}:{queue}"
+
     def ledger(self, queue: str) -> str:
         """Return the hash of a queue's counters."""
         return f"{self.prefix}celeriac:ledger:{queue}"

@@ -14,9 +14,11 @@ from routing.message.letter import Letter, parse
 from routing.redis.commands import Commands
 from routing.redis.scripts import run_script
 
-#: Letters read or moved in one call, and their bytes: as much as a fetch brings.
+#: Letters read or moved in one call, the bytes that are read, which costs the server little, and
+#: those that are moved.
 AT_MOST = 200
 BYTES_AT_MOST = 8 * 1024 * 1024
+MOVED_BYTES_AT_MOST = 512 * 1024
 
 #: Letters of the first read, as nobody knows how big they are.
 FIRST_LOT = 8
@@ -120,32 +122,75 @@ class StoredLetters:
 
     def _read(self, queue: str, first: int, last: int) -> list[Letter]:
         payloads = self._client.lrange(self._commands.keys.dead(queue), first, last)
+        if last < 0:  # at the newest there may be fewer than asked for
+            first = last - len(payloads) + 1
         # No more next time than fits when all are as big as the biggest.
         biggest = max(map(len, payloads), default=0) or 1
         self._lot[queue] = max(1, min(AT_MOST, 4 * self._lot[queue], BYTES_AT_MOST // biggest))
-        return [parse(queue, payload) for payload in payloads]
+        return [parse(queue, payload, first + n) for n, payload in enumerate(payloads)]
 
-    def move(self, moves: Sequence[Move], *, to: str) -> list[Letter]:
+    def move(
+        self,
+        moves: Sequence[Move],
+        *,
+        to: str,
+        before: Callable[[Letter], None] = lambda _: None,
+    ) -> list[Letter]:
         """Move letters to the back of a queue, or drop them; return those that were still there.
 
         The bound of the queue does not refuse them: they were accepted once.
+
+        Arguments:
+            moves: the letters, and what they become.
+            to: the queue.
+            before: called with each letter, right before it may be moved.
         """
         moved: list[Letter] = []
         for queue, priority, lot in _lots(moves):
-            flags = self._call(queue, priority, lot, to)
-            moved += [move.letter for move, flag in zip(lot, flags, strict=True) if flag]
+            for move in lot:
+                before(move.letter)
+            while lot:
+                # Those that were moved do not stand before the others any more.
+                asked = [(_index_after(moved, move.letter), move) for move in lot]
+                flags = self._call(queue, priority, asked, to)
+                for move, is_there in zip(lot, flags, strict=False):
+                    if is_there or self._moves_elsewhere(move, priority, to):
+                        moved.append(move.letter)
+                lot = lot[len(flags) :]
         return moved
 
-    def _call(self, queue: str, priority: int, lot: Sequence[Move], to: str) -> Sequence[int]:
+    def _moves_elsewhere(self, move: Move, priority: int, to: str) -> bool:
+        """Look for a letter that is not where it was, as others were removed; move it if it is."""
+        queue, index = move.letter.queue, -1
+        while letters := self._read(queue, index - self._lot[queue] + 1, index):
+            for letter in reversed(letters):
+                if letter.payload == move.letter.payload:
+                    (is_there,) = self._call(queue, priority, [(letter.index, move)], to)
+                    return bool(is_there)
+            index -= len(letters)
+        return False
+
+    def _call(
+        self, queue: str, priority: int, asked: Sequence[tuple[int, Move]], to: str
+    ) -> Sequence[int]:
         keys, limit = self._commands.keys, self._commands.topology.queue(to).max_length or 0
         names = [keys.dead(queue), self._ledger(queue), keys.ready(to, priority)]
         names += [keys.bell(to), self._ledger(to), *keys.ready_lists(to)]
-        payloads = [payload for move in lot for payload in (move.letter.payload, move.payload)]
-        flags: Sequence[int] = run_script(self._client, "revive", names, [limit, *payloads])
+        entries = [v for index, move in asked for v in (index, move.letter.payload, move.payload)]
+        flags: Sequence[int] = run_script(self._client, "revive", names, [limit, *entries])
         return flags
 
     def _ledger(self, queue: str) -> str:
         return self._commands.keys.ledger(queue) if queue in self._commands.topology else ""
+
+
+def _index_after(moved: Iterable[Letter], letter: Letter) -> int:
+    """Return where a letter stands now, after others of its list were moved."""
+    index = letter.index
+    others = [other.index for other in moved if other.queue == letter.queue]
+    if index < 0:
+        return index + sum(index < other < 0 for other in others)
+    return index - sum(0 <= other < index for other in others)
 
 
 def _lots(moves: Sequence[Move]) -> Iterator[tuple[str, int, list[Move]]]:
@@ -157,7 +202,7 @@ def _lots(moves: Sequence[Move]) -> Iterator[tuple[str, int, list[Move]]]:
         lot = lots.setdefault(key, [])
         lot.append(move)
         sizes[key] = sizes.get(key, 0) + len(move.letter.payload) + len(move.payload)
-        if len(lot) >= AT_MOST or sizes[key] >= BYTES_AT_MOST:
+        if len(lot) >= AT_MOST or sizes[key] >= MOVED_BYTES_AT_MOST:
             yield (*key, lots.pop(key))
             del sizes[key]
     for key, lot in lots.items():

@@ -32,10 +32,10 @@ _IN_SCRIPTS = (
     f"del {_KEY}", f"exists {_KEY}", f"hdel {_KEY} 0", f"hexists {_KEY} 0", f"hget {_KEY} 0",
     f"hgetall {_KEY}", f"hincrby {_KEY} 0 1", f"hlen {_KEY}", f"hmget {_KEY} 0",
     f"hset {_KEY} 0 0", f"incr {_KEY}", f"incrby {_KEY} 1", f"lindex {_KEY} 0",
-    f"lrem {_KEY} 1 0", f"ltrim {_KEY} 0 0", f"rpush {_KEY} 0", f"zadd {_KEY} 0 0",
-    f"zcard {_KEY}", f"zmscore {_KEY} 0", f"zrange {_KEY} 0 0", f"zrangebyscore {_KEY} 0 0",
-    f"zrem {_KEY} 0", f"zremrangebyscore {_KEY} 0 0", f"set {_KEY} 0",
-    f"get {_KEY}",
+    f"lrem {_KEY} 1 0", f"lset {_KEY} 0 0", f"ltrim {_KEY} 0 0", f"rpush {_KEY} 0",
+    f"zadd {_KEY} 0 0", f"zcard {_KEY}", f"zmscore {_KEY} 0", f"zrange {_KEY} 0 0",
+    f"zrangebyscore {_KEY} 0 0", f"zrem {_KEY} 0", f"zremrangebyscore {_KEY} 0 0",
+    f"set {_KEY} 0", f"get {_KEY}",
 )  # fmt: skip
 
 #: What kombu runs: connections, bindings of queues, remote control and events.

@@ -84,6 +84,7 @@ SCRIPTS = {
         "rebase",
         "renew",
         "reclaim",
+        "claim",
         "store",
         "change",
         "announce",

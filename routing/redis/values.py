@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-#: Bytes that one fetch may bring: enough for thousands of ordinary messages, and it keeps a reply
-#: of 1 MB messages from stalling the server, the wire and the worker's loop.
-FETCH_BYTES = 8 * 1024 * 1024
+#: Bytes that one fetch may bring: enough for thousands of ordinary messages, and some milliseconds
+#: of the server.
+FETCH_BYTES = 2 * 1024 * 1024
 
 
 class Mark(StrEnum):

@@ -7,9 +7,6 @@ to try again, and drops are logged. Channels call it for every message and every
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,22 +18,12 @@ from routing.redis.values import Pushed
 from routing.topology.model import Topology
 from routing.topology.queue import QueueConfig
 from routing.transport.blocking import why_not
+from routing.transport.claim import Claim
 from routing.transport.drops import DROPS
 from routing.transport.gathering import Destination
 from routing.transport.link import Link
 from routing.transport.refusals import patiently
-
-logger = logging.getLogger(__name__)
-
-#: Seconds between a blocked producer's first two tries, and at most: a queue that makes room every
-#: few milliseconds is met at once, and a stalled one costs forty short calls a second.
-FIRST_WAIT_SECONDS = 0.001
-LONGEST_WAIT_SECONDS = 0.025
-
-#: Seconds after which a producer that waits says so, and how often it says so again: nobody should
-#: look for long at a program that stands still.
-TELL_AFTER_SECONDS = 5.0
-TELL_EVERY_SECONDS = 60.0
+from routing.transport.room_wait import RoomWait
 
 #: Limits of what `QueueFull` proposes: below, a producer would spin; above, it would miss that
 #: workers have come back.
@@ -61,11 +48,14 @@ class Overflow:
         link: the database.
         destination: what the messages share.
         is_worker: whether this is a worker's own process.
+        expires_ms: the queue's ``x-expires``: its lists go when nothing was pushed for so long;
+            None for never, as for every queue of the table.
     """
 
     link: Link
     destination: Destination
     is_worker: bool
+    expires_ms: int | None = None
 
     @property
     def queue(self) -> str:
@@ -111,11 +101,26 @@ class Overflow:
         if pushed.drains:
             return pushed
         if pushed.accepted < len(payloads) and self.config.overflow == "block" and terms != "none":
-            return _Blocked(overflow=self, terms=terms, took=took).push_the_rest(payloads, pushed)
+            claim = self.claim(payloads if terms == "whole" else ())
+            blocked = _Blocked(overflow=self, terms=terms, took=took, claim=claim)
+            try:
+                return blocked.push_the_rest(payloads, pushed)
+            finally:
+                claim.end()
         return pushed
 
-    def push_once(self, payloads: Sequence[str | bytes | Delay], terms: Terms = "") -> Pushed:
-        """Push what there is room for now; without messages, only look how much waits."""
+    def claim(self, payloads: Sequence[str | bytes | Delay]) -> Claim:
+        """Return what keeps room for messages that must get in together, once they wait for it."""
+        size_bytes = sum(map(size_of, payloads)) if self.bounds.max_bytes else 0
+        return Claim(self.link, self.destination, messages=len(payloads), size_bytes=size_bytes)
+
+    def push_once(
+        self, payloads: Sequence[str | bytes | Delay], terms: Terms = "", who: str = ""
+    ) -> Pushed:
+        """Push what there is room for now; without messages, only look how much waits.
+
+        Room that others than `who` have claimed counts as taken.
+        """
         commands: Any = self.link.commands
         run = commands.delay if self.delayed else commands.push
 
@@ -126,10 +131,20 @@ class Overflow:
                 payloads,
                 priority=self.destination.priority,
                 terms=terms,
+                who=who,
             )
             return pushed
 
-        return patiently(attempt, is_worker=self.is_worker, is_push=True)
+        pushed = patiently(attempt, is_worker=self.is_worker, is_push=True)
+        if self.expires_ms is not None and payloads:
+            self._put_off_expiry(self.expires_ms)
+        return pushed
+
+    def _put_off_expiry(self, expires_ms: int) -> None:
+        with self.link.client.pipeline(transaction=False) as pipeline:
+            for name in self.link.commands.keys.ready_lists(self.queue):
+                pipeline.pexpire(name, expires_ms)
+            pipeline.execute()
 
     @property
     def block_seconds(self) -> float:
@@ -204,12 +219,14 @@ class _Blocked:
     overflow: Overflow
     terms: Terms
     took: Took
+    claim: Claim
 
     def push_the_rest(self, payloads: Sequence[str | bytes | Delay], pushed: Pushed) -> Pushed:
         """Return what became of all of these; the first of them the queue had room for."""
         accepted, patience = pushed.accepted, self._patience(payloads)
         while room := self._await_room(payloads[accepted:], patience):
-            pushed = self.overflow.push_once(payloads[accepted : accepted + room], self.terms)
+            some, who = payloads[accepted : accepted + room], self.claim.who
+            pushed = self.overflow.push_once(some, self.terms, who)
             if pushed.accepted:
                 accepted += pushed.accepted
                 self.took(pushed.accepted)
@@ -241,70 +258,16 @@ class _Blocked:
         return room
 
     def _room(self, payloads: Sequence[str | bytes | Delay], patience: RoomWait) -> int:
-        found, limit = self.overflow.push_once(()), self.overflow.bounds.max_length
-        patience.tell(self.overflow, found)
+        self.claim.renew()
+        found = self.overflow.push_once((), who=self.claim.who)
+        limit = self.overflow.bounds.max_length
+        patience.tell(lambda: self.overflow.full(found, 1))
         if found.drains:
             patience.end()
             return 0
         if not self.overflow.fits(found, payloads if self.terms == "whole" else payloads[:1]):
             return 0
         return min(len(payloads), limit - found.length) if limit else len(payloads)
-
-
-class RoomWait:
-    """How long a blocked producer waits, and how often it looks.
-
-    Arguments:
-        seconds: how long in all.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._since = time.monotonic()
-        self._until = self._since + seconds
-        self._tell_at = self._since + TELL_AFTER_SECONDS
-        self._wait = FIRST_WAIT_SECONDS
-
-    @property
-    def is_long(self) -> bool:
-        """Whether the waits do not grow any more."""
-        return self._wait >= LONGEST_WAIT_SECONDS
-
-    def tell(self, overflow: Overflow, found: Pushed) -> None:
-        """Log that a producer waits, after a while and then now and then.
-
-        Arguments:
-            overflow: what it waits for.
-            found: what it found to wait there.
-        """
-        now = time.monotonic()
-        if now < self._tell_at:
-            return
-        self._tell_at = now + TELL_EVERY_SECONDS
-        full = overflow.full(found, 1)
-        logger.warning(
-            "queue %r is full: %d of at most %d %s wait; a producer has waited for room for %.0f s "
-            "(overflow = block): are workers at work on it? block_timeout bounds the wait",
-            full.queue,
-            full.length,
-            full.limit,
-            full.unit,
-            now - self._since,
-            extra={"event": "producer_waits", "queue": full.queue, "seconds": now - self._since},
-        )
-
-    def end(self) -> None:
-        """Wait no more."""
-        self._until = self._since
-
-    def wait(self) -> bool:
-        """Wait a little longer than the last time; False when the time is over."""
-        remaining = self._until - time.monotonic()
-        if remaining <= 0:
-            return False
-        # Producers that were refused together must not come back together.
-        time.sleep(min(remaining, self._wait * random.uniform(0.5, 1)))
-        self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS)
-        return True
 
 
 def size_of(payload: str | bytes | Delay) -> int:

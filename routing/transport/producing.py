@@ -80,7 +80,13 @@ class Publishing:
 
     def overflow(self, destination: Destination) -> Overflow:
         """Return what pushes messages there, and what becomes of those that find no room."""
-        return Overflow(link=self.link, destination=destination, is_worker=self.runtime.is_worker)
+        this: Any = self
+        return Overflow(
+            link=self.link,
+            destination=destination,
+            is_worker=self.runtime.is_worker,
+            expires_ms=this._expires.get(destination.queue),
+        )
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, is_worker=self.runtime.is_worker)
@@ -120,8 +126,6 @@ class Publishing:
             Destination(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
             Delay(eta, str(headers.get("id") or ""), payload) if eta else payload,
         )
-        if queue in this._expires:
-            this._maybe_update_queues_expire(self.plain_client, queue)
 
     def _put_payload(self, destination: Destination, payload: str | Delay) -> None:
         overflow = self.overflow(destination)

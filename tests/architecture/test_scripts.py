@@ -27,7 +27,7 @@ LUA = Path(__file__).parent.parent.parent / "routing" / "redis" / "lua"
 
 WRITES = {"HDEL", "HINCRBY", "HSET", "LPUSH", "RPUSH", "RPOP", "LPOP", "ZADD", "ZREM", "DEL", "SET"}
 WRITES |= {"PEXPIRE", "EXPIRE", "ZINCRBY", "INCRBY", "RPOPLPUSH", "LMOVE", "LTRIM", "SADD", "SREM"}
-WRITES |= {"LREM"}
+WRITES |= {"LREM", "LSET"}
 REMOVES = {"LREM", "HDEL", "RPOP", "LPOP", "ZREM", "DEL", "SREM", "LTRIM"}
 
 #: What a key of the header is called -> what its name contains.
@@ -52,6 +52,8 @@ KINDS = {
     "ledger": "celeriac:ledger:q",
     "dead letters": "q.dead",
     "dropped list": "q.dropped",
+    "claim of the queue": "celeriac:claim:q",
+    "claim of delayed room": "celeriac:claim_delayed:q",
     "ready list": "q",
 }
 
@@ -111,18 +113,18 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     "bury": (
         lambda client: commands().bury(client, "q", [Burial("t", '"reason":"failed"}')]),
-        [1, 0],
+        [1, 0, 0, 0],
         0,
         3,
     ),
-    # the four lists; two payloads
+    # the four lists; index and two payloads
     "revive": (
         lambda client: StoredLetters(client, commands()).move(
             [Move(Letter(queue="q", payload=b"{}"))], to="q"
         ),
         [1],
         4,
-        2,
+        3,
     ),
     # ledger, delayed set, dead letters, dropped messages, consumers and four lists
     "ledger": (
@@ -148,7 +150,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     "requeue": (
         lambda client: commands().requeue(client, "q", [Return("t"), Return("u")]),
-        2,
+        [2, 0],
         0,
         8,
     ),
@@ -160,6 +162,12 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
     ),
     # ledger and bell of the table's one queue; its name
     "reclaim": (lambda client: commands().reclaim(client), 0, 0, 0),
+    "claim": (
+        lambda client: commands().claim(client, "q", "who", messages=2, kept_ms=1000),
+        1,
+        0,
+        0,
+    ),
     # a key; text, seconds, whether final, and what it may replace
     "store": (
         lambda client: run_script(client, "store", ["key"], ["{}", 0, "1", ""]),
@@ -167,7 +175,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         1,
         4,
     ),
-    "purge": (lambda client: commands().purge(client, "q"), 0, 4, 0),
+    "purge": (lambda client: commands().purge(client, "q"), [0, 0], 4, 0),
 }
 
 
@@ -225,7 +233,7 @@ def test_a_call_sends_the_keys_and_arguments_of_the_header(name: str) -> None:
 
 
 #: A full server refuses these: the first two add, the others change no message.
-ADDING = {"push", "delay", "ledger", "rebase", "store"}
+ADDING = {"push", "delay", "ledger", "rebase", "claim", "store"}
 
 
 def without_comments(path: Path) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
+import pytest
+import redis
+
 from routing.redis.commands import RECLAIM_AT_MOST, Commands
 from routing.topology.model import Topology
 from tests.support.messages import id_of, ids_of, numbered
@@ -134,6 +137,20 @@ def test_thousands_are_renewed_in_slices(rig: Rig) -> None:
     arrivals = rig.fetch(2500)
     rig.settle(arrivals[::100])
     assert rig.renew(arrivals) == [arrival.tag for arrival in arrivals[::100]]
+
+
+def test_what_cannot_go_back_keeps_nothing_else(rig: Rig) -> None:
+    rig.push(numbered(5))
+    rig.push(numbered(2 * RECLAIM_AT_MOST, queue="other"), "other")
+    arrivals = [*rig.fetch(), *rig.fetch(queue="other")]
+    rig.client.set(rig.keys.ready("other"), "somebody's own")
+    rig.let_leases_run_out(arrivals)
+    assert rig.reclaim() == 5
+    with pytest.raises(redis.ResponseError, match=f"key {rig.keys.ready('other')}"):
+        rig.reclaim()
+    assert rig.ready_ids() == ["1", "2", "3", "4", "5"]
+    rig.client.delete(rig.keys.ready("other"))
+    assert rig.reclaim() == RECLAIM_AT_MOST
 
 
 def test_names_of_workers_that_have_gone_do_not_gather(rig: Rig) -> None:

@@ -83,7 +83,11 @@ class Rig:
         return self.commands.exchange(self.client, settlement, fetch)
 
     def fetch(self, credit: int = 1000, queue: str = "q") -> list[Arrival]:
-        return self.exchange(NOTHING, **{queue: credit}).arrivals
+        """Fetch as many of a queue, in several calls when they are many or big."""
+        arrivals: list[Arrival] = []
+        while more := self.exchange(NOTHING, **{queue: credit - len(arrivals)}).arrivals:
+            arrivals += more
+        return arrivals
 
     def settle(self, arrivals: Sequence[Arrival], ending: str = "done") -> None:
         endings = [Ending(arrival.queue, ending, arrival.tag) for arrival in arrivals]

@@ -291,6 +291,31 @@ def test_a_queue_of_the_table_does_not_expire_with_its_messages(
     assert "queue 'low' is in the queue table: its x-expires is left out" in caplog.text
 
 
+def test_a_queue_outside_of_the_table_expires_when_nothing_is_pushed(
+    app: Celery, broker: Broker
+) -> None:
+    add = app.tasks["basic.add"]
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        queue = Queue("own", queue_arguments={"x-expires": 60_000}).bind(channel)
+        queue.declare()
+        ways = {
+            "one": lambda: add.apply_async((1, 1), queue=queue, connection=connection),
+            "urgent": lambda: add.apply_async(
+                (1, 1), queue=queue, connection=connection, priority=9
+            ),
+            "many": lambda: add.apply_many([((1, 1), {})], queue=queue, connection=connection),
+        }
+        for name, send in ways.items():
+            send()
+            steps = [broker.key(f"own{step}") for step in ("", "\x06\x169")]
+            ages = [broker.client.pttl(key) for key in steps if broker.client.exists(key)]
+            assert ages, name
+            assert all(0 < age <= 60_000 for age in ages), name
+            for key in steps:
+                broker.client.persist(key)
+
+
 def test_deleting_a_queue_counts_what_it_held_of_all_priorities(
     app: Celery, broker: Broker
 ) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery import Celery, chord, group
 
 from routing import Dropped, MessageTooLarge, QueueFull, install
+from routing.message.eta import Delay
 from routing.redis.values import Pushed
 from routing.transport import runtime
-from routing.transport.overflow import RoomWait, retry_after_seconds
+from routing.transport.claim import KEPT_MS, PAUSE_MS
+from routing.transport.gathering import Destination
+from routing.transport.overflow import retry_after_seconds
+from routing.transport.room_wait import RoomWait
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
-from tests.support.messages import ids_of
+from tests.support.messages import ids_of, task_message
 from tests.support.wait import eventually
 
 TABLE: dict[str, Any] = {
@@ -30,6 +35,7 @@ TABLE: dict[str, Any] = {
         "waits": {"max_length": 3, "overflow": "block", "block_timeout": 0.05},
         "patient": {"max_length": 3, "overflow": "block"},
         "heavy": {"max_bytes": 3_000, "overflow": "block"},
+        "later": {"max_delayed": 3, "overflow": "block"},
     },
 }
 
@@ -196,6 +202,78 @@ def test_a_group_is_published_whole_or_not_at_all(app: Celery, broker: Broker) -
     assert broker.ledger("small") == {"accepted": 2, "refused": 2}
     group(members(app, small=1)).apply_async()
     assert broker.length("small") == 3
+
+
+@pytest.mark.parametrize(
+    ("queue", "shares"),
+    [
+        ("patient", {"patient": 3}),
+        ("patient", {"patient": 3, "main": 1}),
+        ("heavy", {"heavy": 3}),
+        ("later", {"later": 3}),
+    ],
+    ids=["one queue", "two queues", "bytes", "delayed"],
+)
+def test_a_group_gets_in_though_single_messages_take_each_place_that_comes_free(
+    app: Celery, broker: Broker, queue: str, shares: dict[str, int]
+) -> None:
+    is_delayed = queue == "later"
+    names = ("delayed", "delayed_messages") if is_delayed else ()
+    delayed, texts = (broker.key(f"celeriac:{name}:{queue}") for name in names or ("", ""))
+
+    def free_a_place() -> None:
+        if is_delayed:
+            ((member, _),) = broker.client.zpopmin(delayed)
+            broker.client.hdel(texts, member)
+            return
+        text = broker.client.rpop(broker.key(queue))
+        broker.client.hincrby(broker.key(f"celeriac:ledger:{queue}"), "bytes", -len(text))
+
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        overflow = channel.overflow(Destination(queue=queue, delayed=is_delayed))
+        text = task_message("noop", (None,), queue=queue)
+        far = datetime.now(UTC) + timedelta(hours=1)
+        single: Any = Delay(far, "single", text) if is_delayed else text
+        waiting = 0
+        while overflow.push_once([single]).accepted:
+            waiting += 1
+        options = {"countdown": 3600} if is_delayed else {}
+        sending = threading.Thread(
+            target=lambda: group(members(app, **shares)).apply_async(**options), daemon=True
+        )
+        sending.start()
+        kind = "claim_delayed" if is_delayed else "claim"
+        eventually(lambda: broker.client.exists(broker.key(f"celeriac:{kind}:{queue}")))
+        taken = 0
+        for _ in range(waiting):
+            free_a_place()
+            taken += overflow.push_once([single]).accepted
+        sending.join(20)
+        assert not sending.is_alive(), "it waits still"
+        assert taken <= 1, "each place went to somebody else"
+
+
+def test_after_a_group_single_messages_have_their_turn(app: Celery, broker: Broker) -> None:
+    key, payloads = broker.key("celeriac:claim:patient"), ["{}", "{}"]
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        overflow = channel.overflow(Destination(queue="patient"))
+        first, second = overflow.claim(payloads), overflow.claim(payloads)
+        first.renew()
+        second.renew()
+        assert overflow.push_once(["{}", "{}"]).accepted == 1
+        assert overflow.push_once(payloads, "whole", second.who).accepted == 0
+        assert overflow.push_once(payloads, "whole", first.who).accepted == 2
+        first.end()
+        broker.client.ltrim(broker.key("patient"), 0, 0)
+        second.renew()
+        assert overflow.push_once(["{}"]).accepted == 1, "nothing is kept for the next group yet"
+        assert 0 < broker.client.pttl(key) <= PAUSE_MS
+        eventually(lambda: not broker.client.exists(key))
+        second.renew()
+        assert overflow.push_once(["{}"]).accepted == 0
+        assert 0 < broker.client.pttl(key) <= KEPT_MS, "who waits may die"
 
 
 def test_a_group_over_several_queues_is_published_whole_or_not_at_all(

@@ -27,8 +27,7 @@ def server(tmp_path: Any) -> Iterator[Server]:
     server.close()
 
 
-# One whose loop is kombu's, and one that has none.
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_a_dead_letter_that_is_refused_holds_up_nothing(server: Server, pool: str) -> None:
     url, store = server.fresh_url(), server.fresh_url()
     settings: dict[str, Any] = {"table": {**TABLE, "lease_seconds": LEASE_SECONDS}}
@@ -45,8 +44,15 @@ def test_a_dead_letter_that_is_refused_holds_up_nothing(server: Server, pool: st
         elapse(LEASE_SECONDS)
         assert scripts(client) - before < 100
         assert attempt.delay("good", "succeed", 0.01).get(timeout=10) == "good"
-        eventually(lambda: not client.hlen("unacked"))
+        eventually(
+            lambda: client.hlen("unacked") == 1, message="the letter that is refused is kept"
+        )
+        assert "(key bulk.dead, expected a list)" in worker.log
         assert "could not be renewed" not in worker.log
+        assert worker.running
+        client.delete("bulk.dead")
+        eventually(lambda: client.llen("bulk.dead") == 1, 10)
+        assert not client.hlen("unacked")
     close(app)
 
 

@@ -17,24 +17,26 @@
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, messages that take one of the slots, or 0
 --        for those that take none, most bytes, number of ready lists
--- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
--- another from being fetched; of each there may be one message more than fits. When a quiet queue has
--- something after all, nothing is fetched that takes a slot: its turn may come first.
+-- What is left of the bytes, and of 1,500 messages a call, is shared evenly by the queues that are still
+-- to come, so no queue keeps another from being fetched; of each there may be one more than fits. When
+-- a quiet queue has something after all, nothing is fetched that takes a slot: its turn may be first.
 -- Reply: {server time in ms, {numbers of the quiet queues that are not},
 --         then per asked queue {messages left behind,
 --                               time in ms at which its next delayed message is due, 0 for none,
 --                               message, message ...}}
 
+-- include: kinds
 -- include: records
 -- include: time
 -- include: bell
 -- include: trailing
 -- include: delayed
+-- include: limits
 -- include: promote
 -- include: settle
 
-local queues, prefix, lease, budget = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local slots = tonumber(ARGV[6])
+local queues, prefix, lease = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local budget, slots = tonumber(ARGV[5]), tonumber(ARGV[6])
 local key, arg = settle()
 local expiry, bytes = whole(now + lease), 0
 
@@ -65,6 +67,7 @@ local function read(q, list, name, fetch)
     local messages = redis.call('LRANGE', list, -taken - want, -taken - 1)
     empty = #messages < want
     for i = #messages, 1, -1 do
+      if bytes >= budget or (#got > 2 and fetch.bytes >= fetch.room) then break end
       local message, r = messages[i], 2 * #tags
       local tag = prefix .. q .. ':' .. #got - 1
       got[#got + 1], tags[#tags + 1] = message, tag
@@ -73,8 +76,8 @@ local function read(q, list, name, fetch)
       expiries[r + 1], expiries[r + 2] = expiry, tag
       origins[r + 1], origins[r + 2] = tag, list
       bytes, fetch.bytes, fetch.credit = bytes + #message, fetch.bytes + #message, fetch.credit - 1
+      taken = taken + 1
     end
-    taken = taken + #messages
   end
   if taken > 0 then takes[#takes + 1] = {list, taken} end
 end
@@ -82,7 +85,7 @@ end
 for q = 1, queues do
   local lists, ledger, delayed = tonumber(ARGV[arg + 4]), KEYS[key], KEYS[key + 2]
   local due = first_due(delayed)
-  if due and due <= now and promotions > 0 then
+  if due and due <= now and promotions > 0 and promotion_bytes > 0 then
     local refused = promote(delayed, KEYS[key + 3], ledger)
     refusal = refusal or refused
     -- What is refused keeps no other queue waiting, and is tried again in a second.
@@ -90,8 +93,9 @@ for q = 1, queues do
   end
   local fetch = {key = key, lists = lists, ledger = ledger, bytes = 0, got = {0, due or 0}}
   fetch.room = math.min(tonumber(ARGV[arg + 3]), math.floor((budget - bytes) / (queues - q + 1)))
-  local credit, per_slot = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
-  fetch.credit = per_slot > 0 and math.min(credit, slots * per_slot) or credit
+  local per_slot, share = tonumber(ARGV[arg + 2]), math.floor((1500 - #tags) / (queues - q + 1))
+  fetch.credit = math.min(tonumber(ARGV[arg + 1]), math.max(1, share))
+  if per_slot > 0 then fetch.credit = math.min(fetch.credit, slots * per_slot) end
   for l = 1, lists do read(q, KEYS[key + 3 + l], ARGV[arg], fetch) end
   if per_slot > 0 then slots = slots - math.ceil((#fetch.got - 2) / per_slot) end
   fetches[q], key, arg = fetch, key + 4 + lists, arg + 5

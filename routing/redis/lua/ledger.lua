@@ -11,7 +11,15 @@
 --                         live workers that consume it, delayed messages that are due,
 --                         counter, value, counter, value ...}}
 
+-- include: kinds
+
 local lists = tonumber(ARGV[1])
+local wrong = misused('hash', KEYS[1], KEYS[2])
+for key = 3, #KEYS, 4 + lists do
+  wrong = wrong or misused('hash', KEYS[key]) or misused('zset', KEYS[key + 1])
+    or misused('list', unpack(KEYS, key + 2, key + 3 + lists))
+end
+if wrong then return wrong end
 
 -- A record without an origin is a stock worker's; an origin without a record is one that stock tools
 -- took away.

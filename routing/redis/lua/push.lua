@@ -6,6 +6,7 @@
 --        4 dropped list of the queue, or the first key for none
 --        5 dead letters of the queue, or the first key for none
 --        6 draining flag of the queue   7 pace hash of the queue   8 consumers set of the queue
+--        9 claim of the queue, or the first key for none
 --        then, for a queue with a bound, every ready list in the order to pop: they are what waits
 -- ARGV:  1 max_length, 0 for none
 --        2 max_bytes of what waits, 0 for none
@@ -16,28 +17,44 @@
 --          "drop_oldest" makes room on any terms
 --        5 most dead letters that are kept
 --        6 evidence of a dead letter as JSON without the opening brace
---        7... the messages, oldest first, as JSON; without any, nothing is changed
+--        7 who pushes, when it may have claimed room, else ""
+--        8... the messages, oldest first, as JSON; without any, nothing is changed
 -- Reply: {accepted, messages waiting before, bytes waiting before, dropped,
 --         age of the oldest waiting message in ms when refused messages were counted, else 0,
 --         "1" when it is draining and takes none but exempt ones, else "", and with such an age:
 --         microseconds from one ending to the next, 0 for unknown, and number of its live consumers}
 --        the first `accepted` messages are the queue's; `dropped` were dropped by the policy,
---        of these or of those that waited
+--        of these or of those that waited. With "drop_oldest", the others come again: room for them
+--        is made piece by piece
 
 local limit, max_bytes, policy, terms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local ledger, first, count = KEYS[3], 7, #ARGV - 6
+local ledger, first, count = KEYS[3], 8, #ARGV - 7
 local bounded = limit > 0 or max_bytes > 0
 local waiting, bytes = 0, 0
-for k = 9, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
+
+-- include: kinds
+-- include: claimed
+local wrong = misused('list', KEYS[1], KEYS[2], KEYS[4], KEYS[5], unpack(KEYS, 10))
+  or (ledger ~= KEYS[1] and misused('hash', ledger))
+  or (bounded and (misused('hash', KEYS[7], KEYS[9]) or misused('zset', KEYS[8])))
+if wrong then return wrong end
+for k = 10, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
 if max_bytes > 0 and waiting > 0 then
   bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
+end
+-- Room that a group waits for is taken already, to everybody else.
+if policy == 'block' and bounded and terms ~= 'exempt' then
+  local messages, size = claimed_by_others(KEYS[9], ARGV[7])
+  waiting, bytes = waiting + messages, bytes + size
 end
 -- include: draining
 local drains = draining(KEYS[6])
 if count == 0 or drains ~= '' then return {0, waiting, bytes, 0, 0, drains} end
+
 -- include: time
 -- include: bell
 -- include: trailing
+-- include: limits
 -- include: drop
 -- include: pace
 -- include: prospects
@@ -45,42 +62,15 @@ if count == 0 or drains ~= '' then return {0, waiting, bytes, 0, 0, drains} end
 local stamp = '"at":' .. whole(now)
 local function stamped(i) return with_object(ARGV[first + i - 1], stamp) end
 local function size_of(i) return #ARGV[first + i - 1] + #stamp + #',"celeriac":{}' end
-
--- How many messages fit into so much room, counted from one end of the new ones.
-local function fitting(from, step, room_count, room_bytes)
-  if max_bytes == 0 then return math.max(0, math.min(count, room_count)) end
-  local n, size = 0, 0
-  for i = from, from + step * (count - 1), step do
-    size = size + size_of(i)
-    if (limit > 0 and n >= room_count) or size > room_bytes then break end
-    n = n + 1
-  end
-  return n
-end
-
--- Takes the oldest waiting messages, as long as the new ones from `low` on do not fit.
-local function make_room(low)
-  local gone, size, left, left_bytes = {}, 0, waiting, bytes
-  for i = low, count do size = size + size_of(i) end
-  for k = #KEYS, 9, -1 do
-    while left > 0 do
-      local most = limit > 0 and left + count - low + 1 - limit or 0
-      if most <= 0 and max_bytes > 0 and left_bytes + size > max_bytes then most = 1 end
-      local popped = most > 0 and redis.call('RPOP', KEYS[k], math.min(most, 1000))
-      if not popped then break end
-      for _, payload in ipairs(popped) do
-        gone[#gone + 1], left, left_bytes = payload, left - 1, left_bytes - #payload
-      end
-    end
-  end
-  return gone, left_bytes - bytes
-end
+-- include: room
 
 -- Which of the new messages are appended: all from `low` to `high`.
 local low, high, gone, change = 1, count, {}, 0
 if bounded and terms ~= 'exempt' and policy == 'drop_oldest' then
   low = count - fitting(count, -1, limit, max_bytes) + 1
   gone, change = make_room(low)
+  local fits = fitting(low, 1, limit - waiting + #gone, max_bytes - bytes + change)
+  high, change = #gone < waiting and low - 1 + fits or count, -change
 elseif bounded and terms ~= 'exempt' then
   high = terms == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
   if terms == 'whole' and high < count then high = 0 end
@@ -92,13 +82,13 @@ for i = low, high do
 end
 append(KEYS[1], payloads)
 local refuses = policy == 'reject' or policy == 'block'
-local accepted = refuses and #payloads or count
-local dropped = refuses and 0 or count - #payloads + #gone
-local refused = (policy ~= 'block' or terms == 'none') and count - accepted or 0
+local accepted = refuses and #payloads or policy == 'drop_oldest' and high or count
+local dropped = refuses and 0 or accepted - #payloads + #gone
+local refused = refuses and (policy ~= 'block' or terms == 'none') and count - accepted or 0
 
 if dropped > 0 then
   local dead, from = {}, policy == 'drop_oldest' and 1 or high + 1
-  for i = from, from + count - #payloads - 1 do
+  for i = from, from + accepted - #payloads - 1 do
     gone[#gone + 1] = stamped(i)
     if policy == 'dead_letter' then dead[#dead + 1] = gone[#gone] end
   end

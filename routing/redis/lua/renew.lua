@@ -9,10 +9,13 @@
 --        then tag and, when it has started, message id (else "") in turn
 -- Reply: {the tags that are gone}
 
+-- include: kinds
 -- include: records
 -- include: time
 
 local WORKERS = KEYS[6]
+local wrong = misused('hash', WORKERS)
+if wrong then return wrong end
 local expiry = whole(now + tonumber(ARGV[1]))
 
 local is_leaving = ARGV[3] == '1'

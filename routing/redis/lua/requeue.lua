@@ -10,48 +10,76 @@
 --        that nobody may have begun, "redelivered" for one that may have run in part, "counted"
 --        when that counts as a delivery too; the evidence says why it was charged; "later" for one
 --        that cannot be run now, which waits among the delayed ones, and notes how often it did
--- Reply: number of messages that went back (tags that are gone are passed over)
+-- Reply: {messages that went back, how many of the first were not looked at}; the newest come first,
+--         tags that are gone are passed over
 
+-- include: kinds
 -- include: records
 -- include: time
 -- include: bell
 -- include: trailing
 -- include: delayed
 -- include: charged
+-- include: limits
 
-local returned, bytes = 0, 0
+local wrong = misused('list', KEYS[6]) or misused('hash', KEYS[7], KEYS[9]) or misused('zset', KEYS[8])
+if wrong then return wrong end
 
-local later = {}
--- Each push to the front passes the one before it, so the newest goes first.
-for i = #ARGV - 3, 1, -4 do
-  local tag, id, mark = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local origin = redis.call('HGET', ORIGINS, tag)
-  local message = origin and message_in(redis.call('HGET', UNACKED, tag))
-  if message then
-    release(tag)
-    if mark ~= '' then message = redelivered(message) end
-    if mark == 'counted' then message = charged(message, ARGV[i + 3]) end
-    if mark == 'later' then
-      local times = count_in(message, 'returned')
-      message = with_latest(message, '"returned":%d+', '"returned":' .. whole(times + 1))
-      later[#later + 1] = {origin, id, message, times}
-    else
-      redis.call('RPUSH', origin, message)
-      bytes = bytes + #message
-    end
-    returned = returned + 1
+-- What goes back is read first: each has its own list. The newest goes first, as each push to the
+-- front passes the one before it.
+local held, tags, seen, lists, size, late, left = {}, {}, {}, {}, 0, 0, #ARGV / 4
+while left > 0 and size < MOST_BYTES do
+  local at = 4 * left - 3
+  local origin = redis.call('HGET', ORIGINS, ARGV[at])
+  local message = origin and message_in(redis.call('HGET', UNACKED, ARGV[at]))
+  if message and not seen[ARGV[at]] then
+    held[#held + 1], lists[origin], size = {at, origin, message}, true, size + #message
+    tags[#tags + 1], seen[ARGV[at]] = ARGV[at], true
+    if ARGV[at + 2] == 'later' then late = late + 1 end
+  end
+  left = left - 1
+end
+for list in pairs(lists) do
+  wrong = wrong or misused('list', list)
+end
+if wrong then return wrong end
+-- Removing comes first, so that a full server lets messages go back.
+redis.call('HDEL', UNACKED, '')
+local number, misnumbered = 0, nil
+if late > 0 then number, misnumbered = numbers(KEYS[10], late) end
+if misnumbered then return misnumbered end
+
+local later, back, bytes = {}, {}, 0
+if #held > 0 then release(unpack(tags)) end
+for _, one in ipairs(held) do
+  local at, origin, message = unpack(one)
+  local id, mark = ARGV[at + 1], ARGV[at + 2]
+  if mark ~= '' then message = redelivered(message) end
+  if mark == 'counted' then message = charged(message, ARGV[at + 3]) end
+  if mark == 'later' then
+    local times = count_in(message, 'returned')
+    message = with_latest(message, '"returned":%d+', '"returned":' .. whole(times + 1))
+    later[#later + 1] = {origin, id, message, times}
+  else
+    back[origin] = back[origin] or {}
+    table.insert(back[origin], message)
+    bytes = bytes + #message
   end
 end
 
+for list, messages in pairs(back) do
+  redis.call('RPUSH', list, unpack(messages))
+end
+
 -- These wait until they are tried again: 1 s the first time, a minute at most.
+local returned = #held
 local is_news = returned > #later
 if #later > 0 then
   local before = first_due(KEYS[8]) or math.huge
-  local sequence = redis.call('INCRBY', KEYS[10], #later)
   for i, one in ipairs(later) do
     local list, id, message, times = unpack(one)
     local due = now + 1000 * math.min(60, 2 ^ math.min(times, 6))
-    local member = member_of(sequence - i + 1, id)
+    local member = member_of(number - i + 1, id)
     redis.call('ZADD', KEYS[8], whole(due), member)
     redis.call('HSET', KEYS[9], member, value_of(list, message))
     -- A worker that waits knows when the next message is due; it must hear of an earlier one.
@@ -67,4 +95,4 @@ if returned > 0 then
   end
   if is_news then ring(KEYS[6]) end
 end
-return returned
+return {returned, left}

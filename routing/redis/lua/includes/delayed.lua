@@ -16,6 +16,14 @@ local function split(value)
   return string.sub(value, #digits + 2, from - 1), string.sub(value, from)
 end
 
+-- A number for each of so many messages that are delayed; the last one is returned. Called before
+-- anything is taken out: the key may hold something else.
+local function numbers(key, count)
+  local answer = redis.pcall('INCRBY', key, count)
+  if type(answer) == 'table' then return nil, {err = answer.err .. ' (key ' .. key .. ', expected a number)'} end
+  return answer
+end
+
 -- When the first of them is due, nil for none.
 local function first_due(delayed)
   return tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2])

@@ -6,11 +6,11 @@ local function append(list, payloads)
   end
 end
 
--- Cuts a list to its newest; what fell out is counted.
+-- Cuts a list to its newest, by more than has come in; what fell out is counted.
 local function trim(ledger, list, most, counter)
-  local over = redis.call('LLEN', list) - most
+  local over = math.min(redis.call('LLEN', list) - most, 2 * MOST + 3500)
   if over > 0 then
-    redis.call('LTRIM', list, 0, most - 1)
+    redis.call('LTRIM', list, 0, -over - 1)
     redis.call('HINCRBY', ledger, counter, over)
   end
 end

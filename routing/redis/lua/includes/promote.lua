@@ -1,6 +1,6 @@
--- Delayed messages that one call makes ready: a moment at which very many are due must not hold the
--- server, and the caller comes again at once.
-local promotions = 500
+-- Delayed messages that one call makes ready, and their bytes: a moment at which very many are due
+-- must not hold the server, and the caller comes again at once.
+local promotions, promotion_bytes = 500, MOST_BYTES
 
 -- Notes a message among those that go to one end of one list.
 local function add_to(pushes, member, due_ms, value)
@@ -33,13 +33,23 @@ local function promote(delayed, payloads, ledger)
   for i = 1, #due, 2 do
     members[#members + 1], dues[#dues + 1] = due[i], whole(due[i + 1])
   end
-  for i, value in ipairs(redis.call('HMGET', payloads, unpack(members))) do
-    if value then
-      add_to(pushes, members[i], dues[i], value)
-    else
-      redis.call('ZREM', delayed, members[i])
+  -- One first, to learn the size; then in steps, as the next ones may be a thousand times as big.
+  local n, size = 0, 0
+  while n < #members and size < promotion_bytes do
+    local want = size > 0 and math.floor((promotion_bytes - size) * n / size) or n
+    want = math.max(1, math.min(#members - n, want, n, 8))
+    for _, value in ipairs(redis.call('HMGET', payloads, unpack(members, n + 1, n + want))) do
+      if size >= promotion_bytes then break end
+      n = n + 1
+      if value then
+        size = size + #value
+        add_to(pushes, members[n], dues[n], value)
+      else
+        redis.call('ZREM', delayed, members[n])
+      end
     end
   end
+  promotion_bytes = promotion_bytes - size
   for _, push in pairs(pushes) do
     redis.call('ZREM', delayed, unpack(push.members))
     local answer = redis.pcall(push.command, push.list, unpack(push.payloads))

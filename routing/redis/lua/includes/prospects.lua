@@ -2,7 +2,7 @@
 -- worked off, and by how many. Adds it to the reply of a push that refused some.
 local function prospects(refused, reply)
   if refused == 0 then return reply end
-  for k = 9, #KEYS do
+  for k = 10, #KEYS do
     local oldest = reply[5] == 0 and redis.call('LINDEX', KEYS[k], -1)
     local at = oldest and stamp_of(oldest)
     if at then reply[5] = math.max(0, now - at) end

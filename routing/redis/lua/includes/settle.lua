@@ -9,6 +9,26 @@ local function on_args(call, from, to)
   return answer
 end
 
+-- Says which key of an exchange cannot be used, before anything is changed; nil for none.
+local function misused_key()
+  local key, arg, wrong = 6, 8, nil
+  for _ = 1, tonumber(ARGV[1]) do
+    wrong = wrong or misused('hash', KEYS[key])
+    key, arg = key + 1, arg + 2 + tonumber(ARGV[arg + 1])
+  end
+  key = key + tonumber(ARGV[7])
+  for _ = 1, tonumber(ARGV[2]) do
+    local lists = tonumber(ARGV[arg + 4])
+    wrong = wrong or misused('hash', KEYS[key], KEYS[key + 3]) or misused('zset', KEYS[key + 2])
+      or misused('list', KEYS[key + 1], unpack(KEYS, key + 4, key + 3 + lists))
+    key, arg = key + 4 + lists, arg + 5
+  end
+  return wrong
+end
+
+local misused_one = misused_key()
+if misused_one then return misused_one end
+
 -- Takes out what has ended, by group; returns where keys and arguments go on. Removing comes first: a
 -- server at its memory limit still lets a script run whose first write removes.
 local function settle()

@@ -1,0 +1,12 @@
+-- Asked before the first write: a script that a key of another type stops half way loses messages.
+local COUNTS = {list = 'LLEN', hash = 'HLEN', zset = 'ZCARD'}
+
+-- Says which of these keys cannot be used as such a one, as an error to reply with; nil for none.
+local function misused(kind, ...)
+  for _, key in ipairs({...}) do
+    local answer = redis.pcall(COUNTS[kind], key)
+    if type(answer) == 'table' then
+      return {err = answer.err .. ' (key ' .. key .. ', expected a ' .. kind .. ')'}
+    end
+  end
+end
