@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import Terminated, TimeLimitExceeded
 from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.state import task_ready
@@ -208,6 +208,8 @@ class Request(InterruptibleRequest):
     ) -> None:
         """End the message by what was raised, unless Celery finds that it is to run again."""
         error = unwrap(exc_info)
+        if self._already_revoked and isinstance(error, (*EXITS, Terminated)):
+            return  # who revoked it has killed its process, by whatever signal; it has ended
         self.message.ending = _ending_by(error)
         self.note_death(error, traceback=str(exc_info.traceback or ""))
         end = partial(super().on_failure, exc_info, send_failed_event, return_ok)
