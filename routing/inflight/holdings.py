@@ -18,7 +18,7 @@ from dataclasses import replace
 from routing.inflight.credit import Credit
 from routing.inflight.forks import in_children
 from routing.inflight.held import Held, State, Watch
-from routing.inflight.leases import Keeper, LeaseGuard
+from routing.inflight.leases import Keeper, Kept, LeaseGuard
 from routing.inflight.locks import new_lock
 from routing.inflight.outbox import Outbox, Settles
 from routing.inflight.prefetch import Prefetch
@@ -73,6 +73,7 @@ class Holdings:
         self.outbox = Outbox()
         self.clock = ServerClock()
         self.lease_guard = LeaseGuard()
+        self.kept = Kept()
         #: Who renews the leases, while messages are held.
         self.keeper: Keeper | None = None
 
@@ -207,8 +208,7 @@ class Holdings:
     def requeue(self, tag: str, mark: Mark = Mark.NONE, evidence: str = "") -> bool:
         """Note that a message is requeued at the front; False when it is not held.
 
-        One that comes later is neither counted as a delivery nor becomes a dead letter, however
-        often that happens.
+        One that comes later is never counted as a delivery, nor becomes a dead letter.
 
         Arguments:
             tag: the message.
@@ -292,7 +292,7 @@ class Holdings:
                 for held in self._held.values()
                 if held.state >= least and (held.watch is None or held.watch() is not None)
             ]
-        return alive + [(tag, "") for tag in self.outbox.tags()]
+        return alive + [(tag, "") for tag in (*self.outbox.tags(), *self.kept.tags())]
 
     def started(self, tags: Iterable[str]) -> list[tuple[str, str]]:
         """Return those of these tags that run, with the ids of their messages."""
@@ -306,10 +306,9 @@ class Holdings:
             self.keeper.check_now()
 
     def forget(self, tags: Iterable[str]) -> int:
-        """Note that these messages are another worker's now; returns how many were held here.
-
-        What waits must not be started, and the ending of what runs is ignored.
-        """
+        """Note that these messages are another worker's now; returns how many were held here:
+        what waits must not be started, and the ending of what runs is ignored."""
+        self.kept.forget(tags := list(tags))
         with self._lock:
             return sum(self._drop(tag) is not None for tag in tags)
 
