@@ -221,7 +221,7 @@ INHERITED: dict[str, tuple[str, ...]] = {
     "celery.backends.redis:RedisBackend": ("_get_client", "_store_result"),
     "celery.worker.request:Request": (
         "_already_cancelled", "_already_revoked", "_announce_cancelled", "_announce_revoked",
-        "_context", "_eta", "_retry_worker_lost", "_success_was_stored",
+        "_context", "_eta", "_expires", "_retry_worker_lost", "_success_was_stored",
     ),
 }  # fmt: skip
 
