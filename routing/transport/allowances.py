@@ -19,10 +19,14 @@ class Consumed:
 
     Arguments:
         active: returns those that kombu asks for messages, fanouts apart.
+        most: returns how many unfinished messages of all of them the channel may have, as its
+            `basic_qos` says; 0 for any number.
     """
 
-    def __init__(self, active: Callable[[], Iterable[str]]) -> None:
-        self._active = active
+    def __init__(
+        self, active: Callable[[], Iterable[str]], most: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._active, self.most = active, most
         self._by_tag: dict[str, str] = {}
 
     def __bool__(self) -> bool:
@@ -55,17 +59,34 @@ class Allowances:
         consumed: the queues.
         holdings: what counts against their prefetch.
         inbox: what has come and was not delivered yet.
+        name: begins the tags of what the channel has fetched.
     """
 
-    def __init__(self, consumed: Consumed, holdings: Holdings, inbox: Inbox) -> None:
+    def __init__(
+        self, consumed: Consumed, holdings: Holdings, inbox: Inbox, name: str = ""
+    ) -> None:
         self._consumed, self._holdings, self._inbox = consumed, holdings, inbox
+        self._name = name
 
     def all(self) -> list[Allowance]:
         """Return the allowance of each queue that is consumed with acknowledgement."""
         queues = self._consumed.engine_queues
         size_bytes = self._holdings.credit.byte_allowances(queues)
         unsettled = self._holdings.outbox.unsettled()
-        return [self._allowance(queue, size_bytes[queue], unsettled[queue]) for queue in queues]
+        allowances = [self._allowance(one, size_bytes[one], unsettled[one]) for one in queues]
+        if not (most := self._consumed.most()):
+            return allowances
+        left = most - self._count()
+        return [
+            one._replace(credit=min(one.credit, left), prefetch=min(one.prefetch, most))
+            for one in allowances
+        ]
+
+    def _count(self) -> int:
+        """Return how many unfinished messages the channel has."""
+        tags = (tag for tag, _ in self._holdings.leases())
+        ours = [tag for tag in tags if tag.startswith(f"{self._name}:")]
+        return sum(self._holdings.get(tag) is not None for tag in ours)
 
     def _allowance(self, queue: str, size_bytes: int, unsettled: int) -> Allowance:
         waiting, prefetch = self._inbox.waiting(queue), self._holdings.prefetch
@@ -100,6 +121,6 @@ class Allowances:
             tuple(one.size_bytes for one in order),
             quiet=quiet,
         )
-        # What a slot can run is the same slot's for every queue.
-        is_by_slots = self._holdings.prefetch.ceiling is not None
-        return replace(fetch, most_queues=1) if is_by_slots else fetch
+        # What a slot can run is the same slot's for every queue, and what a channel may have too.
+        is_shared = self._holdings.prefetch.ceiling is not None or self._consumed.most()
+        return replace(fetch, most_queues=1) if is_shared else fetch
