@@ -33,6 +33,7 @@ from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
 from routing.worker.interruption import holdings_of
 from routing.worker.prefork import Pipes
+from routing.worker.rates import Rates
 from routing.worker.slots import CountedSlots, SemaphoreSlots, Slots
 from routing.worker.startup import refuse_stock_redis
 from routing.worker.stopping import STOP, Cut
@@ -68,6 +69,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
+        Rates(consumer, self._units)
         STOP.watch(consumer.controller, self._leave)
         keep_trimmed(consumer.timer)
         super().__init__(consumer, **kwargs)
@@ -114,10 +116,8 @@ class Dispatcher(bootsteps.StartStopStep):
             self._inflight = Running(rules, lambda: self._consumed_queues())
 
     def _fetch_for_free_slots(self, channel: EngineMixin, holdings: Holdings) -> None:
-        """Hold no more than the slots run, as ``--disable-prefetch`` asks for.
-
-        Celery's own way stops the channel, which has endings to carry, once too much is held.
-        """
+        """Hold no more than the slots run, as ``--disable-prefetch`` asks for: Celery's own way
+        stops the channel, which has endings to carry."""
         consuming: Any = channel
         consuming.qos.__dict__.pop("can_consume", None)
         batches = batches_by_queue(self._consumer.app)

@@ -281,6 +281,24 @@ def test_a_rate_limit_holds_for_every_item(valkey: Server) -> None:
         assert scene.broker.unacked() == 0
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+@pytest.mark.parametrize("rate", ["0", "50/s"])
+def test_items_that_wait_at_an_old_rate_go_on_at_the_new_one(
+    valkey: Server, pool: str, rate: str
+) -> None:
+    with Scene(valkey.fresh_url(), pool) as scene:
+        names = [f"item-{n}" for n in range(12)]
+        limited = scene.task("limited")
+        limited.delay_many(names)
+        eventually(lambda: scene.traces.total() == 1)
+        throughout(lambda: scene.traces.total() == 1, 0.3)
+        ask = {"reply": True, "timeout": 10, "limit": 1}
+        scene.app.control.rate_limit(limited.name, rate, **ask)
+        eventually(lambda: scene.traces.total() == 12, 10)
+        eventually(scene.settled)
+        assert scene.traces.counts() == dict.fromkeys(names, 1)
+
+
 def test_batches_work_on_a_broker_that_is_not_ours(valkey: Server) -> None:
     with Scene(valkey.fresh_url(), env={"CELERIAC_TEST_STOCK": "1"}) as scene:
         results = [scene.task("flaky").delay(value) for value in (1, 2, 3)]
