@@ -203,6 +203,11 @@ class Intake:
         if not waited_for:  # else a timer runs already: one for each would starve all others
             self._drain(bucket)
 
+    def withdraw(self) -> list[ItemRequest]:
+        """Take out what waits for its batch, as there is a rate limit now."""
+        with self._lock:
+            return self._buffer.withdraw()
+
     def admit_again(self, requests: Sequence[ItemRequest]) -> None:
         """Let in at another rate limit what waited at the one before."""
         for request in requests:

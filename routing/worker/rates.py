@@ -18,6 +18,9 @@ from routing.worker.units import WaitingUnits
 class Admits(Protocol):
     """What takes in the messages of a task in its own way, at the task's rate."""
 
+    def withdraw(self) -> Sequence[Any]:
+        """Take out the requests that have passed and that no slot has taken."""
+
     def admit_again(self, requests: Sequence[Any]) -> None:
         """Let requests in at the rate that the task has now."""
 
@@ -42,18 +45,19 @@ class Rates:
             old, new = consumer.task_buckets.get(name), consumer.bucket_for_task(task)
             if _rate_of(old) == _rate_of(new):
                 continue
+            intake: Any = getattr(consumer.strategies.get(name), "__self__", None)
             if old is None:
-                waiting = self._units.withdraw(name)
+                is_own = isinstance(intake, Admits)
+                waiting = intake.withdraw() if is_own else self._units.withdraw(name)
             else:
                 waiting = [request for request, _ in old.contents]
                 old.clear_pending()
                 if new is not None and not old.can_consume():
                     new.can_consume()  # a change is no start for free
             consumer.task_buckets[name] = new
-            self._admit_again(name, new, waiting)
+            self._admit_again(intake, new, waiting)
 
-    def _admit_again(self, name: str, bucket: Any, requests: Sequence[Any]) -> None:
-        intake = getattr(self._consumer.strategies.get(name), "__self__", None)
+    def _admit_again(self, intake: Any, bucket: Any, requests: Sequence[Any]) -> None:
         if isinstance(intake, Admits):
             intake.admit_again(requests)
         elif bucket is not None:
