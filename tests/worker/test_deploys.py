@@ -251,6 +251,23 @@ def test_connections_lost_while_a_cancelled_task_ends_charge_nothing(
     assert site.broker.ledger("default")["done"] == 1
 
 
+@pytest.mark.parametrize("command", ["pool_restart", "pool_shrink", "autoscale", "shutdown"])
+def test_a_command_that_changes_the_pool_charges_nothing(site: Site, command: str) -> None:
+    options = ["--autoscale", "3,1"] if command == "autoscale" else []
+    site.send("held", "plain")
+    site.send("batch", "one", "two")
+    settings = {"worker_pool_restarts": True}
+    with site.worker(concurrency=3, settings=settings, options=options) as worker:
+        site.wait_for_starts("plain", "one", "two")
+        arguments = {"pool_shrink": {"n": 1}, "autoscale": {"max": 1, "min": 1}}.get(command)
+        ask: dict[str, Any] = {"reply": command != "shutdown", "timeout": 10, "limit": 1}
+        site.app.control.broadcast(command, arguments=arguments, **ask)
+        if command == "shutdown":
+            worker.wait_log("Got shutdown from remote")
+        site.let_go(["plain", "one", "two"])
+    assert site.traces.counts("started") == {"plain": 1, "one": 1, "two": 1}
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("task", ["held", "loss_ends"])
 def test_what_is_revoked_and_killed_has_been_revoked_also_when_that_is_stored_late(
