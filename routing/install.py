@@ -44,6 +44,7 @@ _NUMBERS = itertools.count(1)
 WORKER_STEPS = ("routing.worker.startup:CheckTable",)
 CONSUMER_STEPS = (
     "routing.worker.startup:CheckServer",
+    "routing.worker.startup:TellPrefetch",
     "routing.worker.dispatcher:Dispatcher",
     "routing.maintenance.runner:Upkeep",
 )

@@ -157,6 +157,12 @@ ETA_TIMER = Private(
     "celery.worker.request:Request", "_eta_timer_entry", "a revoked item leaves the timer"
 )
 
+SCHEDULE_BUCKET = Private(
+    "celery.worker.consumer.consumer:Consumer",
+    "_schedule_bucket_request",
+    "what waits for its turn at a rate limit follows another limit",
+)
+
 CHORD_ZSET = Private(
     "celery.backends.redis:RedisBackend", "_chord_zset", "it is cached for the client that it had"
 )
@@ -184,6 +190,7 @@ REBOUND: dict[str, dict[str, str]] = {
         "on_task_request": "requests go to the dispatcher",
         "on_unknown_message": "what is refused becomes a dead letter",
         "on_unknown_task": "what is refused becomes a dead letter",
+        "reset_rate_limits": "another rate limit holds for what waits, too",
     },
     "celery.worker.worker:WorkController": {
         "terminate": "a cold shutdown cuts when the loop has ended",
@@ -221,7 +228,7 @@ INHERITED: dict[str, tuple[str, ...]] = {
     "celery.backends.redis:RedisBackend": ("_get_client", "_store_result"),
     "celery.worker.request:Request": (
         "_already_cancelled", "_already_revoked", "_announce_cancelled", "_announce_revoked",
-        "_context", "_eta", "_retry_worker_lost", "_success_was_stored",
+        "_context", "_eta", "_expires", "_retry_worker_lost", "_success_was_stored",
     ),
 }  # fmt: skip
 

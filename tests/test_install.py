@@ -19,7 +19,13 @@ from routing import BrokerUnreachable, EngineError, QueueFull, Topology, Topolog
 from routing.maintenance.runner import Upkeep
 from routing.worker.control import queue_credits, queue_prefetch
 from routing.worker.dispatcher import Dispatcher
-from routing.worker.startup import CheckServer, CheckTable, StartRefused, check_server
+from routing.worker.startup import (
+    CheckServer,
+    CheckTable,
+    StartRefused,
+    TellPrefetch,
+    check_server,
+)
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
 
@@ -348,7 +354,8 @@ def test_the_worker_gets_its_steps_once(make_app: AppFactory) -> None:
     install(app, TABLE)
     install(app, {"queues": {"a": {}}})
     steps = {name: set(map(symbol_by_name, app.steps[name])) for name in ("worker", "consumer")}
-    assert steps == {"worker": {CheckTable}, "consumer": {CheckServer, Dispatcher, Upkeep}}
+    consumers = {CheckServer, TellPrefetch, Dispatcher, Upkeep}
+    assert steps == {"worker": {CheckTable}, "consumer": consumers}
 
 
 def worker(app: Celery, slots: int) -> Any:
@@ -400,7 +407,7 @@ def test_the_server_is_checked_on_the_first_connection(
     broker.client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         with app.connection_for_read() as connection:
-            consumer = SimpleNamespace(app=app, connection=connection)
+            consumer = SimpleNamespace(app=app, connection=connection, prefetch_multiplier=4)
             step = CheckServer(consumer)
             step.start(consumer)
             step.start(consumer)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
@@ -207,6 +207,16 @@ class Intake:
         bucket.add((request, 1))
         if not waited_for:  # else a timer runs already: one for each would starve all others
             self._drain(bucket)
+
+    def withdraw(self) -> list[ItemRequest]:
+        """Take out what waits for its batch, as there is a rate limit now."""
+        with self._lock:
+            return self._buffer.withdraw()
+
+    def admit_again(self, requests: Sequence[ItemRequest]) -> None:
+        """Let in at another rate limit what waited at the one before."""
+        for request in requests:
+            self._admit(request, ())
 
     def _drain(self, bucket: Any) -> None:
         while bucket.contents:

@@ -133,6 +133,14 @@ class Buffer(Generic[G, E]):
             if not kept:
                 self._forget(window)
 
+    def withdraw(self) -> list[E]:
+        """Take out what is open, as it has to wait elsewhere; a turn that it had is void."""
+        windows = list(self._open.values())
+        entries = self.clear()
+        for window in windows:
+            window.entries.clear()
+        return entries
+
     def clear(self) -> list[E]:
         """Forget what is open; what was held is returned in order of arrival within each group."""
         entries = [entry for window in self._open.values() for entry in window.entries]

@@ -17,7 +17,7 @@ from routing.redis.permissions import grant
 #: Redis 6.2 has what the scripts call (ZMSCORE, LPOP and RPOP with a count).
 OLDEST_REDIS = (6, 2)
 
-#: Seconds. Leases go by the server's clock, but `expires`, events and logs by the workers'.
+#: Seconds. Leases, delays and `expires` go by the server's clock, events and logs by the workers'.
 CLOCK_WARN_SECONDS, CLOCK_ERROR_SECONDS = 1.0, 60.0
 
 #: Share of the memory in use; what is left is for results and for the copy that a snapshot takes.
@@ -136,7 +136,7 @@ def _clocks(snapshot: Snapshot) -> Iterator[Judgement]:
             level: Level = "error" if abs(ahead) >= CLOCK_ERROR_SECONDS else "warn"
             way = "ahead of" if ahead > 0 else "behind"
             what = f"the clock of {name} is {abs(ahead):.1f} s {way} the server's"
-            yield level, what, "run a time service there: `expires`, events and logs go by it"
+            yield level, what, "run a time service there: events, logs and times of day go by it"
     if all(abs(ahead) < CLOCK_WARN_SECONDS for ahead in known.values()):
         most = max(map(abs, known.values()), default=0.0)
         yield "ok", f"clocks within {most * 1000:.0f} ms of the server's", ""

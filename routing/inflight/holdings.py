@@ -18,7 +18,7 @@ from dataclasses import replace
 from routing.inflight.credit import Credit
 from routing.inflight.forks import in_children
 from routing.inflight.held import Held, State, Watch
-from routing.inflight.leases import Keeper, LeaseGuard
+from routing.inflight.leases import Keeper, Kept, LeaseGuard
 from routing.inflight.locks import new_lock
 from routing.inflight.outbox import Outbox
 from routing.inflight.prefetch import Prefetch
@@ -78,6 +78,7 @@ class Holdings:
         self.outbox = Outbox()
         self.clock = ServerClock()
         self.lease_guard = LeaseGuard()
+        self.kept = Kept()
         #: Who renews the leases, while messages are held.
         self.keeper: Keeper | None = None
 
@@ -315,7 +316,7 @@ class Holdings:
                 for held in self._held.values()
                 if held.state >= least and (held.watch is None or held.watch() is not None)
             ]
-        return alive + [(tag, "") for tag in self.outbox.tags()]
+        return alive + [(tag, "") for tag in (*self.outbox.tags(), *self.kept.tags())]
 
     def started(self, tags: Iterable[str]) -> list[tuple[str, str]]:
         """Return those of these tags that run, with the ids of their messages."""
@@ -330,6 +331,7 @@ class Holdings:
 
     def forget(self, tags: Iterable[str]) -> int:
         """Note that these messages are another worker's now; returns how many were held here."""
+        self.kept.forget(tags := list(tags))
         with self._lock:
             return sum(self._drop(tag) is not None for tag in tags)
 

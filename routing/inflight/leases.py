@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from routing.redis.clocks import boot_seconds
@@ -59,3 +61,34 @@ class LeaseGuard:
     def drop(self) -> None:
         """Distrust what is held, until the next confirmation."""
         self._until = 0.0
+
+
+class Kept:
+    """What a job of the upkeep has taken: renewed as all else that is held, and counted nowhere.
+
+    Also asked and changed by the thread that renews: each step is one of the set's own.
+    """
+
+    def __init__(self) -> None:
+        self._tags: set[str] = set()
+
+    @contextmanager
+    def keep(self, tags: Sequence[str]) -> Iterator[None]:
+        """Have the leases of these messages renewed within."""
+        self._tags.update(tags)
+        try:
+            yield
+        finally:
+            self._tags.difference_update(tags)
+
+    def tags(self) -> list[str]:
+        """Return what is kept."""
+        return list(self._tags)
+
+    def has(self, tag: str) -> bool:
+        """Return whether a message is still kept; if not, another worker has it."""
+        return tag in self._tags
+
+    def forget(self, tags: Iterable[str]) -> None:
+        """Note that these are another worker's now."""
+        self._tags.difference_update(tags)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from routing.inflight.ready import Ready
 from routing.topology.live import LiveTable
 from routing.topology.model import Topology
 
-#: The prefetch of a queue that neither the table nor a batch task says anything about.
+#: The prefetch of a queue that neither the table nor a batch task says anything about, in a worker
+#: with few slots: enough to hide the broker's round trip behind tasks of a few milliseconds.
 DEFAULT_PREFETCH = 32
+
+#: In one with many: as much again as runs, so that half of it is fetched while the other half runs.
+PREFETCH_FOR_SLOT = 2
 
 
 class Room(NamedTuple):
@@ -52,11 +56,17 @@ class Prefetch:
         self.batch_needs: Mapping[str, int] = {}
         #: What a worker's slots ask for; None when prefetch alone decides.
         self.demand: Demand | None = None
+        #: Queue to the slots of the worker that it may have.
+        self.slot_needs: Mapping[str, int] = {}
+        #: How many slots the process has now; 0 where it is no worker.
+        self.slots: Callable[[], int] = lambda: 0
 
     def of(self, queue: str) -> int:
         """Return the most unfinished messages that this process may hold from a queue."""
         chosen = self._changed.get(queue) or self.table.queue(queue).prefetch
-        return chosen or max(DEFAULT_PREFETCH, self.batch_needs.get(queue, 0))
+        return chosen or max(
+            DEFAULT_PREFETCH, PREFETCH_FOR_SLOT * self.slots(), self.batch_needs.get(queue, 0)
+        )
 
     def change(self, queue: str, count: int) -> None:
         """Change a queue's prefetch in this process, until it ends.

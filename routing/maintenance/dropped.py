@@ -1,9 +1,10 @@
 """Gives what a queue's bound dropped its final state, so that nobody waits for it for ever.
 
 `push` puts every dropped message into the list ``<queue>.dropped``. Each worker looks there a few
-times a second and takes what it finds as it takes any message: under a lease, settled when the
-state is stored, so that a worker that dies loses nothing. The task's result becomes a failure with
-`Dropped`; its error callbacks run, and a chord that it belongs to fails.
+times a second and takes what it finds as it takes any message: under a lease that is renewed,
+settled when the state is stored, so that a worker that dies loses nothing and nobody else repeats
+what takes long. The task's result becomes a failure with `Dropped`; its error callbacks run, and a
+chord that it belongs to fails. While the result backend is away, nothing is held.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from routing.errors import Dropped
 from routing.message.codec import decode
 from routing.message.exemption import accepted_before
 from routing.message.validation import check_message
+from routing.redis.faults import is_final, is_passing
 from routing.redis.values import NOTHING, Arrival, Ending, Fetch, Return, Settlement
 from routing.topology.names import dropped_queue
 from routing.transport.channel import EngineMixin
@@ -75,34 +77,46 @@ class FinishDropped:
         now = time.monotonic()
         if not self._queues or now < self._paused_until:
             return
-        while time.monotonic() < now + RUN_SECONDS:
+        until = now + RUN_SECONDS
+        while time.monotonic() < until:
             names = channel.commands.with_dropped(channel.plain_client, self._queues)
-            if not names or not self._finish_some(channel, names):
+            if not names or not self._finish_some(channel, names, until):
                 return
 
-    def _finish_some(self, channel: EngineMixin, queues: Sequence[str]) -> bool:
-        """Finish one slice; False when the result backend failed."""
+    def _finish_some(self, channel: EngineMixin, queues: Sequence[str], until: float) -> bool:
+        """Finish one slice; False when not all of it could be finished now."""
         asked = tuple((dropped_queue(queue), AT_MOST) for queue in queues)
         prefix = f"{self._name}:{next(self._calls)}:"
         arrivals = channel.commands.exchange(
             channel.plain_client, NOTHING, Fetch(prefix, asked)
         ).arrivals
         done = 0
-        try:
-            for arrival in arrivals:
-                self._finish(channel, arrival)
-                done += 1
-        except Exception as error:
-            logger.warning(
-                "the final state of dropped messages cannot be stored, trying again: %s: %s",
-                type(error).__name__,
-                error,
-                extra={"event": "dropped_unfinished"},
-            )
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
-        finally:
-            self._settle(channel, arrivals[:done], arrivals[done:])
+        with channel.link.holdings.kept.keep([arrival.tag for arrival in arrivals]):
+            try:
+                for arrival in arrivals:
+                    if not self._may_go_on(channel, until):
+                        break
+                    if channel.link.holdings.kept.has(arrival.tag):
+                        self._finish(channel, arrival)
+                    done += 1
+            except Exception as error:
+                logger.warning(
+                    "the final state of dropped messages cannot be stored, trying again: %s: %s",
+                    type(error).__name__,
+                    error,
+                    extra={"event": "dropped_unfinished"},
+                )
+                self._paused_until = time.monotonic() + PAUSE_SECONDS
+            finally:
+                self._settle(channel, arrivals[:done], arrivals[done:])
         return done == len(arrivals)
+
+    @staticmethod
+    def _may_go_on(channel: EngineMixin, until: float) -> bool:
+        """Return whether there is time for another, and what was taken is known to be ours."""
+        holdings = channel.link.holdings
+        is_sure = holdings.keeper is None or holdings.lease_guard.holds
+        return is_sure and not holdings.is_stopping() and time.monotonic() < until
 
     def _settle(
         self, channel: EngineMixin, finished: Sequence[Arrival], left: Sequence[Arrival]
@@ -120,12 +134,21 @@ class FinishDropped:
             message = decode(arrival.payload)
             policy = str((message.get("celeriac") or {}).get("dropped", ""))
             request = self._request(EngineMessage(message, channel=channel))
-            finish(self._app, request, Dropped(queue, policy))
-        except OperationalError:
-            raise
         except NO_MESSAGE as error:
             # Nobody can wait for a malformed message, and it must not hold up the others.
             logger.debug("queue %r dropped what is no task message: %s", queue, error)
+            return
+        try:
+            finish(self._app, request, Dropped(queue, policy))
+        except Exception as error:
+            if _may_pass(self._app, request, error):
+                raise
+            logger.exception(
+                "queue %r: that the dropped task %s has failed can never be stored",
+                queue,
+                request.id,
+                extra={"event": "ending_raised"},
+            )
 
     def _request(self, message: EngineMessage) -> Context:
         message.accept = self._accept
@@ -152,8 +175,7 @@ def finish(app: Any, request: Context, error: Exception) -> None:
 
     A success that is stored already stays: the message was another delivery of the same task.
     """
-    task = app.tasks.get(request.task)
-    backend = task.backend if task is not None else app.backend
+    task, backend = app.tasks.get(request.task), _backend_of(app, request)
     stores = _stores_errors(app, task, request)
     depends = request.chord or request.errbacks or request.chain
     if not stores and not depends:
@@ -162,6 +184,26 @@ def finish(app: Any, request: Context, error: Exception) -> None:
         if _has_succeeded(backend, request.id):
             return
         backend.mark_as_failure(request.id, error, request=request, store_result=stores)
+
+
+def _backend_of(app: Any, request: Context) -> Any:
+    task = app.tasks.get(request.task)
+    return task.backend if task is not None else app.backend
+
+
+def _may_pass(app: Any, request: Context, error: Exception) -> bool:
+    """Return whether a server is away or refuses; else the task's own ending is what is wrong."""
+    backend = _backend_of(app, request)
+    if is_passing(error) or isinstance(error, OperationalError):
+        return True
+    if is_final(error) or isinstance(error, NO_MESSAGE):
+        return False
+    try:
+        with at_once():
+            _has_succeeded(backend, request.id)
+    except Exception:
+        return True  # the backend does not answer, whatever its errors are
+    return False
 
 
 def _stores_errors(app: Any, task: Any, request: Context) -> bool:

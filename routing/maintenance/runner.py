@@ -28,6 +28,10 @@ from routing.transport.channel import EngineMixin
 logger = logging.getLogger(__name__)
 
 
+#: Seconds that a worker which stops gives to jobs; what they hold then is others' after a lease.
+LAST_SECONDS = 2.0
+
+
 class Job(Protocol):
     """Something to be done now and then."""
 
@@ -66,10 +70,17 @@ class Upkeep(bootsteps.StartStopStep):
 
     def stop(self, parent: Any) -> None:
         """End soon; stopping twice is safe."""
-        while self._runners:
-            self._runners.pop().stop()
+        for runner in self._runners:
+            runner.stop()
 
     terminate = stop
+
+    def shutdown(self, parent: Any) -> None:
+        """Let what is in the middle of something settle it, for a moment at most."""
+        self.stop(parent)
+        until = time.monotonic() + LAST_SECONDS
+        for runner in self._runners:
+            runner.join(max(0.0, until - time.monotonic()))
 
 
 class _Runner:
@@ -79,12 +90,16 @@ class _Runner:
         # What speaks of this worker does so at once; what is done for everybody has time.
         self._due = time.monotonic() + (0 if isinstance(job, Leaving) else job.interval_seconds)
         self._stopping = threading.Event()
-        threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="celeriac-upkeep", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
         if isinstance(self._job, Leaving):
             self._job.leave()
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         while not self._wait_until_due():

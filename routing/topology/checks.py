@@ -75,6 +75,19 @@ def unit_sizes(app: Any, prefetch_of: Callable[[str], int]) -> dict[str, int]:
     return sizes
 
 
+def usable_slots(table: Topology, queue: str, concurrency: int, *, taken: Iterable[str]) -> int:
+    """Return how many of a worker's slots a queue may have: by its limit, and others' reserves.
+
+    Arguments:
+        table: the queue table.
+        queue: the queue.
+        concurrency: slots of the worker.
+        taken: the queues that the worker takes from.
+    """
+    kept = sum(table.queue(name).reserve for name in {*taken} - {queue})
+    return min(max(1, concurrency - kept), table.queue(queue).limit or concurrency)
+
+
 def _reserve_problems(table: Topology, concurrency: int, taken: set[str]) -> Iterator[str]:
     reserves = {name: q.reserve for name, q in table.queues.items() if q.reserve and name in taken}
     if (total := sum(reserves.values())) > concurrency:

@@ -66,9 +66,11 @@ class QueueConfig(BaseModel):
         None,
         description="Most unfinished messages that one worker may hold from this queue. "
         "Default none: 32, enough to hide the broker's round trip behind tasks of a "
-        "few milliseconds, few enough that a sibling worker finds work too; and where a batch task "
-        "goes, (slots + 1) times its max_size if that is more, so that one batch fills while every "
-        "slot runs another. It must be at least max_size.",
+        "few milliseconds, few enough that a sibling worker finds work too; 2 for each slot if "
+        "that is more; and where a batch task goes, (slots + 1) times its max_size if that is "
+        "more, so that one batch fills while every slot runs another. It must be at least "
+        "max_size; with less than the slots that the queue may have (`limit`), some never run "
+        "any of it.",
     )
     max_length: Annotated[int, Field(ge=1)] | None = Field(
         None,

@@ -19,10 +19,14 @@ class Consumed:
 
     Arguments:
         active: returns those that kombu asks for messages, fanouts apart.
+        most: returns how many unfinished messages of all of them the channel may have, as its
+            `basic_qos` says; 0 for any number.
     """
 
-    def __init__(self, active: Callable[[], Iterable[str]]) -> None:
-        self._active = active
+    def __init__(
+        self, active: Callable[[], Iterable[str]], most: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._active, self.most = active, most
         self._by_tag: dict[str, str] = {}
 
     def __bool__(self) -> bool:
@@ -55,12 +59,16 @@ class Allowances:
         consumed: the queues.
         holdings: what counts against their prefetch.
         inbox: what has come and was not delivered yet.
+        name: begins the tags of what the channel has fetched.
     """
 
-    def __init__(self, consumed: Consumed, holdings: Holdings, inbox: Inbox) -> None:
+    def __init__(
+        self, consumed: Consumed, holdings: Holdings, inbox: Inbox, name: str = ""
+    ) -> None:
         self._consumed, self._holdings, self._inbox = consumed, holdings, inbox
         #: For how many slots work was to be fetched at the last look.
         self._places = 0
+        self._name = name
 
     def all(self) -> list[Allowance]:
         """Return the allowance of each queue that is consumed with acknowledgement."""
@@ -70,10 +78,25 @@ class Allowances:
         rooms: Mapping[str, Room] = {}
         if (demand := self._holdings.prefetch.demand) is not None:
             rooms, self._places = demand.rooms(queues, self._holdings.ready)
-        return [
+        allowances = [
             self._allowance(queue, size_bytes[queue], unsettled[queue], rooms.get(queue))
             for queue in queues
         ]
+        if not (most := self._consumed.most()):
+            return allowances
+        self._places = max(0, most - self._count())  # which no two queues can have
+        return [
+            one._replace(
+                credit=min(one.credit, self._places), prefetch=min(one.prefetch, most), per_slot=1
+            )
+            for one in allowances
+        ]
+
+    def _count(self) -> int:
+        """Return how many unfinished messages the channel has."""
+        tags = (tag for tag, _ in self._holdings.leases())
+        ours = [tag for tag in tags if tag.startswith(f"{self._name}:")]
+        return sum(self._holdings.get(tag) is not None for tag in ours)
 
     def _allowance(
         self, queue: str, size_bytes: int, unsettled: int, room: Room | None
@@ -105,7 +128,7 @@ class Allowances:
         demand = self._holdings.prefetch.demand
         if demand is None:
             order = sorted(allowances, key=lambda one: held(one.queue) / config(one.queue).weight)
-            places = ANY_PLACES
+            places = self._places if self._consumed.most() else ANY_PLACES
         else:
             by_name = {one.queue: one for one in allowances}
             order = [by_name[queue] for queue in demand.order(list(by_name))]

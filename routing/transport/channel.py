@@ -55,7 +55,7 @@ class EngineMixin(Publishing):
     active_queues: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._consumed = Consumed(lambda: self.active_queues)
+        self._consumed = Consumed(lambda: self.active_queues, self._most_unfinished)
         #: For what is consumed without acknowledgement, which holds up nothing else.
         self._taking = Backoff("let this worker take what is not acknowledged")
         super().__init__(*args, **kwargs)
@@ -193,6 +193,12 @@ class EngineMixin(Publishing):
             if not self._consumed:
                 self.settler.rides = False
         return cancelled
+
+    def _most_unfinished(self) -> int:
+        """What `basic_qos` says; not for a worker, whose queues have a prefetch each."""
+        this: Any = self
+        is_of_worker = self.on_refused is not None
+        return 0 if is_of_worker else int(this.qos.prefetch_count or 0)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self._consumed:

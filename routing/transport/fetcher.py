@@ -74,7 +74,7 @@ class Fetcher:
         self._link, self._wire, self._consumed = link, wire, consumed
         self._holdings, self._commands = link.holdings, link.commands
         self._settler, self._delivery, self._loop = settler, delivery, loop
-        self._allowances = Allowances(consumed, link.holdings, self.inbox)
+        self._allowances = Allowances(consumed, link.holdings, self.inbox, self.name)
         self.bell = OwnBell(link, self.name, self._allowances, loop)
         self._bell_of = link.commands.keys.bell
         self._calls = itertools.count(1)

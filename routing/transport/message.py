@@ -30,6 +30,7 @@ class EngineMessage(virtual.Message):
         evidence: why it will not be tried again, should it end as failed or rejected.
         link: the database that it came from.
         was_kept: the broker kept it until its ETA; no clock of this machine is to hold it again.
+        noted: what the engine has written on it on its way.
     """
 
     channel: Any
@@ -51,6 +52,7 @@ class EngineMessage(virtual.Message):
             check_inflated(channel.decode_body(payload["body"], encoding), compression)
         super().__init__(payload, channel=channel, **kwargs)
         self.was_kept = was_kept(payload)
+        self.noted: Any = payload.get("celeriac")
         self.link = channel.link
         self.is_held = channel.has_fetched(self.delivery_tag)
         self.link.holdings.watch(self.delivery_tag, self)

@@ -1,4 +1,4 @@
-"""How long a producer waits for room in a full queue, how often it looks, and what it says of it."""
+"""How long a producer waits for room in a full queue, how often it looks, and what it says."""
 
 from __future__ import annotations
 

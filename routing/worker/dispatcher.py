@@ -34,6 +34,7 @@ from routing.worker.intake import refused, task_handler
 from routing.worker.interruption import holdings_of
 from routing.worker.live import follow_settings
 from routing.worker.make_slots import growth_of, slots_of
+from routing.worker.rates import Rates
 from routing.worker.scheduler import Scheduler
 from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
@@ -71,6 +72,7 @@ class Dispatcher(bootsteps.StartStopStep):
         consumer.on_task_request = self.submit_request
         consumer.create_task_handler = task_handler(consumer)
         relax_in_pool_processes()
+        Rates(consumer, self._units)
         STOP.watch(consumer.controller, self._leave)
         keep_trimmed(consumer.timer)
         super().__init__(consumer, **kwargs)
@@ -107,10 +109,8 @@ class Dispatcher(bootsteps.StartStopStep):
         self._scheduler.configure(queues)
 
     def _fetch_what_can_start(self, channel: EngineMixin, holdings: Holdings) -> None:
-        """Fetch for the slots that are free soon; with ``--disable-prefetch``, that are free.
-
-        Celery's own way stops the channel, which has endings to carry, once too much is held.
-        """
+        """Fetch for the slots that are free soon; with ``--disable-prefetch``, that are free:
+        Celery's own way stops the channel, which has endings to carry."""
         consuming: Any = channel
         consuming.qos.__dict__.pop("can_consume", None)
         app = self._consumer.app

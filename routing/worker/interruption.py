@@ -77,10 +77,13 @@ class InterruptibleRequest(stock.Request):
             logger.info("%s runs to its end: this pool cannot stop it", self)
 
     def _was_interrupted(self, error: BaseException) -> bool:
-        """Tell whether its process was lost by a deploy, not by what the task did."""
+        """Tell whether its process was lost by a deploy or cancelled, not by what the task did."""
+        if self.acknowledged or not isinstance(self.message, EngineMessage):
+            return False
+        if self._already_cancelled:  # however its process went then, also where a loss is an ending
+            return True
         may_run_again = self.task.acks_late and self.task.reject_on_worker_lost
-        is_ours = isinstance(self.message, EngineMessage) and not self.acknowledged
-        return bool(may_run_again and is_ours and (STOP.told or asked_to_end(error)))
+        return bool(may_run_again and (STOP.told or asked_to_end(error)))
 
     def _run_again(self, error: BaseException) -> None:
         """Return the message of an interrupted run; it is nobody's fault."""

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import Terminated, TimeLimitExceeded
 from celery import states
 from celery.exceptions import Ignore, Reject, Retry
-from celery.worker.state import task_ready
+from celery.worker.state import revoked, task_ready
 
 from routing.errors import DeadLetter, TooManyDeliveries
 from routing.inflight.held import State
 from routing.message.evidence import Reason, of_error, unwrap
+from routing.message.expiry import by_server
 from routing.message.validation import check_message
 from routing.transport.message import EngineMessage
 from routing.worker.clerk import CLERK
@@ -41,13 +42,43 @@ class Request(InterruptibleRequest):
     _then: list[Callable[[], None]] | None = None
     #: What runs it, from the hand-over on; None with other transports.
     pool: Any = None
+    _expires: Any
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(message, EngineMessage):
             _check(message, **kwargs)
         super().__init__(message, *args, **kwargs)
+        if self._expires is not None and isinstance(message, EngineMessage):
+            self._expire_by_server(message)
         if getattr(message, "was_kept", False):
             self._eta = None  # the task still sees it in its own request
+
+    def _expire_by_server(self, message: EngineMessage) -> None:
+        """Let it expire when its producer meant it to, whatever the clock there showed.
+
+        The task sees that time, and so does its retry.
+        """
+        expires = by_server(
+            self._expires,
+            eta=self._eta,
+            retries=self.request_dict.get("retries"),
+            properties=message.properties,
+            noted=message.noted,
+        )
+        if expires is not self._expires:
+            self._expires = expires
+            self.request_dict["expires"] = expires.isoformat()
+
+    def maybe_expire(self) -> bool:
+        """Tell whether it has expired, by the server's clock where that is known."""
+        holdings = holdings_of(self.message)
+        now_ms = holdings.clock.now_ms() if holdings is not None else 0.0
+        if not self.expires or not now_ms:
+            return bool(super().maybe_expire())
+        if now_ms <= self.expires.timestamp() * 1000:
+            return False
+        revoked.add(self.id)
+        return True
 
     def note_death(self, error: BaseException, *, traceback: str = "") -> None:
         """Note why the message is a dead letter if it ends by this error, early acks apart."""
@@ -209,6 +240,8 @@ class Request(InterruptibleRequest):
     ) -> None:
         """End the message by what was raised, unless Celery finds that it is to run again."""
         error = unwrap(exc_info)
+        if self._already_revoked and isinstance(error, (*EXITS, Terminated)):
+            return  # who revoked it has killed its process, by whatever signal; it has ended
         self.message.ending = _ending_by(error)
         self.note_death(error, traceback=str(exc_info.traceback or ""))
         end = partial(super().on_failure, exc_info, send_failed_event, return_ok)

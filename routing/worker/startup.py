@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import click
@@ -13,10 +14,16 @@ from routing.errors import EngineError, TopologyError
 from routing.inflight.prefetch import Prefetch
 from routing.redis.permissions import denied, grant, unless_denied
 from routing.redis.silence import silence_seconds
-from routing.topology.checks import batches_by_queue, check_worker, prefetch_needed
+from routing.topology.checks import (
+    batches_by_queue,
+    check_worker,
+    prefetch_needed,
+    usable_slots,
+)
 from routing.topology.model import Topology
 from routing.topology.names import STOCK_QUEUE
 from routing.transport import runtime
+from routing.transport.channel import EngineMixin
 from routing.transport.runtime import is_engine_connection, topology_of
 from routing.worker.results import wait_for_results
 
@@ -57,6 +64,10 @@ class CheckTable(bootsteps.Step):
             queue: prefetch_needed(table.queue(queue), slots, sizes)
             for queue, sizes in batches.items()
         }
+        prefetch.slot_needs = {
+            queue: usable_slots(table, queue, slots, taken=queues) for queue in queues
+        }
+        prefetch.slots = partial(_slots_now, parent, slots)
         logger.info(
             "prefetch by queue: %s",
             prefetch_line(prefetch, table, queues),
@@ -65,6 +76,32 @@ class CheckTable(bootsteps.Step):
         for queue in queues:
             if lack := prefetch_lack(prefetch, queue):
                 logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
+
+
+def _slots_now(worker: Any, at_start: int) -> int:
+    """Return a worker's slots, of which remote control may have added some."""
+    try:
+        return max(at_start, int(worker.pool.num_processes))
+    except AttributeError:
+        return at_start  # its processes are not there yet, or no more
+
+
+class TellPrefetch(bootsteps.StartStopStep):
+    """Says in `inspect stats`, and so in Flower, what a worker may hold, by queue and of all.
+
+    Celery says there what its own prefetch would be, of which nothing comes with the engine.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def info(self, parent: Any) -> dict[str, Any]:
+        """Return what takes the place of Celery's own number, which comes first."""
+        channel = getattr(parent.task_consumer, "channel", None)
+        if not isinstance(channel, EngineMixin):
+            return {}
+        prefetch = channel.link.holdings.prefetch
+        by_queue = {queue: prefetch.of(queue) for queue in channel.engine_queues}
+        return {"prefetch_count": sum(by_queue.values()), "prefetch_by_queue": by_queue}
 
 
 class CheckServer(bootsteps.StartStopStep):
@@ -88,6 +125,7 @@ class CheckServer(bootsteps.StartStopStep):
             else:
                 check_server(info, uri=uri)
             warn_of_stranded(channel, parent.app)
+        warn_of_multiplier(parent)
         self._checked = True
 
 
@@ -152,16 +190,37 @@ def warn_of_stranded(channel: Any, app: Any) -> None:
         )
 
 
+def warn_of_multiplier(consumer: Any) -> None:
+    """Warn of a prefetch multiplier that was set: here each queue has a prefetch of its own."""
+    conf, multiplier = consumer.app.conf, consumer.prefetch_multiplier
+    is_own = conf.value_set_for("worker_prefetch_multiplier")
+    if is_own or multiplier != conf.worker_prefetch_multiplier:
+        logger.warning(
+            "worker_prefetch_multiplier is %s and has no effect: what a worker may hold is said "
+            "for each queue, by `prefetch` in the queue table; with --disable-prefetch it holds "
+            "what its slots run",
+            multiplier,
+            extra={"event": "prefetch_multiplier_ignored"},
+        )
+
+
 def prefetch_lack(prefetch: Prefetch, queue: str) -> str | None:
-    """Return why the batches of a queue stay small with its prefetch, None when they can fill."""
-    count, needed = prefetch.of(queue), prefetch.batch_needs.get(queue, 0)
-    if count >= needed:
-        return None
-    return (
-        f"queue {queue!r}: prefetch is {count}, and batches need {needed} to be full while all "
-        "slots are busy: (slots + 1) times max_size, as what runs counts too; raise it, or leave "
-        "it out"
-    )
+    """Return why the prefetch of a queue is too small for batches or slots, None when it is not."""
+    count = prefetch.of(queue)
+    needed, slots = prefetch.batch_needs.get(queue, 0), prefetch.slot_needs.get(queue, 0)
+    if count < needed:
+        return (
+            f"queue {queue!r}: prefetch is {count}, and batches need {needed} to be full while all "
+            "slots are busy: (slots + 1) times max_size, as what runs counts too; raise it, or "
+            "leave it out"
+        )
+    if count < slots:
+        return (
+            f"queue {queue!r}: prefetch is {count}, and the queue may have {slots} slots of this "
+            f"worker: {slots - count} of them never run anything of it, as what runs counts too; "
+            f"raise prefetch, leave it out, or say limit = {count} if that is meant"
+        )
+    return None
 
 
 def prefetch_line(prefetch: Prefetch, table: Topology, queues: list[str]) -> str:

@@ -65,6 +65,12 @@ class RequestUnit:
         self.requests = (request,)
         self.queue = request.delivery_info.get("routing_key") or ""
 
+    @property
+    def task(self) -> str:
+        """Name of its task."""
+        (request,) = self.requests
+        return str(request.name)
+
     def hand_over(self) -> None:
         """Send the request to the pool, unless it was revoked meanwhile."""
         dispatcher, (request,) = self._dispatcher, self.requests
@@ -125,6 +131,18 @@ class WaitingUnits:
         if not units:
             del self._units[queue]
         return unit
+
+    def withdraw(self, task: str) -> list[Any]:
+        """Take out the requests of a task that are units of their own; in order of arrival."""
+        requests: list[Any] = []
+        for queue, units in list(self._units.items()):
+            ours = [unit for unit in units if isinstance(unit, RequestUnit) and unit.task == task]
+            requests += [request for unit in ours for request in unit.requests]
+            if len(ours) == len(units):
+                del self._units[queue]
+            elif ours:
+                self._units[queue] = deque(unit for unit in units if unit not in ours)
+        return requests
 
     def clear(self) -> None:
         """Forget them all."""

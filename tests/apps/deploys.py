@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,22 @@ def _add_plain(app: Celery, store: str) -> None:
         assert Traces(store).wait(name), "nobody opened the gate"
         traces.ran(name)
         return name
+
+    def unwarned(name: str) -> str:
+        """Leave SIGTERM to the system, as some libraries do: the process is gone without a word."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return held(name)
+
+    @app.task(name="deploys.unclean", shared=False)
+    def unclean(name: str) -> str:
+        """Take the process down in another way when asked to end."""
+        try:
+            return held(name)
+        except SystemExit:
+            os._exit(3)
+
+    app.task(unwarned, name="deploys.unwarned", shared=False)
+    app.task(unwarned, name="deploys.loss_ends", shared=False, reject_on_worker_lost=False)
 
     @app.task(name="deploys.exits", shared=False)
     def exits(name: str, status: int) -> None:

@@ -36,6 +36,20 @@ def test_an_item_that_does_not_fit_any_more_sends_the_others_on_their_way() -> N
     assert len(waiting) == 1
 
 
+def test_what_is_withdrawn_leaves_a_turn_that_it_had_empty() -> None:
+    waiting = buffer()
+    for entry in (1, 2):
+        waiting.add(entry, "a", size_bytes=1, now=0.0)
+    window = waiting.next_due(MAX_WAIT, idle=lambda _: False, backlog=lambda _: False)
+    assert window is not None
+    waiting.add(3, "b", size_bytes=1, now=0.0)
+    assert waiting.withdraw() == [1, 2, 3]
+    assert not waiting
+    assert waiting.close(window) == []
+    waiting.add(4, "a", size_bytes=1, now=0.0)
+    assert len(waiting) == 1
+
+
 def test_an_item_bigger_than_any_batch_goes_alone() -> None:
     waiting = buffer()
     waiting.add(1, "a", size_bytes=10, now=0.0)

@@ -179,6 +179,15 @@ def test_a_queue_without_a_prefetch_holds_what_its_batches_need() -> None:
     assert prefetch.of("open") == 9
 
 
+def test_a_queue_without_a_prefetch_holds_twice_what_the_slots_run() -> None:
+    prefetch = Prefetch(Topology.load({"queues": {"chosen": {"prefetch": 5}, "open": {}}}))
+    prefetch.slots = lambda: 16
+    assert prefetch.of("open") == 32
+    prefetch.slots = lambda: 500
+    prefetch.batch_needs = {"batches": 2000}
+    assert [prefetch.of(q) for q in ("chosen", "open", "batches")] == [5, 1000, 2000]
+
+
 def test_a_prefetch_is_changed_for_this_process() -> None:
     holdings = Holdings(TABLE)
     holdings.prefetch.change("a", 9)

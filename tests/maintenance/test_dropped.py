@@ -9,6 +9,7 @@ import pytest
 from celery import Celery, states
 
 from routing import install
+from routing.maintenance import dropped
 from routing.maintenance.dropped import FinishDropped
 from routing.redis.values import NOTHING, Fetch
 from tests.support.apps import AppFactory
@@ -72,6 +73,96 @@ def test_a_hostile_message_does_not_hold_up_the_others(
     run(app, FinishDropped(SimpleNamespace(app=app)))
     assert result.state == states.FAILURE
     assert broker.length("first.dropped") == 0
+    assert broker.holds_nothing()
+
+
+class Away(Exception):
+    """What some database's own client raises when that is away."""
+
+
+def test_what_a_job_has_taken_is_renewed_and_dropped_from_its_hands_when_it_is_anothers(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        app.tasks["noop"].delay()
+    with app.connection_for_write() as connection:
+        holdings = connection.default_channel.link.holdings
+        finished: list[str] = []
+
+        def store(task_id: str, *args: Any, **options: Any) -> None:
+            finished.append(task_id)
+            tags = [tag for tag, _ in holdings.leases()]
+            assert len(tags) == 2
+            assert {tag.encode() for tag in tags} == set(broker.client.hkeys("unacked"))
+            holdings.forget(tags)
+
+        monkeypatch.setattr(app.backend, "mark_as_failure", store)
+        run(app, FinishDropped(SimpleNamespace(app=app)))
+        assert len(finished) == 1
+        assert holdings.leases() == []
+
+
+def test_a_slow_backend_makes_a_job_hold_no_more_than_it_finishes(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [app.tasks["noop"].delay() for _ in range(4)]
+    finished: list[str] = []
+
+    def store(task_id: str, *args: Any, **options: Any) -> None:
+        finished.append(task_id)
+        monkeypatch.setattr(dropped, "RUN_SECONDS", 0.0)
+        job_clock.append(dropped.time.monotonic() + 60)
+
+    job_clock: list[float] = []
+    monkeypatch.setattr(app.backend, "mark_as_failure", store)
+    now = dropped.time.monotonic
+    clock = SimpleNamespace(monotonic=lambda: job_clock[-1] if job_clock else now())
+    monkeypatch.setattr(dropped, "time", clock)
+    run(app, FinishDropped(SimpleNamespace(app=app)))
+    assert finished == [results[1].id]
+    assert ids_of(broker.payloads("first.dropped")) == [result.id for result in results[2:]]
+    assert broker.holds_nothing()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), TypeError("one too"), OSError("away")])
+def test_an_error_callback_that_raises_is_called_once(
+    app: Celery, broker: Broker, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    called: list[str] = []
+
+    @app.task(name="errback", shared=False)
+    def errback(request: Any, error_of_it: Any, traceback: Any) -> None:
+        called.append(request.id)
+        raise error
+
+    app.tasks["noop"].delay()
+    result = app.tasks["noop"].apply_async(link_error=errback.s())
+    other = app.tasks["noop"].delay()
+    job = FinishDropped(SimpleNamespace(app=app))
+    run(app, job)
+    run(app, job)
+    assert called == [result.id]
+    assert result.state == other.state == states.FAILURE
+    assert "Errback 'errback' raised an exception" in caplog.text
+    assert broker.holds_nothing()
+    assert broker.length("first.dropped") == 0
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_a_backend_cannot_store_is_tried_again_only_while_that_is_away(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    for _ in range(2):
+        app.tasks["noop"].delay()
+
+    def store(*args: Any, **options: Any) -> None:
+        if not is_there:
+            monkeypatch.setattr(app.backend, "get_state", store)
+        raise Away("in words of its own")
+
+    monkeypatch.setattr(app.backend, "mark_as_failure", store)
+    run(app, FinishDropped(SimpleNamespace(app=app)))
+    assert broker.length("first.dropped") == (0 if is_there else 1)
     assert broker.holds_nothing()
 
 

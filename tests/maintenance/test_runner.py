@@ -80,3 +80,20 @@ def test_upkeep_goes_on_after_whatever_a_connection_raised(
     assert job.ran.wait(20)
     running.stop()
     assert "upkeep cannot connect" in caplog.text
+
+
+def test_a_worker_that_stops_lets_a_job_settle_what_it_is_in_the_middle_of(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = Stuck()
+    monkeypatch.setattr(runner, "JOBS", (lambda _: stuck,))
+    with app.connection_for_read() as connection:
+        consumer = SimpleNamespace(channel=connection.default_channel)
+        parent = SimpleNamespace(app=app, task_consumer=consumer)
+        upkeep = Upkeep(parent)
+        upkeep.start(parent)
+        assert stuck.ran.wait(20)
+        upkeep.stop(parent)
+        threading.Timer(0.1, stuck.end.set).start()
+        upkeep.shutdown(parent)
+        assert stuck.end.is_set()

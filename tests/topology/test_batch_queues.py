@@ -221,4 +221,5 @@ def test_remote_control_refuses_less_than_a_batch_and_tells_what_is_little(
     assert "max_size (100) of batch task 'load'" in queue_prefetch(state, "bulk", 99)["error"]
     assert "batches need 300" in queue_prefetch(state, "bulk", 100)["ok"]
     assert queue_prefetch(state, "bulk", 300) == {"ok": "prefetch of queue 'bulk' is now 300"}
-    assert queue_prefetch(state, "main", 1) == {"ok": "prefetch of queue 'main' is now 1"}
+    assert queue_prefetch(state, "main", 2) == {"ok": "prefetch of queue 'main' is now 2"}
+    assert "may have 2 slots" in queue_prefetch(state, "main", 1)["ok"]

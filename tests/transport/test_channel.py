@@ -429,3 +429,73 @@ def test_a_message_of_protocol_1_waits_for_its_eta_at_the_broker(
         assert channel.link.holdings.credit.held("default") == 0
     assert taken == []
     assert broker.holds_nothing()
+
+
+@pytest.mark.parametrize("how", ["qos", "consumer"])
+def test_a_consumer_of_ones_own_holds_no_more_than_its_prefetch_count(
+    app: Celery, broker: Broker, how: str
+) -> None:
+    for n in range(12):
+        app.send_task("basic.add", (n, 1), queue=("default", "bulk")[n % 2])
+    held: deque[Message] = deque()
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        queues = [app.amqp.queues["default"], app.amqp.queues["bulk"]]
+        options = {"prefetch_count": 2} if how == "consumer" else {}
+        consumer = Consumer(channel, queues, on_message=held.append, accept=["json"], **options)
+        if how == "qos":
+            consumer.qos(prefetch_count=2)
+        with consumer:
+            for done in range(12):
+                while len(held) < min(2, 12 - done):
+                    connection.drain_events(timeout=5)
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.01)
+                assert len(held) == broker.unacked() == min(2, 12 - done)
+                held.popleft().ack()
+                channel.settler.settle_now()
+        assert broker.holds_nothing()
+
+
+def test_another_prefetch_count_takes_effect_within_a_look(app: Celery, broker: Broker) -> None:
+    for n in range(12):
+        app.send_task("basic.add", (n, 1), queue="default")
+    held: list[Message] = []
+    with app.connection_for_read() as connection:
+        consumer = Consumer(
+            connection.channel(),
+            [app.amqp.queues["default"]],
+            on_message=held.append,
+            accept=["json"],
+            prefetch_count=1,
+        )
+        with consumer:
+            for count in (1, 5, 12):
+                consumer.qos(prefetch_count=0 if count == 12 else count)
+                while len(held) < count:
+                    connection.drain_events(timeout=5)
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.01)
+                assert len(held) == broker.unacked() == count
+
+
+def test_channels_count_their_own_messages(app: Celery, broker: Broker) -> None:
+    for n in range(12):
+        app.send_task("basic.add", (n, 1), queue="default")
+    queues = [app.amqp.queues["default"]]
+    held: list[list[Message]] = [[], []]
+    with app.connection_for_read() as connection, ExitStack() as stack:
+        for mine in held:
+            consumer = Consumer(
+                connection.channel(),
+                queues,
+                on_message=mine.append,
+                accept=["json"],
+                prefetch_count=3,
+                tag_prefix=f"tag{len(stack._exit_callbacks)}",
+            )
+            stack.enter_context(consumer)
+            while len(mine) < 3:
+                connection.drain_events(timeout=5)
+        assert [len(mine) for mine in held] == [3, 3]
+        assert broker.unacked() == 6

@@ -281,6 +281,43 @@ def test_a_rate_limit_holds_for_every_item(valkey: Server) -> None:
         assert scene.broker.unacked() == 0
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+@pytest.mark.parametrize("rate", ["0", "50/s"])
+def test_items_that_wait_at_an_old_rate_go_on_at_the_new_one(
+    valkey: Server, pool: str, rate: str
+) -> None:
+    with Scene(valkey.fresh_url(), pool) as scene:
+        names = [f"item-{n}" for n in range(12)]
+        limited = scene.task("limited")
+        limited.delay_many(names)
+        eventually(lambda: scene.traces.total() == 1)
+        throughout(lambda: scene.traces.total() == 1, 0.3)
+        ask = {"reply": True, "timeout": 10, "limit": 1}
+        scene.app.control.rate_limit(limited.name, rate, **ask)
+        eventually(lambda: scene.traces.total() == 12, 10)
+        eventually(scene.settled)
+        assert scene.traces.counts() == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_first_rate_limit_holds_for_items_that_wait_for_a_slot(valkey: Server, pool: str) -> None:
+    with Scene(valkey.fresh_url(), pool, concurrency=1) as scene:
+        scene.task("held").delay("first", "gate")
+        scene.traces.next_start()
+        pausing = scene.task("pausing")
+        pausing.delay_many(range(8))  # an open batch, which has its turn
+        eventually(lambda: scene.broker.unacked() == 9)
+        ask = {"reply": True, "timeout": 10, "limit": 1}
+        scene.app.control.rate_limit(pausing.name, "1/h", **ask)
+        scene.traces.open("gate")
+        eventually(lambda: scene.traces.total() == 2)
+        throughout(lambda: scene.traces.total() == 2, 0.5)
+        scene.app.control.rate_limit(pausing.name, "0", **ask)
+        eventually(lambda: scene.traces.total() == 9)
+        eventually(scene.settled)
+        assert set(scene.traces.counts().values()) == {1}
+
+
 def test_batches_work_on_a_broker_that_is_not_ours(valkey: Server) -> None:
     with Scene(valkey.fresh_url(), env={"CELERIAC_TEST_STOCK": "1"}) as scene:
         results = [scene.task("flaky").delay(value) for value in (1, 2, 3)]

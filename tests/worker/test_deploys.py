@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.apps.basic import Traces, close
 from tests.apps.deploys import create
 from tests.support.broker import Broker
 from tests.support.messages import ids_of
-from tests.support.servers import Server
+from tests.support.servers import Server, valkey_binary
 from tests.support.wait import eventually
 from tests.support.worker import Worker, unread
 from tests.worker.conftest import POOLS
@@ -73,6 +74,28 @@ class Site:
         """Assert that no message was charged a delivery."""
         assert self.broker.charges() == {}
         assert self.broker.evidence("default") == []
+
+
+def lose_connections(valkey: Server, site: Site, worker: Worker, connected: int) -> None:
+    """Cut what the worker has, also what it has not used yet, until it has connected so often."""
+    database = int(site.url.rpartition("/")[2])
+
+    def has_connected() -> bool:
+        if worker.log.count("] Connected to") >= connected:
+            return True
+        valkey.kill_clients(database)
+        return False
+
+    eventually(has_connected)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Server]:
+    """A server for results, which can be away."""
+    server = Server(valkey_binary(), tmp_path)
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture
@@ -188,11 +211,82 @@ def test_what_is_cancelled_with_a_lost_connection_is_charged_nothing(
     with site.worker(pool, 1, settings=settings) as worker:
         for _ in range(3):
             site.wait_for_starts("held")
+            eventually(lambda: site.broker.client.exists("celeriac:started"))  # it knows
             connected = worker.log.count("] Connected to")
             valkey.kill_clients(int(site.url.rpartition("/")[2]))
             eventually(lambda n=connected: worker.log.count("] Connected to") > n)
         site.wait_for_starts("held")
         site.let_go(["held"])
+
+
+@pytest.mark.parametrize("task", ["unwarned", "unclean", "loss_ends", "retried"])
+def test_what_is_cancelled_is_charged_nothing_however_its_process_goes(
+    valkey: Server, site: Site, task: str
+) -> None:
+    settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
+    site.send(task, "name")
+    with site.worker("prefork", 1, settings=settings) as worker:
+        for _ in range(3):
+            site.wait_for_starts("name")
+            eventually(lambda: site.broker.client.exists("celeriac:started"))  # it knows
+            connected = worker.log.count("] Connected to")
+            valkey.kill_clients(int(site.url.rpartition("/")[2]))
+            eventually(lambda n=connected: worker.log.count("] Connected to") > n)
+        site.wait_for_starts("name")
+        site.let_go(["name"])
+    assert site.broker.ledger("default")["done"] == 1
+
+
+def test_connections_lost_while_a_cancelled_task_ends_charge_nothing(
+    valkey: Server, site: Site
+) -> None:
+    settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
+    site.send("stubborn", "name")
+    with site.worker("prefork", 1, settings=settings) as worker:
+        site.wait_for_starts("name")
+        eventually(lambda: site.broker.client.exists("celeriac:started"))  # it knows
+        for times in (2, 3, 4):
+            lose_connections(valkey, site, worker, times)
+        site.let_go(["name"])
+    assert site.broker.ledger("default")["done"] == 1
+
+
+@pytest.mark.parametrize("command", ["pool_restart", "pool_shrink", "autoscale", "shutdown"])
+def test_a_command_that_changes_the_pool_charges_nothing(site: Site, command: str) -> None:
+    options = ["--autoscale", "3,1"] if command == "autoscale" else []
+    site.send("held", "plain")
+    site.send("batch", "one", "two")
+    settings = {"worker_pool_restarts": True}
+    with site.worker(concurrency=3, settings=settings, options=options) as worker:
+        site.wait_for_starts("plain", "one", "two")
+        arguments = {"pool_shrink": {"n": 1}, "autoscale": {"max": 1, "min": 1}}.get(command)
+        ask: dict[str, Any] = {"reply": command != "shutdown", "timeout": 10, "limit": 1}
+        site.app.control.broadcast(command, arguments=arguments, **ask)
+        if command == "shutdown":
+            worker.wait_log("Got shutdown from remote")
+        site.let_go(["plain", "one", "two"])
+    assert site.traces.counts("started") == {"plain": 1, "one": 1, "two": 1}
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("task", ["held", "loss_ends"])
+def test_what_is_revoked_and_killed_has_been_revoked_also_when_that_is_stored_late(
+    valkey: Server, site: Site, elsewhere: Server, task: str, how: str
+) -> None:
+    results = elsewhere.fresh_url()
+    site.send(task, "name")
+    with site.worker("prefork", 1, settings={"result_backend": results}) as worker:
+        site.wait_for_starts("name")
+        eventually(lambda: site.broker.client.exists("celeriac:started"))  # it knows
+        (process,) = worker.children
+        elsewhere.stop()
+        site.app.control.revoke("name", terminate=True, signal=how)
+        eventually(lambda: process not in worker.children, 20)
+        worker.wait_log("waiting for the result backend")
+        elsewhere.start()
+        eventually(site.broker.holds_nothing, 20)
+        assert site.broker.ledger("default").get("revoked") == 1
+    site.has_charged_nothing()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
