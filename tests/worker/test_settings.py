@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,17 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 
 def starts(at: Station) -> int:
     return at.traces.total("started")
+
+
+def prefetch(at: Station, queue: str) -> int:
+    """Return what the worker says that it may hold of a queue."""
+
+    def answer() -> list[dict[str, Any]]:
+        options: Any = {"destination": [at.worker.name], "reply": True, "timeout": 5, "limit": 1}
+        return list(at.app.control.broadcast("queue_credits", **options))
+
+    (told,) = eventually(answer, 20)
+    return int(told[at.worker.name][queue]["prefetch"])
 
 
 def followed(at: Station, text: str) -> float:
@@ -98,11 +110,11 @@ def test_a_setting_survives_a_restart_of_the_worker(at: Station) -> None:
     set_queue(at.app, "slow", prefetch=5)
     assert at.worker.terminate() == 0
     at.send_many("mark", 3, queue="fast")
-    at.send_many("held", 10, "gate", queue="slow")
     at.worker.start()
-    eventually(lambda: at.broker.unacked("slow") == 5)
+    assert prefetch(at, "slow") == 5
+    at.send_many("mark", 10, queue="slow")
+    at.wait_until_ran(10)
     throughout(lambda: at.broker.length("fast") == 3, 1.5)
-    at.traces.open("gate", times=10)
     reset_queue(at.app, "fast", "paused")
     at.wait_until_ran(13)
 
@@ -113,20 +125,32 @@ def test_a_stored_prefetch_wins_over_remote_control_before_it(at: Station) -> No
         arguments = {"queue": "slow", "count": count}
         at.app.control.broadcast("queue_prefetch", arguments=arguments, reply=True, timeout=5)
 
-    at.send_many("held", 40, "gate", queue="slow")
-    eventually(lambda: at.broker.unacked("slow") == 2)
     set_queue(at.app, "slow", prefetch=6)
-    eventually(lambda: at.broker.unacked("slow") == 6)
+    eventually(lambda: prefetch(at, "slow") == 6)
     tell(8)
-    at.traces.open("gate")
-    eventually(lambda: at.broker.unacked("slow") == 8)
-    set_queue(at.app, "slow", prefetch=9)
-    eventually(lambda: at.broker.unacked("slow") == 9)
+    assert prefetch(at, "slow") == 8
+    set_queue(at.app, "fast", prefetch=9)
+    at.worker.wait_log("queue 'fast': prefetch is now 9")
+    assert prefetch(at, "slow") == 8
+    set_queue(at.app, "slow", prefetch=6)
+    eventually(lambda: prefetch(at, "slow") == 6)
+    tell(8)
     reset_queue(at.app, "slow")
-    at.traces.open("gate", times=7)
-    eventually(lambda: at.broker.unacked("slow") == 2)
-    at.traces.open("gate", times=40)
-    at.wait_until_settled(timeout=20)
+    eventually(lambda: prefetch(at, "slow") == 2)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_worker_without_credit_hears_of_a_larger_prefetch(valkey: Server, pool: str) -> None:
+    with station(valkey.fresh_url(), pool, 4) as at:
+        at.send_many("held", 10, "gate", queue="slow")
+        eventually(lambda: starts(at) == 2)
+        throughout(lambda: starts(at) == 2, 1.0)
+        set_queue(at.app, "slow", prefetch=4)
+        began = time.monotonic()
+        eventually(lambda: starts(at) == 4, poll_seconds=0.01)
+        assert time.monotonic() - began < 1
+        at.traces.open("gate", times=10)
+        at.wait_until_ran(10)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
@@ -143,8 +167,6 @@ def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
         eventually(lambda: "blocker" in traces.counts("started"))
         for number in range(30):
             load.delay({"number": number})
-        if pool != "solo":
-            eventually(lambda: broker.unacked("default") == 30)
         set_queue(app, "default", paused=True)
         eventually(lambda: broker.length("default") == 30)
         assert broker.unacked("default") == 0
@@ -159,12 +181,20 @@ def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
     close(app)
 
 
+@pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
+def test_what_a_rate_limit_keeps_waiting_is_given_back_too(at: Station) -> None:
+    at.send_many("limited", 20, queue="bulk")
+    eventually(lambda: at.traces.total() == 1 and at.broker.unacked("bulk") > 0)
+    set_queue(at.app, "bulk", paused=True)
+    eventually(lambda: at.broker.length("bulk") == 19)
+    assert at.broker.unacked("bulk") == 0
+
+
 def test_work_that_waits_for_a_slot_is_given_back_when_its_queue_is_paused(valkey: Server) -> None:
     with station(valkey.fresh_url(), "prefork", 1) as at:
         at.send_many("held", 1, "gate", queue="slow")  # takes the slot
         at.traces.next_start()
         at.send_many("mark", 30, queue="bulk")
-        eventually(lambda: at.broker.unacked("bulk") == 30)
         set_queue(at.app, "bulk", paused=True)
         eventually(lambda: at.broker.length("bulk") == 30)
         assert at.broker.unacked("bulk") == 0
