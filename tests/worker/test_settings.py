@@ -219,6 +219,14 @@ def test_weights_and_limits_change_while_a_worker_is_busy(valkey: Server) -> Non
         at.wait_until_ran(10)
 
 
+def test_a_server_that_has_forgotten_the_settings_has_the_table_hold_again(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 2) as at:
+        set_queue(at.app, "fast", paused=True)
+        at.worker.wait_log("queue 'fast': paused is now True")
+        at.broker.client.delete("celeriac:settings", "celeriac:settings:version")
+        at.worker.wait_log("queue 'fast': paused is now False")
+
+
 def test_a_worker_goes_on_with_the_table_where_it_cannot_use_a_setting(valkey: Server) -> None:
     with station(valkey.fresh_url(), "threads", 2) as at:
         client = at.broker.client
