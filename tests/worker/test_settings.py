@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from routing import QueueFull
+from routing import QueueDraining, QueueFull
 from routing.redis.consumers import read as consumers_of
 from routing.redis.keys import Keys
 from routing.settings import reset_queue, set_queue
@@ -217,6 +217,43 @@ def test_weights_and_limits_change_while_a_worker_is_busy(valkey: Server) -> Non
         eventually(lambda: starts(at) == 8)
         at.traces.open("gate", times=6)
         at.wait_until_ran(10)
+
+
+@pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
+def test_a_worker_that_connects_again_is_one_consumer_and_goes_by_what_was_set(at: Station) -> None:
+    eventually(lambda: at.broker.client.zcard("celeriac:consumers:fast") == 1)
+    at.broker.client.client_kill_filter(_type="normal", skipme=True)
+    set_queue(at.app, "fast", paused=True)
+    at.send_many("mark", 3, queue="fast")
+    at.send_many("mark", 3, queue="low")
+    at.wait_until_ran(3)
+    throughout(lambda: starts(at) == 3, 1.0)
+    reset_queue(at.app, "fast")
+    at.wait_until_ran(6)
+    eventually(lambda: at.broker.client.zcard("celeriac:consumers:fast") == 1)
+
+
+def test_a_queue_that_is_paused_in_the_table_starts_when_it_is_set_so(valkey: Server) -> None:
+    queues = {**TABLE["queues"], "fast": {"paused": True}}
+    settings = {"table": {**TABLE, "queues": queues}}
+    with station(valkey.fresh_url(), "threads", 2, settings=settings) as at:
+        at.send_many("mark", 3, queue="fast")
+        throughout(lambda: starts(at) == 0, 1.5)
+        set_queue(at.app, "fast", paused=False)
+        at.wait_until_ran(3)
+
+
+def test_a_draining_queue_is_worked_off_with_its_retries(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 2) as at:
+        at.send_many("held", 4, "gate", queue="fast")
+        at.send("retried", "again", 2, queue="fast")
+        set_queue(at.app, "fast", drain=True)
+        with pytest.raises(QueueDraining):
+            at.send("mark", "new", queue="fast")
+        at.traces.open("gate", times=4)
+        eventually(lambda: at.traces.counts().get("again") == 3)
+        eventually(lambda: at.broker.length("fast") == 0)
+        at.wait_until_settled()
 
 
 def test_a_server_that_has_forgotten_the_settings_has_the_table_hold_again(valkey: Server) -> None:
