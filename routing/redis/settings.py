@@ -43,7 +43,9 @@ class LoggedChange:
 
 def read(client: redis.Redis, keys: Keys) -> StoredSettings:
     """Return what is stored, as far as it can be read."""
-    pipeline: Any = client.pipeline(transaction=True)
+    # A full server refuses a transaction, whatever it does. The version is read first: a change in
+    # between is read with the old one, and so once more.
+    pipeline: Any = client.pipeline(transaction=False)
     pipeline.get(keys.settings_version())
     pipeline.hgetall(keys.settings())
     version, texts = pipeline.execute()

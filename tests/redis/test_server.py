@@ -11,8 +11,12 @@ import pytest
 import redis
 
 from routing.message.eta import Delay
+from routing.redis import settings
+from routing.redis.consumers import Consumer
 from routing.redis.faults import ServerRefused
 from routing.redis.scripts import SCRIPTS
+from routing.redis.settings import LoggedChange
+from routing.topology.live import Setting
 from tests.apps.basic import close, create
 from tests.support.messages import ids_of, numbered
 from tests.support.rig import Rig
@@ -172,3 +176,21 @@ def test_the_verbs_work_over_a_unix_socket(server: Server, own: Rig) -> None:
     with redis.Redis(unix_socket_path=str(path), password=server.password, db=number) as client:
         own.commands.push(client, "q", numbered(1))
     assert own.ready_ids() == ["1"]
+
+
+def test_a_full_server_can_be_told_to_pause_and_to_drain_a_queue(own: Rig) -> None:
+    def decide(_: object, now_ms: int) -> tuple[dict[str, Setting], list[LoggedChange]]:
+        values = {"paused": True, "drain": True}
+        kept = {n: Setting(value=v, by="me", at_ms=now_ms) for n, v in values.items()}
+        log = {"queue": "q", "by": "me", "at_ms": now_ms, "before": False, "value": True}
+        return kept, [LoggedChange(field=name, **log) for name in values]
+
+    with full(own):
+        worker = str(Consumer("bell", 2, "w@host"))
+        own.commands.announce(own.client, worker, ["q"], seconds=60)
+        settings.change(own.client, own.keys, "q", decide)
+        stored = settings.read(own.client, own.keys)
+    assert stored.queues["q"]["paused"].value is True
+    assert len(settings.read_log(own.client, own.keys)) == 2
+    assert own.client.llen(own.keys.own_bell("bell")) == 1
+    assert own.push(numbered(1)).drains

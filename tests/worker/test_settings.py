@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from routing import QueueFull
+from routing import QueueDraining, QueueFull
 from routing.redis.consumers import read as consumers_of
 from routing.redis.keys import Keys
 from routing.settings import reset_queue, set_queue
@@ -31,6 +32,22 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 
 def starts(at: Station) -> int:
     return at.traces.total("started")
+
+
+def given_back(broker: Broker, queue: str, count: int) -> bool:
+    """Whether so many messages wait, and none is held: a fetch may have been on its way."""
+    return broker.unacked(queue) == 0 and broker.length(queue) == count
+
+
+def prefetch(at: Station, queue: str) -> int:
+    """Return what the worker says that it may hold of a queue."""
+
+    def answer() -> list[dict[str, Any]]:
+        options: Any = {"destination": [at.worker.name], "reply": True, "timeout": 5, "limit": 1}
+        return list(at.app.control.broadcast("queue_credits", **options))
+
+    (told,) = eventually(answer, 20)
+    return int(told[at.worker.name][queue]["prefetch"])
 
 
 def followed(at: Station, text: str) -> float:
@@ -98,11 +115,11 @@ def test_a_setting_survives_a_restart_of_the_worker(at: Station) -> None:
     set_queue(at.app, "slow", prefetch=5)
     assert at.worker.terminate() == 0
     at.send_many("mark", 3, queue="fast")
-    at.send_many("held", 10, "gate", queue="slow")
     at.worker.start()
-    eventually(lambda: at.broker.unacked("slow") == 5)
+    assert prefetch(at, "slow") == 5
+    at.send_many("mark", 10, queue="slow")
+    at.wait_until_ran(10)
     throughout(lambda: at.broker.length("fast") == 3, 1.5)
-    at.traces.open("gate", times=10)
     reset_queue(at.app, "fast", "paused")
     at.wait_until_ran(13)
 
@@ -113,20 +130,32 @@ def test_a_stored_prefetch_wins_over_remote_control_before_it(at: Station) -> No
         arguments = {"queue": "slow", "count": count}
         at.app.control.broadcast("queue_prefetch", arguments=arguments, reply=True, timeout=5)
 
-    at.send_many("held", 40, "gate", queue="slow")
-    eventually(lambda: at.broker.unacked("slow") == 2)
     set_queue(at.app, "slow", prefetch=6)
-    eventually(lambda: at.broker.unacked("slow") == 6)
+    eventually(lambda: prefetch(at, "slow") == 6)
     tell(8)
-    at.traces.open("gate")
-    eventually(lambda: at.broker.unacked("slow") == 8)
-    set_queue(at.app, "slow", prefetch=9)
-    eventually(lambda: at.broker.unacked("slow") == 9)
+    assert prefetch(at, "slow") == 8
+    set_queue(at.app, "fast", prefetch=9)
+    at.worker.wait_log("queue 'fast': prefetch is now 9")
+    assert prefetch(at, "slow") == 8
+    set_queue(at.app, "slow", prefetch=6)
+    eventually(lambda: prefetch(at, "slow") == 6)
+    tell(8)
     reset_queue(at.app, "slow")
-    at.traces.open("gate", times=7)
-    eventually(lambda: at.broker.unacked("slow") == 2)
-    at.traces.open("gate", times=40)
-    at.wait_until_settled(timeout=20)
+    eventually(lambda: prefetch(at, "slow") == 2)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_worker_without_credit_hears_of_a_larger_prefetch(valkey: Server, pool: str) -> None:
+    with station(valkey.fresh_url(), pool, 4) as at:
+        at.send_many("held", 10, "gate", queue="slow")
+        eventually(lambda: starts(at) == 2)
+        throughout(lambda: starts(at) == 2, 1.0)
+        set_queue(at.app, "slow", prefetch=4)
+        began = time.monotonic()
+        eventually(lambda: starts(at) == 4, poll_seconds=0.01)
+        assert time.monotonic() - began < 1
+        at.traces.open("gate", times=10)
+        at.wait_until_ran(10)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
@@ -143,11 +172,8 @@ def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
         eventually(lambda: "blocker" in traces.counts("started"))
         for number in range(30):
             load.delay({"number": number})
-        if pool != "solo":
-            eventually(lambda: broker.unacked("default") == 30)
         set_queue(app, "default", paused=True)
-        eventually(lambda: broker.length("default") == 30)
-        assert broker.unacked("default") == 0
+        eventually(lambda: given_back(broker, "default", 30))
         traces.open("gate")
         eventually(lambda: "blocker" in traces.counts())
         worker.wait_log("queue 'default': paused is now True")
@@ -159,15 +185,22 @@ def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
     close(app)
 
 
+@pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
+def test_what_a_rate_limit_keeps_waiting_is_given_back_too(at: Station) -> None:
+    at.send_many("limited", 20, queue="bulk")
+    eventually(lambda: at.traces.total() == 1 and at.broker.unacked("bulk") > 0)
+    set_queue(at.app, "bulk", paused=True)
+    eventually(lambda: given_back(at.broker, "bulk", 19))
+    throughout(lambda: given_back(at.broker, "bulk", 19), 0.5)
+
+
 def test_work_that_waits_for_a_slot_is_given_back_when_its_queue_is_paused(valkey: Server) -> None:
     with station(valkey.fresh_url(), "prefork", 1) as at:
         at.send_many("held", 1, "gate", queue="slow")  # takes the slot
         at.traces.next_start()
         at.send_many("mark", 30, queue="bulk")
-        eventually(lambda: at.broker.unacked("bulk") == 30)
         set_queue(at.app, "bulk", paused=True)
-        eventually(lambda: at.broker.length("bulk") == 30)
-        assert at.broker.unacked("bulk") == 0
+        eventually(lambda: given_back(at.broker, "bulk", 30))
         at.traces.open("gate")
         at.wait_until_ran(1)
         reset_queue(at.app, "bulk")
@@ -187,6 +220,51 @@ def test_weights_and_limits_change_while_a_worker_is_busy(valkey: Server) -> Non
         eventually(lambda: starts(at) == 8)
         at.traces.open("gate", times=6)
         at.wait_until_ran(10)
+
+
+@pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
+def test_a_worker_that_connects_again_is_one_consumer_and_goes_by_what_was_set(at: Station) -> None:
+    eventually(lambda: at.broker.client.zcard("celeriac:consumers:fast") == 1)
+    at.broker.client.client_kill_filter(_type="normal", skipme=True)
+    set_queue(at.app, "fast", paused=True)
+    at.send_many("mark", 3, queue="fast")
+    at.send_many("mark", 3, queue="low")
+    at.wait_until_ran(3)
+    throughout(lambda: starts(at) == 3, 1.0)
+    reset_queue(at.app, "fast")
+    at.wait_until_ran(6)
+    eventually(lambda: at.broker.client.zcard("celeriac:consumers:fast") == 1)
+
+
+def test_a_queue_that_is_paused_in_the_table_starts_when_it_is_set_so(valkey: Server) -> None:
+    queues = {**TABLE["queues"], "fast": {"paused": True}}
+    settings = {"table": {**TABLE, "queues": queues}}
+    with station(valkey.fresh_url(), "threads", 2, settings=settings) as at:
+        at.send_many("mark", 3, queue="fast")
+        throughout(lambda: starts(at) == 0, 1.5)
+        set_queue(at.app, "fast", paused=False)
+        at.wait_until_ran(3)
+
+
+def test_a_draining_queue_is_worked_off_with_its_retries(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 2) as at:
+        at.send_many("held", 4, "gate", queue="fast")
+        at.send("retried", "again", 2, queue="fast")
+        set_queue(at.app, "fast", drain=True)
+        with pytest.raises(QueueDraining):
+            at.send("mark", "new", queue="fast")
+        at.traces.open("gate", times=4)
+        eventually(lambda: at.traces.counts().get("again") == 3)
+        eventually(lambda: at.broker.length("fast") == 0)
+        at.wait_until_settled()
+
+
+def test_a_server_that_has_forgotten_the_settings_has_the_table_hold_again(valkey: Server) -> None:
+    with station(valkey.fresh_url(), "threads", 2) as at:
+        set_queue(at.app, "fast", paused=True)
+        at.worker.wait_log("queue 'fast': paused is now True")
+        at.broker.client.delete("celeriac:settings", "celeriac:settings:version")
+        at.worker.wait_log("queue 'fast': paused is now False")
 
 
 def test_a_worker_goes_on_with_the_table_where_it_cannot_use_a_setting(valkey: Server) -> None:
