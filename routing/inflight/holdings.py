@@ -68,8 +68,6 @@ class Holdings:
         #: What waits for a slot.
         self.ready = Ready()
         self.settlers = Settlers()
-        #: Channels that are told the queue of whatever ends, which may have made room.
-        self.await_room: dict[str, Callable[[str], None]] = {}
         #: When a message has last ended or gone back, by `time.monotonic`.
         self.last_ended = 0.0
         #: Tags of messages that died before they ended; only appended to, as the collector may run
@@ -146,7 +144,7 @@ class Holdings:
             held.watch = Watch(message, self._forsaken, tag)
 
     def get(self, tag: str) -> Held | None:
-        """Return what is known about a message, None when it is not held."""
+        """Return a message, None when it is not held."""
         return self._held.get(tag)
 
     def mark(self, tag: str, state: State) -> None:
@@ -159,9 +157,13 @@ class Holdings:
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)
 
-    def waits(self, tag: str, *, has_turn: bool) -> None:
-        """Note that a message waits for a slot, or for the rest of its batch first."""
-        if (held := self._held.get(tag)) is not None and held.state is State.WAITING:
+    def waits(self, tag: str, *, has_turn: bool | None) -> None:
+        """Note that a message waits for a slot, for its batch (False), or for its rate (None)."""
+        if (held := self._held.get(tag)) is None or held.state is not State.WAITING:
+            return
+        if has_turn is None:
+            self.ready.remove(held.queue, tag)
+        else:
             self.ready.add(held.queue, tag, has_turn=has_turn)
             self._watch()
 
@@ -291,13 +293,7 @@ class Holdings:
             settler.ended(at_once=at_once)
         if self.keeper is not None:
             self.keeper.watch()
-        self.made_room([queue])
-
-    def made_room(self, queues: Iterable[str]) -> None:
-        """Tell the channels that wait for it that more of these queues may be fetched."""
-        for call in list(self.await_room.values()):
-            for queue in queues:
-                call(queue)
+        self.settlers.made_room([queue])
 
     # -- leases
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from routing.inflight.outbox import Settles
 
@@ -13,6 +13,8 @@ class Settlers:
     def __init__(self) -> None:
         self._settlers: dict[str, Settles] = {}
         self._unheard: dict[str, Callable[[float], bool]] = {}
+        #: Channels that are told the queue of whatever ends, which may have made room.
+        self.await_room: dict[str, Callable[[str], None]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._settlers)
@@ -41,3 +43,9 @@ class Settlers:
         """Return the settler of the channel that fetched this tag or, when it has gone, another."""
         name = tag.partition(":")[0]
         return self._settlers.get(name) or next(iter(self._settlers.values()), None)
+
+    def made_room(self, queues: Iterable[str]) -> None:
+        """Tell the channels that wait for it that more of these queues may be fetched."""
+        for call in list(self.await_room.values()):
+            for queue in queues:
+                call(queue)

@@ -99,7 +99,7 @@ class Carrier:
 
     def _has_ended(self, taken: Taken) -> None:
         """Note that the call has ended which carried this."""
-        self._link.holdings.made_room(self._outbox.arrived(taken))
+        self._link.holdings.settlers.made_room(self._outbox.arrived(taken))
 
 
 def _each(

@@ -56,13 +56,13 @@ class OwnBell:
         if due_in < HORIZON_SECONDS:
             self._alarm.within(max(0.0, due_in))
         if deaf:
-            self._link.holdings.await_room[self._name] = self._room_freed
+            self._link.holdings.settlers.await_room[self._name] = self._room_freed
             self.ring_for_room()  # what ended since the look has told nobody
 
     def is_over(self) -> None:
         """Note that the wait has ended."""
         self._listened = None
-        self._link.holdings.await_room.pop(self._name, None)
+        self._link.holdings.settlers.await_room.pop(self._name, None)
 
     def _room_freed(self, queue: str) -> None:
         """Look whether a queue that is not listened to has room; soon, where that takes a thread.

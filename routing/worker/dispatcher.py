@@ -347,4 +347,4 @@ class Dispatcher(bootsteps.StartStopStep):
     def _make_room(self) -> None:
         """Fetch again: a slot is free, or will be soon."""
         if self._channel is not None and self._running:
-            self._channel.link.holdings.made_room([""])
+            self._channel.link.holdings.settlers.made_room([""])

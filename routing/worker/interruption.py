@@ -51,8 +51,8 @@ class InterruptibleRequest(stock.Request):
         if (holdings := holdings_of(self.message)) is not None:
             holdings.mark(self.message.delivery_tag, state)
 
-    def waits(self, *, has_turn: bool) -> None:
-        """Note that it waits for a slot, or for the rest of its batch first."""
+    def waits(self, *, has_turn: bool | None) -> None:
+        """Note that it waits for a slot, for the rest of its batch (False), or for its rate."""
         if (holdings := holdings_of(self.message)) is not None:
             holdings.waits(self.message.delivery_tag, has_turn=has_turn)
 

@@ -72,5 +72,5 @@ def _follow(dispatcher: Follows, change: Change) -> None:
         # What waits here and in batches is nobody's then, and is left out when its turn comes.
         holdings.requeue_all(up_to=State.WAITING, queue=change.queue)
         channel.settler.flush()
-    holdings.made_room([change.queue])
+    holdings.settlers.made_room([change.queue])
     dispatcher.pump()

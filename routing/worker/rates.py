@@ -58,6 +58,8 @@ class Rates:
             self._admit_again(intake, new, waiting)
 
     def _admit_again(self, intake: Any, bucket: Any, requests: Sequence[Any]) -> None:
+        for request in requests:
+            request.waits(has_turn=None)
         if isinstance(intake, Admits):
             intake.admit_again(requests)
         elif bucket is not None:

@@ -104,7 +104,7 @@ def test_what_a_call_of_its_own_carries_counts_until_that_has_arrived(
     consumed.add("a consumer", "default")
     allowances = Allowances(consumed, holdings, Inbox())
     (full,) = allowances.all()
-    holdings.await_room["test"] = told.append
+    holdings.settlers.await_room["test"] = told.append
     gate.close(monkeypatch)
     holdings.end(held_tag(channel), "done")
     (free,) = allowances.all()

@@ -119,10 +119,10 @@ def test_bytes_are_counted_until_their_message_ends() -> None:
 
 def test_every_channel_that_awaits_room_hears_of_every_ending() -> None:
     holdings, heard = holding("1", "2", "3"), []
-    holdings.await_room["one"] = lambda queue: heard.append(f"one {queue}")
-    holdings.await_room["two"] = lambda queue: heard.append(f"two {queue}")
+    holdings.settlers.await_room["one"] = lambda queue: heard.append(f"one {queue}")
+    holdings.settlers.await_room["two"] = lambda queue: heard.append(f"two {queue}")
     holdings.end("1", "done")
-    del holdings.await_room["one"]
+    del holdings.settlers.await_room["one"]
     holdings.requeue("2")
     holdings.bury("3", Evidence(reason="rejected"))
     assert heard == ["one a", "two a", "two a", "two a"]
