@@ -15,9 +15,9 @@
 
 local lists = tonumber(ARGV[1])
 local wrong = misused('hash', KEYS[1], KEYS[2])
-for key = 3, #KEYS, 4 + lists do
-  wrong = wrong or misused('hash', KEYS[key]) or misused('zset', KEYS[key + 1])
-    or misused('list', unpack(KEYS, key + 2, key + 3 + lists))
+for key = 3, #KEYS, 5 + lists do
+  wrong = wrong or misused('hash', KEYS[key]) or misused('zset', KEYS[key + 1], KEYS[key + 4])
+    or misused('list', KEYS[key + 2], KEYS[key + 3], unpack(KEYS, key + 5, key + 4 + lists))
 end
 if wrong then return wrong end
 
