@@ -29,6 +29,7 @@ class Demand:
     Arguments:
         scheduler: knows what runs and what it takes, and whose turn it is.
         free: returns the slots that are free, or would be added to the pool.
+        has_more: returns whether more of a queue is known to wait at the broker.
         unit_sizes: how many messages of a queue go into one unit, where that is not one.
         ahead_seconds: for how long before a slot is free work is fetched for it.
     """
@@ -38,12 +39,13 @@ class Demand:
         scheduler: Scheduler,
         *,
         free: Callable[[], int],
+        has_more: Callable[[str], bool],
         unit_sizes: Mapping[str, int],
         ahead_seconds: float = AHEAD_SECONDS,
     ) -> None:
         self._running, self._times = scheduler.running, scheduler.times
         self._rules, self.order = scheduler.rules, scheduler.order
-        self._free, self._unit_sizes = free, unit_sizes
+        self._free, self._has_more, self._unit_sizes = free, has_more, unit_sizes
         self._ahead_seconds = ahead_seconds
 
     def _unit_size(self, queue: str) -> int:
@@ -71,9 +73,26 @@ class Demand:
                 )
             size = self._unit_size(queue)
             per_slot = self._units_per_slot(queue)
-            count = free * per_slot * size - ready.count(queue)
-            rooms[queue] = Room(count, free * per_slot * size, size if per_slot == 1 else 0)
+            most = free * per_slot * size
+            rooms[queue] = Room(most - ready.count(queue), most, size if per_slot == 1 else 0)
+        self._leave_turns(rooms, ready)
         return rooms, places
+
+    def _leave_turns(self, rooms: dict[str, Room], ready: Ready) -> None:
+        """Take no room for long work while short work whose turn is first has more to come."""
+        long = [queue for queue, room in rooms.items() if room.per_slot and room.free > 0]
+        short = [
+            queue
+            for queue, room in rooms.items()
+            if not room.per_slot and ready.count(queue) and self._has_more(queue)
+        ]
+        if not long or not short:
+            return
+        order = self.order([*long, *short])
+        first = min(order.index(queue) for queue in short)
+        for queue in order[first:]:
+            if queue in long:
+                rooms[queue] = rooms[queue]._replace(free=0)
 
     def _taken_by_what_waits(self, queues: Iterable[str], ready: Ready) -> Counter[str]:
         """Return how many slots will be taken, and kept, by what waits."""

@@ -117,6 +117,7 @@ class Dispatcher(bootsteps.StartStopStep):
         holdings.prefetch.demand = Demand(
             self._scheduler,
             free=lambda: self._free() + growth_of(self._consumer),
+            has_more=lambda queue: channel.fetcher.sightings.known(queue) > 0,
             unit_sizes=unit_sizes(app, holdings.prefetch.of),
             ahead_seconds=0.0 if app.conf.worker_disable_prefetch else AHEAD_SECONDS,
         )

@@ -18,6 +18,7 @@ class Pool:
         self, slots: int, *, table: dict[str, QueueConfig] | None = None, **sizes: int
     ) -> None:
         self.now = 0.0
+        self.more: set[str] = set()
         self.ready = Ready()
         queues = table or {}
         scheduler = Scheduler(lambda: list(queues), lambda queue: False, clock=lambda: self.now)
@@ -26,6 +27,7 @@ class Pool:
         self._demand = Demand(
             scheduler,
             free=lambda: slots - sum(self.running.counts.values()),
+            has_more=lambda queue: queue in self.more,
             unit_sizes=sizes,
         )
 
@@ -129,3 +131,17 @@ def test_a_unit_keeps_its_slot_until_it_has_left_the_pool() -> None:
     leave()
     assert pool.running.counts["bulk"] == 0
     assert pool.times.mean("bulk") == 3.0
+
+
+def test_long_work_is_left_while_short_work_whose_turn_is_first_has_more_to_come() -> None:
+    pool = Pool(2)
+    pool.knows("bulk", 2.0)
+    pool.knows("urgent", 0.001)
+    for _ in range(2):
+        leave = pool.start("bulk")
+        pool.now += 2.0
+        leave()
+    pool.wait("urgent", 3)
+    assert pool.free("bulk", "urgent") == 2
+    pool.more.add("urgent")
+    assert pool.free("bulk", "urgent") == 0

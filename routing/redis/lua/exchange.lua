@@ -19,7 +19,8 @@
 --        for those that take none, most bytes, number of ready lists
 -- What is left of the bytes, and of 1,500 messages a call, is shared evenly by the queues that are still
 -- to come, so no queue keeps another from being fetched; of each there may be one more than fits. When
--- a quiet queue has something after all, nothing is fetched that takes a slot: its turn may be first.
+-- a quiet queue has something after all, nothing is fetched that takes a slot: its turn may be first. Nor
+-- is anything after a queue that has more than it may send now: it has the next turn, too.
 -- Reply: {server time in ms, {numbers of the quiet queues that are not},
 --         then per asked queue {messages left behind,
 --                               time in ms at which its next delayed message is due, 0 for none,
@@ -82,6 +83,12 @@ local function read(q, list, name, fetch)
   if taken > 0 then takes[#takes + 1] = {list, taken} end
 end
 
+local function length(fetch)
+  local sum = 0
+  for l = 1, fetch.lists do sum = sum + redis.call('LLEN', KEYS[fetch.key + 3 + l]) end
+  return sum
+end
+
 for q = 1, queues do
   local lists, ledger, delayed = tonumber(ARGV[arg + 4]), KEYS[key], KEYS[key + 2]
   local due = first_due(delayed)
@@ -97,7 +104,11 @@ for q = 1, queues do
   fetch.credit = math.min(tonumber(ARGV[arg + 1]), math.max(1, share))
   if per_slot > 0 then fetch.credit = math.min(fetch.credit, slots * per_slot) end
   for l = 1, lists do read(q, KEYS[key + 3 + l], ARGV[arg], fetch) end
-  if per_slot > 0 then slots = slots - math.ceil((#fetch.got - 2) / per_slot) end
+  if per_slot > 0 then
+    slots = slots - math.ceil((#fetch.got - 2) / per_slot)
+  elseif slots > 0 and fetch.credit == 0 and length(fetch) > #fetch.got - 2 then
+    slots = 0
+  end
   fetches[q], key, arg = fetch, key + 4 + lists, arg + 5
 end
 
@@ -109,8 +120,8 @@ if refusal then return refusal end
 
 local reply = {now, rung}
 for q, fetch in ipairs(fetches) do
-  local got, ledger, bell, left = fetch.got, fetch.ledger, KEYS[fetch.key + 1], 0
-  for l = 1, fetch.lists do left = left + redis.call('LLEN', KEYS[fetch.key + 3 + l]) end
+  local got, ledger, bell = fetch.got, fetch.ledger, KEYS[fetch.key + 1]
+  local left = length(fetch)
   got[1], reply[q + 2] = left, got
   -- A bell is rung on only when this caller could not take all; an empty queue has no bell.
   if left == 0 then redis.call('DEL', bell) else ring(bell) end
