@@ -46,8 +46,9 @@ reason. A task that no retry can help says so by ``raise DeadLetter("why")``. ``
 lists, groups, replays and purges them; `routing.deadletters` has them as values.
 
 **Workers** on Redis or Valkey run on the engine in `routing.transport`: prefetch is per queue and
-exact, what a worker holds outlives its connection, and each ending is counted. ``celery inspect
-queue_credits`` shows what a worker holds, ``celery control queue_prefetch orders 16`` changes it,
+an exact cap, what a worker holds outlives its connection, and each ending is counted.
+``celery inspect queue_credits`` shows what a worker holds,
+``celery control queue_prefetch orders 16`` changes what it may hold,
 ``celery inspect queue_waits`` shows how long messages had waited when they started.
 ``celery queues set orders paused=true`` changes a queue for all workers, until it is reset
 (`routing.settings`). ``celery queues`` shows where every message is, how messages ended, and

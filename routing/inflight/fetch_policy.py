@@ -1,10 +1,10 @@
 """What a worker sends to the broker next, and how much it asks for: pure decisions.
 
-Prefetch is the most unfinished messages that a worker may hold from a queue. How much of it is
-asked for at once is decided here, and nowhere else: exchange endings for messages, listen for a
-bell, or rest until more has ended. Queues that had nothing at the last look, and have been quiet
-since, are not asked again before their bell is heard; all are once a second, as stock producers
-ring nothing.
+How many messages of a queue may be asked for is given: prefetch caps it, and a worker's slots say
+what they can start soon. When to ask is decided here, and nowhere else: exchange endings for
+messages, listen for a bell, or rest until more has ended. Queues that had nothing at the last look,
+and have been quiet since, are not asked again before their bell is heard; all are once a second, as
+stock producers ring nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Allowance(NamedTuple):
 
     @property
     def is_worth_a_call(self) -> bool:
-        """Whether half of the prefetch is free: one message costs a call as much as many do."""
+        """Whether half of the most is free: one message costs a call as much as many do."""
         return self.credit * 2 >= self.prefetch
 
 

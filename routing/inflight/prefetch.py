@@ -10,10 +10,10 @@ from routing.topology.live import LiveTable
 from routing.topology.model import Topology
 
 #: The prefetch of a queue that neither the table nor a batch task says anything about, in a worker
-#: with few slots: enough to hide the broker's round trip behind tasks of a few milliseconds.
+#: with few slots: enough to hide the broker's round trip behind tasks of less than a millisecond.
 DEFAULT_PREFETCH = 32
 
-#: In one with many: as much again as runs, so that half of it is fetched while the other half runs.
+#: In one with many: as much again as runs, so that short tasks are fetched while others run.
 PREFETCH_FOR_SLOT = 2
 
 

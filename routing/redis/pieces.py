@@ -49,7 +49,7 @@ def push_pieces(
     passed = 0
     for piece in pieces_of(messages, at_most=len(messages)):
         if total is not None and total.accepted < passed:
-            if policy == "block":
+            if policy in ("block", "drop_oldest"):
                 break  # they are tried again, or counted as refused in the end
             terms = "none"
         pushed = _until_taken(call, piece, terms, policy)
@@ -64,11 +64,17 @@ def _until_taken(
 ) -> Pushed:
     """Return what became of messages for which room may be made step by step."""
     pushed = call(messages, terms)
-    while policy == "drop_oldest" and pushed.accepted < len(messages):
+    while policy == "drop_oldest" and pushed.accepted < len(messages) and not pushed.drains:
         pushed = _sum(pushed, call(messages[pushed.accepted :], terms))
     return pushed
 
 
 def _sum(one: Pushed, more: Pushed) -> Pushed:
     accepted, dropped = one.accepted + more.accepted, one.dropped + more.dropped
-    return replace(one, accepted=accepted, dropped=dropped, age_ms=one.age_ms or more.age_ms)
+    return replace(
+        one,
+        accepted=accepted,
+        dropped=dropped,
+        age_ms=one.age_ms or more.age_ms,
+        drains=one.drains or more.drains,
+    )

@@ -49,7 +49,7 @@ def batch_problems(queue: str, prefetch: int, sizes: Mapping[str, int]) -> Itera
 
 
 def prefetch_needed(queue: QueueConfig, concurrency: int, sizes: Mapping[str, int]) -> int:
-    """Return the prefetch with which one batch can fill while every slot runs another.
+    """Return the prefetch with which the next batch can be there when one in a slot ends.
 
     What runs is unfinished, so it counts too.
 

@@ -121,7 +121,7 @@ class Topology(BaseModel):
         64 * 1024**2,
         description="Bytes of unfinished messages at which a worker stops fetching. Default "
         "64 MiB: a thousand times more than short tasks need, and it keeps large messages from "
-        "exhausting a worker that prefetches them by count. Half of it is divided among the "
+        "exhausting a worker that fetches them by count. Half of it is divided among the "
         "queues, so that none of them keeps another from being fetched; of each, one message more "
         "may arrive.",
     )

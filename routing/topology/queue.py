@@ -64,11 +64,11 @@ class QueueConfig(BaseModel):
     )
     prefetch: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Most unfinished messages that one worker may hold from this queue. "
-        "Default none: 32, enough to hide the broker's round trip behind tasks of a "
-        "few milliseconds, few enough that a sibling worker finds work too; 2 for each slot if "
-        "that is more; and where a batch task goes, (slots + 1) times its max_size if that is "
-        "more, so that one batch fills while every slot runs another. It must be at least "
+        description="Most unfinished messages that one worker may hold from this queue: a cap; it "
+        "fetches what its slots can start soon. Default none: 32, enough to hide the broker's "
+        "round trip behind tasks of less than a millisecond; 2 for each slot if that is more; and "
+        "where a batch task goes, (slots + 1) times its max_size if that is more, so that the "
+        "next batch is there when one of those in the slots ends. It must be at least "
         "max_size; with less than the slots that the queue may have (`limit`), some never run "
         "any of it.",
     )

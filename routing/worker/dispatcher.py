@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from celery import bootsteps
 
@@ -113,8 +113,7 @@ class Dispatcher(bootsteps.StartStopStep):
     def _fetch_what_can_start(self, channel: EngineMixin, holdings: Holdings) -> None:
         """Fetch for the slots that are free soon; with ``--disable-prefetch``, that are free:
         Celery's own way stops the channel, which has endings to carry."""
-        consuming: Any = channel
-        consuming.qos.__dict__.pop("can_consume", None)
+        cast("Any", channel).qos.__dict__.pop("can_consume", None)
         app = self._consumer.app
         holdings.prefetch.demand = Demand(
             self._scheduler,

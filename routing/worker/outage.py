@@ -2,8 +2,8 @@
 
 It is known once they have run, and is never found out again because it could not be stored or sent:
 it waits with its slot until the server takes it, whether that was away or refused (full memory,
-somebody's script). So a server that takes nothing stops the fetching, by the prefetch, and fills no
-memory. Only a cold shutdown ends the wait: then the message is requeued.
+somebody's script). So a server that takes nothing stops the fetching, as no slot is free, and fills
+no memory. Only a cold shutdown ends the wait: then the message is requeued.
 """
 
 from __future__ import annotations

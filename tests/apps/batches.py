@@ -23,6 +23,10 @@ from batching import Batch, BatchTask
 from routing import install
 from tests.apps.basic import Traces
 
+#: For so long a batch waits for a slot without having its turn, which takes it back to the broker:
+#: more than a test does meanwhile. It goes as soon as a slot is free.
+GATHERING_SECONDS = 8.0
+
 TABLE: Mapping[str, Any] = {
     "queues": {"default": {"prefetch": 500}, "other": {"prefetch": 500}},
 }
@@ -85,6 +89,13 @@ def _add_plain(app: Celery, traces: Traces) -> None:
     def note(*_: Any, name: str) -> None:
         traces.ran(name)
 
+    @app.task(name="batches.occupies", shared=False, ignore_result=True)
+    def occupies(gate: str) -> None:
+        """Keep a slot until the gate opens."""
+        traces.started(gate)
+        assert traces.wait(gate), "nobody opened the gate"
+        traces.ran(gate)
+
 
 def _add_outcomes(app: Celery, traces: Traces) -> None:
     @_batch_task(app, model=Row)
@@ -98,7 +109,7 @@ def _add_outcomes(app: Celery, traces: Traces) -> None:
             else:
                 item.done(item.value.number * 2)
 
-    @_batch_task(app)
+    @_batch_task(app, max_wait=GATHERING_SECONDS)
     def double(batch: Batch[int]) -> list[int]:
         traces.client.rpush("sizes", len(batch))
         return [item.value * 2 for item in batch]
@@ -109,7 +120,7 @@ def _add_outcomes(app: Celery, traces: Traces) -> None:
 
 
 def _add_gathered(app: Celery, traces: Traces) -> None:
-    @_batch_task(app, key=lambda name, gate: gate, max_wait=0.2)
+    @_batch_task(app, key=lambda name, gate: gate, max_wait=GATHERING_SECONDS)
     def held(batch: Batch[Any]) -> None:
         """Run until the gate opens."""
         gate = batch[0].args[1]
@@ -124,7 +135,7 @@ def _add_gathered(app: Celery, traces: Traces) -> None:
     def by_tenant(batch: Batch[dict[str, str]]) -> list[list[str]]:
         return [sorted({item.value["tenant"] for item in batch})] * len(batch)
 
-    @_batch_task(app, max_size=20)
+    @_batch_task(app, max_size=20, max_wait=GATHERING_SECONDS)
     def pausing(batch: Batch[int]) -> None:
         """Take a moment, and note each item once it is over."""
         time.sleep(0.05)
@@ -190,14 +201,14 @@ def _add_breaking(app: Celery, traces: Traces) -> None:
     def too_few(batch: Batch[int]) -> list[int]:
         return [1] * (len(batch) + 1)
 
-    @_batch_task(app, soft_time_limit=0.5)
+    @_batch_task(app, soft_time_limit=0.5, max_wait=GATHERING_SECONDS)
     def slow(batch: Batch[str]) -> None:
         batch[0].done("in time")
         for item in batch:
             traces.started(item.value)
         traces.wait("never", seconds=20)
 
-    @_batch_task(app, time_limit=1)
+    @_batch_task(app, time_limit=1, max_wait=GATHERING_SECONDS)
     def stuck(batch: Batch[str]) -> None:
         for item in batch:
             traces.started(item.value)

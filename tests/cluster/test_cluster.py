@@ -8,11 +8,11 @@ from typing import Any
 from pytest_celery import CeleryTestSetup  # type: ignore[import-untyped]
 
 from tests.apps.basic import TABLE, Traces
+from tests.cluster.conftest import CONCURRENCY
 from tests.support.broker import Broker
 from tests.support.wait import eventually
 
 PREFETCH = TABLE["queues"]["slow"]["prefetch"]
-DEFAULT_PREFETCH = TABLE["queues"]["default"]["prefetch"]
 
 
 def send_many(setup: CeleryTestSetup, task: str, count: int, *args: Any, queue: str) -> list[str]:
@@ -75,18 +75,19 @@ def test_a_rolling_restart_loses_and_repeats_nothing(
 def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
     celery_setup: CeleryTestSetup, broker: Broker, traces: Traces
 ) -> None:
-    names = send_many(celery_setup, "held", 3 * DEFAULT_PREFETCH, "gate", queue="default")
-    eventually(lambda: broker.unacked("default") == 2 * DEFAULT_PREFETCH)
+    names = send_many(celery_setup, "held", 3 * CONCURRENCY, "gate", queue="default")
+    eventually(lambda: traces.total("started") == 2 * CONCURRENCY)
+    assert broker.unacked("default") == 2 * CONCURRENCY
     victim, survivor = celery_setup.worker_cluster
     victim.kill()
     traces.open("gate", times=len(names))
-    eventually(lambda: traces.total() == 2 * DEFAULT_PREFETCH, 30)
+    eventually(lambda: traces.total() == 2 * CONCURRENCY, 30)
     survivor.restart()
     ran = traces.counts()
     assert set(ran.values()) == {1}
     # What the victim held stays recorded, until its leases run out.
     kept = {message["headers"]["id"] for message, _, _ in broker.records().values()}
-    assert len(kept) == DEFAULT_PREFETCH
+    assert len(kept) == CONCURRENCY
     assert kept == set(names) - set(ran)
 
 

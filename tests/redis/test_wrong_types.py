@@ -16,6 +16,7 @@ import redis
 
 from routing.message.eta import Delay
 from routing.redis import ledger as books
+from routing.redis import settings
 from routing.redis.commands import Commands
 from routing.redis.letters import Move, StoredLetters
 from routing.redis.scripts import SCRIPTS
@@ -123,6 +124,11 @@ def renew(scene: Scene) -> None:
     scene.rig.commands.renew(scene.client, "w@test", [(scene.tag(), "1")])
 
 
+def change(scene: Scene) -> None:
+    entry = settings.LoggedChange(queue="q", field="weight", value=2, before=1, by="me", at_ms=0)
+    settings.change(scene.client, scene.rig.keys, "q", lambda stored, now_ms: (stored, [entry]))
+
+
 def _drop(_: Any) -> None:
     """Take what a call returns."""
 
@@ -154,17 +160,28 @@ CALLS: dict[str, Callable[[Scene], None]] = {
     "rebase": rebase,
     "renew": renew,
     "reclaim": lambda s: _drop(s.rig.commands.reclaim(s.client)),
+    "announce": lambda s: _drop(s.rig.commands.announce(s.client, "bell:2:w", ["q"], seconds=9)),
+    "change": change,
 }
 
 #: It writes each result on its own, and says which of them cannot be.
 APART = {"store"}
 
-#: What a call is given and has no use for.
+#: What a call is given and has no use for; the flag of a queue that drains may be of any type.
 UNUSED = {
-    "exchange": "celeriac:bell:newest",  # a quiet queue's is only looked at
-    "delay above a bound": "celeriac:delayed_count",
-    "requeue": "celeriac:delayed_count",
-    "requeue, charged": "celeriac:delayed_count",
+    "exchange": ["celeriac:bell:newest"],  # a quiet queue's is only looked at
+    "push": ["celeriac:draining:q", "celeriac:pace:q", "celeriac:consumers:q"],
+    "push above a bound": ["celeriac:draining:newest"],
+    "push where others wait": ["celeriac:draining:waits"],
+    "push that makes room": ["celeriac:draining:oldest"],
+    "push that makes room by bytes": ["celeriac:draining:bytes"],
+    "delay": ["celeriac:draining:q"],
+    "delay above a bound": ["celeriac:delayed_count", "celeriac:draining:newest"],
+    "delay that makes room": ["celeriac:draining:oldest"],
+    # What is stored is read before, by a command whose error names no key.
+    "change": ["celeriac:draining:q", "celeriac:settings"],
+    "requeue": ["celeriac:delayed_count"],
+    "requeue, charged": ["celeriac:delayed_count"],
 }
 
 
@@ -190,7 +207,7 @@ def keys_of(name: str, valkey: Server) -> list[str]:
     with closing(scene.client):
         scene.client = scene.rig.client = Watching(scene.client)
         CALLS[name](scene)
-        keys = [key for key in dict.fromkeys(scene.client.keys) if key != UNUSED.get(name)]
+        keys = [key for key in dict.fromkeys(scene.client.keys) if key not in UNUSED.get(name, [])]
         names = scene.rig.keys
     if name == "reclaim":
         keys += [names.ready("q"), names.ledger("q"), names.bell("q")]

@@ -47,6 +47,17 @@ class Scene:
         """Send an item for each number; returns the numbers by the ids of their messages."""
         return {self.send(task, number): number for number in numbers}
 
+    def stop_consuming(self, queue: str) -> None:
+        """Let the worker no longer consume from a queue, and wait until it does not."""
+        self.app.control.cancel_consumer(queue)
+        inspect = self.app.control.inspect(timeout=5, limit=1)
+
+        def consumed() -> list[str]:
+            (queues,) = eventually(inspect.active_queues, 20).values()
+            return [one["name"] for one in queues]
+
+        eventually(lambda: queue not in consumed())
+
     def ledger(self, queue: str = "default") -> Any:
         """Return the ledger of a queue, counted again."""
         with self.app.connection_for_write() as connection:

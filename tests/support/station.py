@@ -51,6 +51,14 @@ class Station:
         self.app.control.add_consumer(queue, destination=[self.worker.name])
         eventually(lambda: queue in self.consumed())
 
+    def limit_rate(self, task: str, rate: str) -> None:
+        """Let the worker, and no other, start a task only so often; "0" for as often as it can.
+
+        What a rate keeps waiting is held by the worker, as no slot could start it.
+        """
+        ask: Any = {"destination": [self.worker.name], "reply": True, "timeout": 5, "limit": 1}
+        eventually(lambda: self.app.control.rate_limit(f"basic.{task}", rate, **ask), 20)
+
     def consumed(self) -> list[str]:
         """Return the queues that the worker consumes from."""
         inspect = self.app.control.inspect(timeout=5, destination=[self.worker.name], limit=1)

@@ -72,13 +72,18 @@ class Worker:
         self._log_path = Path(tempfile.mkdtemp(prefix="worker-")) / "log"
         self._read_from = 0
 
-    def twin(self, *, queues: Sequence[str] | None = None) -> Worker:
+    def twin(
+        self, *, queues: Sequence[str] | None = None, concurrency: int | None = None
+    ) -> Worker:
         """Return another worker like this one, not started yet."""
         twin = copy.copy(self)
         twin.name = f"{secrets.token_hex(4)}@test"
         twin._command = [twin.name if part == self.name else part for part in self._command]
         if queues is not None:
             twin._command += ["--queues", ",".join(queues)]
+        if concurrency is not None:
+            twin.slots = concurrency
+            twin._command += ["--concurrency", str(concurrency)]
         twin._process = None
         twin._log_path = Path(tempfile.mkdtemp(prefix="worker-")) / "log"
         twin._read_from = 0

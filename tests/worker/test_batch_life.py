@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread
 from typing import Any
 
@@ -55,6 +55,19 @@ class Scene:
         answer = getattr(self.app.control.inspect(timeout=5, limit=1), what)() or {}
         return {request["id"] for requests in answer.values() for request in requests}
 
+    def stop_consuming(self) -> None:
+        self.app.control.cancel_consumer("default")
+        eventually(lambda: not self.is_consuming())
+
+    def consume(self) -> None:
+        self.app.control.add_consumer("default")
+        eventually(self.is_consuming)
+
+    def is_consuming(self) -> bool:
+        inspect = self.app.control.inspect(timeout=5, limit=1)
+        (queues,) = eventually(inspect.active_queues, 20).values()
+        return "default" in [queue["name"] for queue in queues]
+
     def settled(self) -> bool:
         return self.broker.length("default") == 0 and self.broker.unacked() == 0
 
@@ -85,26 +98,49 @@ def outcomes(results: list[AsyncResult]) -> list[Any]:
     return [result.get(timeout=20, propagate=False) for result in results]
 
 
-def block(scene: Scene) -> str:
-    """Keep both slots busy until the gate is opened; returns the gate."""
-    gates = [secrets.token_hex(4) for _ in range(2)]
+def gather(
+    scene: Scene, send: Callable[[], Sequence[AsyncResult]]
+) -> tuple[Sequence[AsyncResult], list[str]]:
+    """Let items wait in the worker for their batch while others have all its slots.
+
+    A worker fetches what a free slot could start. So these come in one delivery with the one that
+    takes the last slot.
+
+    Returns:
+        What `send` returns, and the gates that the others wait for.
+    """
+    gates = [secrets.token_hex(4) for _ in range(scene.worker.slots)]
+    for gate in gates[1:]:
+        block(scene, gate)
+    scene.stop_consuming()
+    scene.task("occupies").delay(gates[0])
+    results = send()
+    scene.consume()
+    wait_until_blocked(scene, gates[0])
+    eventually(lambda: {result.id for result in results} <= scene.inspect("reserved"))
+    return results, gates
+
+
+def block(scene: Scene, gate: str) -> None:
+    """Keep a slot busy until the gate is opened."""
+    scene.task("occupies").delay(gate)
+    wait_until_blocked(scene, gate)
+
+
+def wait_until_blocked(scene: Scene, gate: str) -> None:
+    eventually(lambda: gate in scene.traces.counts("started"))
+
+
+def unblock(scene: Scene, gates: Sequence[str]) -> None:
     for gate in gates:
-        scene.task("held").delay(f"blocker-{gate}", gate)
-    eventually(
-        lambda: {f"blocker-{gate}" for gate in gates} <= scene.traces.counts("started").keys()
-    )
-    return " ".join(gates)
-
-
-def unblock(scene: Scene, gates: str) -> None:
-    for gate in gates.split():
         scene.traces.open(gate)
 
 
 def test_waiting_items_are_reserved_and_running_ones_active(scene: Scene) -> None:
-    gates = block(scene)
-    waiting = {scene.task("double").delay(number).id for number in range(3)}
-    eventually(lambda: waiting <= scene.inspect("reserved"))
+    double = scene.task("double")
+    results, gates = gather(scene, lambda: [double.delay(number) for number in range(3)])
+    waiting = {result.id for result in results}
+    assert waiting <= scene.inspect("reserved")
     assert not waiting & scene.inspect("active")
     assert len(scene.inspect("active")) == 2
     unblock(scene, gates)
@@ -112,9 +148,8 @@ def test_waiting_items_are_reserved_and_running_ones_active(scene: Scene) -> Non
 
 
 def test_a_revoked_item_is_ended_and_its_neighbours_run(scene: Scene) -> None:
-    gates = block(scene)
-    results = [scene.task("double").delay(number) for number in range(3)]
-    eventually(lambda: {result.id for result in results} <= scene.inspect("reserved"))
+    double = scene.task("double")
+    results, gates = gather(scene, lambda: [double.delay(number) for number in range(3)])
     scene.app.control.revoke(results[1].id, reply=True, timeout=5, limit=1)
     unblock(scene, gates)
     found = outcomes(results)
@@ -123,21 +158,19 @@ def test_a_revoked_item_is_ended_and_its_neighbours_run(scene: Scene) -> None:
 
 
 def test_an_expired_item_is_ended_and_its_neighbours_run(scene: Scene) -> None:
-    gates = block(scene)
-    early = scene.task("double").apply_async((1,), expires=0.3)
-    late = scene.task("double").apply_async((2,), expires=60)
-    eventually(lambda: {early.id, late.id} <= scene.inspect("reserved"))
-    throughout(lambda: not early.ready(), 0.5)
+    send = scene.task("double").apply_async
+    soon = 3.0
+    (early, late), gates = gather(scene, lambda: [send((1,), expires=soon), send((2,), expires=60)])
+    throughout(lambda: not early.ready(), soon)
     unblock(scene, gates)
     assert late.get(timeout=10) == 4
     assert isinstance(outcomes([early])[0], TaskRevokedError)
 
 
 def test_terminating_one_item_does_not_kill_its_neighbours(scene: Scene) -> None:
-    gates = block(scene)
     gate = secrets.token_hex(4)
-    results = [scene.task("held").delay(f"{gate}-{number}", gate) for number in range(3)]
-    eventually(lambda: {result.id for result in results} <= scene.inspect("reserved"))
+    held = scene.task("held")
+    results, gates = gather(scene, lambda: [held.delay(f"{gate}-{n}", gate) for n in range(3)])
     unblock(scene, gates)
     eventually(lambda: {result.id for result in results} <= scene.inspect("active"))
     scene.app.control.revoke(
@@ -149,9 +182,8 @@ def test_terminating_one_item_does_not_kill_its_neighbours(scene: Scene) -> None
 
 
 def test_after_the_soft_limit_items_keep_the_outcomes_they_have(scene: Scene) -> None:
-    gates = block(scene)
-    results = [scene.task("slow").delay(f"slow-{number}") for number in range(3)]
-    eventually(lambda: {result.id for result in results} <= scene.inspect("reserved"))
+    slow = scene.task("slow")
+    results, gates = gather(scene, lambda: [slow.delay(f"slow-{number}") for number in range(3)])
     unblock(scene, gates)
     found = outcomes(results)
     assert found[0] == "in time"
@@ -166,10 +198,11 @@ def test_after_the_hard_limit_every_item_has_failed_once(scene: Scene) -> None:
 
 
 def test_messages_with_time_limits_of_their_own_do_not_share_a_call(scene: Scene) -> None:
-    gates = block(scene)
-    stuck = scene.task("stuck")
-    patient = stuck.apply_async(("patient",), time_limit=3)
-    hasty = stuck.apply_async(("hasty",), time_limit=1)
+    send = scene.task("stuck").apply_async
+    limits = {"patient": 3, "hasty": 1}
+    (patient, hasty), gates = gather(
+        scene, lambda: [send((name,), time_limit=limit) for name, limit in limits.items()]
+    )
     unblock(scene, gates)
     assert "(1,)" in str(outcomes([hasty])[0].args)
     assert "(3,)" in str(outcomes([patient])[0].args)
@@ -302,14 +335,12 @@ def test_items_that_wait_at_an_old_rate_go_on_at_the_new_one(
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_a_first_rate_limit_holds_for_items_that_wait_for_a_slot(valkey: Server, pool: str) -> None:
     with Scene(valkey.fresh_url(), pool, concurrency=1) as scene:
-        scene.task("held").delay("first", "gate")
-        scene.traces.next_start()
         pausing = scene.task("pausing")
-        pausing.delay_many(range(8))  # an open batch, which has its turn
-        eventually(lambda: scene.broker.unacked() == 9)
+        _, gates = gather(scene, lambda: pausing.delay_many(range(8)))
+        assert scene.broker.unacked() == 9
         ask = {"reply": True, "timeout": 10, "limit": 1}
         scene.app.control.rate_limit(pausing.name, "1/h", **ask)
-        scene.traces.open("gate")
+        unblock(scene, gates)
         eventually(lambda: scene.traces.total() == 2)
         throughout(lambda: scene.traces.total() == 2, 0.5)
         scene.app.control.rate_limit(pausing.name, "0", **ask)

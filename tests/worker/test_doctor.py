@@ -80,10 +80,11 @@ def test_a_platform_without_workers_is_an_error(broker: Broker) -> None:
 
 
 def test_a_killed_worker_is_an_error_while_its_leases_run(valkey: Server) -> None:
-    with station(valkey.fresh_url(), "threads", 1, queues=["slow"]) as at:
-        for n in range(3):  # one runs, one is prefetched, one waits
+    with station(valkey.fresh_url(), "threads", 3, queues=["slow"]) as at:
+        for n in range(3):  # two run, which is the prefetch, and one waits
             at.send("held", f"{n}", "never", ignore_result=True)
-        at.traces.next_start()
+        for _ in range(2):
+            at.traces.next_start()
         eventually(lambda: at.broker.unacked() == 2 and at.broker.names("celeriac:workers"))
         at.worker.kill()
         status, findings = doctor(at.broker.url)

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.apps.sink import TABLE
 from tests.support.scene import Scene
 from tests.support.servers import Server
 from tests.support.wait import eventually, throughout
 
+PREFETCH = TABLE["queues"]["few"]["prefetch"]
 
-@pytest.fixture(scope="module")
-def at(valkey: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A worker with one slot, which a task of the queue "few" holds until the gate opens."""
-    directory: Path = tmp_path_factory.mktemp("hops")
+
+@pytest.fixture
+def at(request: pytest.FixtureRequest, valkey: Server, tmp_path: Path) -> Iterator[Scene]:
+    """A worker in which a task of the queue "few" has a slot until the gate opens."""
     options = ["--queues", "few,gathered"]
-    with Scene(valkey.fresh_url(), directory, concurrency=1, options=options) as at:
+    with Scene(valkey.fresh_url(), tmp_path, concurrency=request.param, options=options) as at:
         at.send("basic.held", "first", "gate", queue="few")
         at.traces.next_start()
         yield at
@@ -39,6 +41,7 @@ def filled(at: Scene) -> dict[str, tuple[int, int, int, int, int]]:
     return hops
 
 
+@pytest.mark.parametrize("at", [1], indirect=True)
 def test_a_full_list_of_the_broker_is_counted_there(at: Scene) -> None:
     before = filled(at)
     for number in range(8):
@@ -46,21 +49,27 @@ def test_a_full_list_of_the_broker_is_counted_there(at: Scene) -> None:
     assert filled(at) == before | {"bounded": (5, 3, 0, 0, 0)}
 
 
+@pytest.mark.parametrize("at", [PREFETCH + 1], indirect=True)
 def test_a_full_credit_is_counted_there(at: Scene) -> None:
     before = filled(at)
     assert before["few"] == (0, 0, 1, 1, 0)
     for number in range(5):
         at.send("basic.held", str(number), "gate", queue="few")
-    # Four are the prefetch; the two above it wait at the broker.
+    # Four are the prefetch; the two above it wait at the broker, though a slot is free.
     expected = before | {"few": (2, 0, 4, 4, 0)}
     eventually(lambda: filled(at) == expected)
     throughout(lambda: filled(at) == expected, 1)
 
 
+@pytest.mark.parametrize("at", [2], indirect=True)
 def test_a_batch_that_gathers_is_counted_there(at: Scene) -> None:
     before = filled(at)
+    at.stop_consuming("gathered")
+    # It comes with the others and takes the last slot, so they wait for one.
+    at.send("basic.held", "second", "gate", queue="gathered")
     for number in range(7):
         at.send("gather", number, queue="gathered")
-    expected = before | {"gathered": (0, 0, 7, 7, 7)}
+    at.app.control.add_consumer("gathered")
+    expected = before | {"gathered": (0, 0, 8, 8, 7)}
     eventually(lambda: filled(at) == expected)
     throughout(lambda: filled(at) == expected, 1)

@@ -45,8 +45,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
-def hold(at: Station, count: int, **options: Any) -> list[str]:
-    """Let one task run, with others behind it in the same worker; returns all names."""
+def hold(at: Station, count: int, *, rate: str = "1/h", **options: Any) -> list[str]:
+    """Let one task run, while others wait in the same worker for their rate; returns all names."""
+    at.limit_rate("held", rate)
     prefix = secrets.token_hex(2)
     names = [f"{prefix}-{n}" for n in range(count)]
     for name in names:
@@ -84,9 +85,9 @@ def test_a_task_that_blocks_for_five_leases_runs_once_in_every_pool(valkey: Serv
 
 
 def test_a_sibling_takes_over_from_a_killed_worker_in_order(valkey: Server) -> None:
-    with station(valkey.fresh_url(), "threads", 1, settings=SETTINGS) as at:
+    with station(valkey.fresh_url(), "threads", 2, settings=SETTINGS) as at:
         names = hold(at, 6, queue="bulk")
-        with at.worker.twin() as sibling:
+        with at.worker.twin(concurrency=1) as sibling:
             at.worker.kill()
             killed = time.monotonic()
             assert starts(at, 1) == names[:1]
@@ -106,22 +107,23 @@ def test_a_broker_that_is_away_for_three_leases_repeats_nothing(
     elsewhere: Server, valkey: Server, how: str
 ) -> None:
     url, store = elsewhere.fresh_url(), valkey.fresh_url()
-    with station(url, "threads", 1, store=store, view=url, settings=SETTINGS) as at:
-        names = hold(at, 4, queue="bulk")
+    with station(url, "threads", 2, store=store, view=url, settings=SETTINGS) as at:
+        # The rate lets the second one start while the broker is away.
+        names = hold(at, 4, rate=f"{60 / (3 * LEASE_SECONDS)}/m", queue="bulk")
         with at.worker.twin():
             if how == "paused":
                 os.kill(elsewhere.pid, signal.SIGSTOP)
-                elapse(3 * LEASE_SECONDS)
-                # The slot is free, but nobody knows whose the next message is.
                 at.traces.open(names[0].split("-")[0])
                 at.wait_until_ran(1)
-                throughout(lambda: at.traces.total("started") == 1, 0.5)
+                # The slots are free, but nobody knows whose the next message is.
+                throughout(lambda: at.traces.total("started") == 1, 4 * LEASE_SECONDS)
                 os.kill(elsewhere.pid, signal.SIGCONT)
             else:
                 elsewhere.stop(signal.SIGKILL)
                 elapse(3 * LEASE_SECONDS)
                 elsewhere.start()
             elapse(LEASE_SECONDS)
+            at.limit_rate("held", "0")
             at.traces.open(names[0].split("-")[0], times=len(names))
             at.wait_until_ran(len(names), timeout=40)
             at.wait_until_settled(timeout=20)
@@ -133,7 +135,7 @@ def test_a_broker_that_is_away_for_three_leases_repeats_nothing(
 def test_a_worker_that_was_stopped_past_its_lease_starts_nothing_that_others_have(
     valkey: Server,
 ) -> None:
-    with station(valkey.fresh_url(), "threads", 1, settings=SETTINGS) as at:
+    with station(valkey.fresh_url(), "threads", 2, settings=SETTINGS) as at:
         names = hold(at, 4, queue="bulk")
         with at.worker.twin():
             at.worker.send(signal.SIGSTOP)
@@ -258,7 +260,7 @@ def test_a_cold_shutdown_gives_everything_back(
     valkey: Server, pool: str, patience_seconds: float
 ) -> None:
     settings = {**SETTINGS, "worker_soft_shutdown_timeout": patience_seconds}
-    with station(valkey.fresh_url(), pool, 1, settings=settings) as at:
+    with station(valkey.fresh_url(), pool, 2, settings=settings) as at:
         # The solo pool takes in the next message only when it has ended the one before.
         names = hold(at, 1 if pool == "solo" else 3, queue="bulk")
         at.worker.send(signal.SIGQUIT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -38,7 +39,9 @@ def test_a_parent_process_that_is_busy_for_leases_keeps_what_it_has(
     app: Celery, broker: Broker, traces: Traces
 ) -> None:
     env = environment(broker.url)
-    with Worker("tests.apps.neglect", "prefork", 1, env=env) as worker:
+    with Worker("tests.apps.neglect", "prefork", 2, env=env) as worker:
+        ask: Any = {"destination": [worker.name], "reply": True, "timeout": 10, "limit": 1}
+        assert app.control.rate_limit("basic.held", "1/h", **ask)
         for name in ("runs", "waits"):
             app.tasks["basic.held"].delay(name, "gate")
         eventually(lambda: traces.counts("started") == {"runs": 1})
@@ -48,6 +51,7 @@ def test_a_parent_process_that_is_busy_for_leases_keeps_what_it_has(
             app.control.broadcast("block", {"seconds": seconds}, destination=[worker.name])
             eventually(lambda: not app.control.ping([worker.name], timeout=0.3))
             throughout(lambda: broker.unacked("slow") == 2, seconds)
+        assert app.control.rate_limit("basic.held", "0", **ask)
         traces.open("gate", times=2)
         eventually(lambda: traces.counts() == {"runs": 1, "waits": 1})
         eventually(broker.holds_nothing)

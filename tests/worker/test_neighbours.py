@@ -170,12 +170,14 @@ def test_inspect_shows_what_runs_and_what_is_held(at: Station) -> None:
     names = at.send_many("held", 4, gate, queue="bulk")
     for _ in range(2):
         at.traces.next_start()
+    assert at.broker.unacked("bulk") == 2
     inspect = at.app.control.inspect(timeout=5, destination=[at.worker.name])
     (active,) = inspect.active().values()
     (reserved,) = inspect.reserved().values()
     at.traces.open(gate, times=4)
     assert {task["args"][0] for task in active} == set(names[:2])
-    assert {task["args"][0] for task in [*active, *reserved]} == set(names)
+    # As Celery has it, this is what the worker holds; the rest waits where any worker finds it.
+    assert {task["args"][0] for task in reserved} == set(names[:2])
 
 
 def test_inspect_shows_what_each_queue_holds_and_may_hold(at: Station) -> None:

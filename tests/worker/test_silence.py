@@ -137,7 +137,7 @@ def test_another_worker_takes_over_what_never_started(valkey: Server) -> None:
             station(
                 link.url(url, valkey.port),
                 "threads",
-                1,
+                2,
                 store=store,
                 view=url,
                 options=options,
@@ -145,11 +145,12 @@ def test_another_worker_takes_over_what_never_started(valkey: Server) -> None:
             )
         )
         at = stack.enter_context(direct(at, url, store))
+        at.limit_rate("held", "1/h")  # what it keeps waiting does not go back
         names = at.send_many("held", 4, "gate", queue="bulk")
         at.traces.next_start()
         eventually(lambda: at.broker.unacked("bulk") == 4)
         assert link.silence() > 0
-        twin = stack.enter_context(at.worker.twin())
+        twin = stack.enter_context(at.worker.twin(concurrency=1))
         assert sorted(at.traces.next_start(seconds=20) for _ in range(1)) == names[1:2]
         at.traces.open("gate", times=1)  # one of the two goes on
         at.traces.open("gate", times=3)

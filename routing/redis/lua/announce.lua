@@ -6,6 +6,15 @@
 --        2 milliseconds after which it is forgotten, 0 to forget it now
 -- Reply: the version of the settings
 
+-- include: kinds
+
+local wrong = misused('string', KEYS[1])
+for key = 2, #KEYS, 3 do
+  wrong = wrong or misused('zset', KEYS[key]) or misused('hash', KEYS[key + 2])
+    or (KEYS[key + 1] ~= KEYS[1] and misused('hash', KEYS[key + 1]))
+end
+if wrong then return wrong end
+
 -- include: time
 -- include: pace
 

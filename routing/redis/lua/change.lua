@@ -12,7 +12,12 @@
 --        7... entries of the log
 -- Reply: the new version, 0 when nothing was changed, as somebody else was first
 
+-- include: kinds
+
 local SETTINGS, VERSION, LOG, DRAINING, CONSUMERS = unpack(KEYS)
+local wrong = misused('hash', SETTINGS) or misused('string', VERSION) or misused('list', LOG)
+  or misused('zset', CONSUMERS)
+if wrong then return wrong end
 if (redis.call('HGET', SETTINGS, ARGV[1]) or '') ~= ARGV[2] then return 0 end
 
 -- Removing comes first: a server at its memory limit must be told to pause or to drain.

@@ -1,5 +1,5 @@
 -- Asked before the first write: a script that a key of another type stops half way loses messages.
-local COUNTS = {list = 'LLEN', hash = 'HLEN', zset = 'ZCARD'}
+local COUNTS = {list = 'LLEN', hash = 'HLEN', zset = 'ZCARD', string = 'STRLEN'}
 
 -- Says which of these keys cannot be used as such a one, as an error to reply with; nil for none.
 local function misused(kind, ...)
