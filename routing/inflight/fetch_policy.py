@@ -23,6 +23,11 @@ SETTLE_SECONDS = 0.005
 #: comes to an empty queue meanwhile is not heard.
 BUSY_SECONDS = SETTLE_SECONDS
 
+#: Where endings are further apart, a worker listens for what is quiet until the next one, though it
+#: takes three round trips to be woken from that: what comes meanwhile is there when the next slot
+#: is free. Where they are closer, an exchange looks at every queue often enough.
+APART_SECONDS = 0.002
+
 #: Seconds after which every queue is asked, whether its bell was heard or not: the worst delay for
 #: messages of producers that ring nothing (stock Celery), and for a bell that was lost.
 LOOK_SECONDS = 1.0
@@ -140,6 +145,7 @@ class Situation:
         since_reply: seconds since the last reply to an exchange.
         since_look: seconds since all queues were asked.
         since_ending: seconds since anything has ended.
+        ending_interval: seconds from one ending to the next, lately.
         has_loop: whether an event loop wakes the fetcher again when something ends.
         hears_others: whether the connection also listens for queues without acknowledgement.
     """
@@ -151,6 +157,7 @@ class Situation:
     since_reply: float = 0.0
     since_look: float = 0.0
     since_ending: float = 0.0
+    ending_interval: float = 0.0
     has_loop: bool = True
     hears_others: bool = False
 
@@ -204,7 +211,7 @@ def next_step(now: Situation) -> Step:
     # Not for longer than to the next look at all of them.
     left = max(0.01, LISTEN_SECONDS - now.since_look)
     seconds = min(LISTEN_SECONDS, left) if open_ones else LISTEN_SECONDS
-    return Listen(tuple(one.queue for one in open_ones), seconds)
+    return Listen(tuple(one.queue for one in open_ones if one not in asked), seconds)
 
 
 def _calls(asked: Sequence[Allowance], now: Situation) -> bool:
@@ -216,6 +223,8 @@ def _calls(asked: Sequence[Allowance], now: Situation) -> bool:
 
 
 def _rests(open_ones: Sequence[Allowance], asked: Sequence[Allowance], now: Situation) -> bool:
+    if now.ending_interval >= APART_SECONDS and len(asked) < len(open_ones):
+        return False
     is_busy = now.since_ending < BUSY_SECONDS and len(open_ones) < len(now.allowances)
     is_deaf = not open_ones and not now.hears_others
     return bool(asked) or is_deaf or is_busy

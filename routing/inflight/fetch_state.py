@@ -12,6 +12,8 @@ from routing.redis.values import Fetch, Settlement
 class Idle:
     """No command is out."""
 
+    coming: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Exchanging:
@@ -21,12 +23,18 @@ class Exchanging:
     settlement: Settlement
     looks_at_all: bool
 
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """The queues that are asked."""
+        return tuple(queue for queue, _ in self.fetch.asked)
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:
     """A blocking pop waits for a bell of these queues."""
 
     queues: frozenset[str]
+    coming: tuple[str, ...] = ()
 
 
 FetchState: TypeAlias = Idle | Exchanging | Listening

@@ -1,9 +1,8 @@
 """What this process holds from the queues of one database; it outlives connections.
 
 A message is held from the fetch that recorded it as unacked until its ending reached the server.
-Channels come and go with connections; running work does not, so it is not theirs. Everything here
-is bookkeeping without I/O: a channel takes what waits in the outbox and sends it, and a thread
-renews the leases.
+Channels come and go with connections; running work does not, so it is not theirs. Bookkeeping
+without I/O: a channel sends what waits in the outbox, and a thread renews the leases.
 """
 
 from __future__ import annotations
@@ -70,6 +69,8 @@ class Holdings:
         self.settlers = Settlers()
         #: When a message has last ended or gone back, by `time.monotonic`.
         self.last_ended = 0.0
+        #: Seconds from one ending to the next, lately.
+        self.ending_interval = 0.0
         #: Tags of messages that died before they ended; only appended to, as the collector may run
         #: at any moment.
         self._forsaken: deque[str] = deque()
@@ -108,7 +109,7 @@ class Holdings:
         self.outbox.add_unread(fetch)
 
     def refused(self, fetch: Fetch) -> None:
-        """Note that the server refused a fetch, which took nothing."""
+        """Note that a refused fetch took nothing."""
         with self._lock:
             self.credit.release(fetch)
 
@@ -225,8 +226,8 @@ class Holdings:
 
         Arguments:
             tag: the message.
-            mark: what its next worker must know; only `Mark.COUNTED` charges a delivery.
-            evidence: why it is charged a delivery.
+            mark: what its next worker must know.
+            evidence: why it is charged a delivery, which `Mark.COUNTED` does.
         """
         with self._lock:
             if (held := self._held.get(tag)) is None:
@@ -288,7 +289,9 @@ class Holdings:
         self._drop(held.tag)
 
     def _tell(self, tag: str, queue: str, *, at_once: bool = False) -> None:
-        self.last_ended = time.monotonic()
+        now = time.monotonic()
+        self.ending_interval += (min(1.0, now - self.last_ended) - self.ending_interval) / 8
+        self.last_ended = now
         if (settler := self.settlers.of(tag)) is not None:
             settler.ended(at_once=at_once)
         if self.keeper is not None:

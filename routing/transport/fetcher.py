@@ -126,6 +126,7 @@ class Fetcher:
             since_reply=now - self._last_reply,
             since_look=self.sightings.since_look,
             since_ending=now - self._holdings.last_ended,
+            ending_interval=self._holdings.ending_interval,
             has_loop=self._loop() is not None,
             hears_others=bool(self._consumed.free_queues),
         )
@@ -264,11 +265,7 @@ class Fetcher:
         return bool(reply.arrivals)
 
     def check_silence(self) -> None:
-        """Drop a connection on which a command has had no reply for longer than it may take.
-
-        Raises:
-            redis.exceptions.ConnectionError: the connection is lost.
-        """
+        """Drop a connection that has had no reply for too long, and raise what says so."""
         try:
             self._wire.check_silence(longest_wait=LISTEN_SECONDS)
         except exceptions.ConnectionError:
@@ -297,13 +294,18 @@ class Fetcher:
         self.bell.ring_for_room()
         return len(self.inbox) > 0
 
+    @property
+    def coming(self) -> Sequence[str]:
+        """The queues that the exchange which is out asks."""
+        return self._state.coming
+
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         # Whether there is credit for it is not asked: what ended just now may still be counted.
         if self.inbox.waiting(queue) > 0 or self.sightings.left(queue) > 0:
             return True
-        is_asked = isinstance(self._state, Exchanging) and queue in dict(self._state.fetch.asked)
-        return self.sightings.is_stale and (is_asked or self._holdings.credit.of(queue) > 0)
+        is_possible = queue in self.coming or self._holdings.credit.of(queue) > 0
+        return self.sightings.is_stale and is_possible
 
     def _look_again(self) -> None:
         if not self._stopped and (loop := self._loop()) is not None:

@@ -57,7 +57,7 @@ class OwnBell:
             self._alarm.within(max(0.0, due_in))
         if deaf:
             self._link.holdings.settlers.await_room[self._name] = self._room_freed
-            self.ring_for_room()  # what ended since the look has told nobody
+            self._room_freed("")  # what ended since the look has told nobody
 
     def is_over(self) -> None:
         """Note that the wait has ended."""

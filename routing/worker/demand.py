@@ -7,7 +7,6 @@ within a few milliseconds, as far as it was measured what the work takes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from routing.inflight.prefetch import Room
@@ -58,53 +57,38 @@ class Demand:
     def rooms(self, queues: Collection[str], ready: Ready) -> tuple[dict[str, Room], int]:
         """Return the room of each of these queues, and for how many slots work is to be fetched.
 
+        What waits here takes slots from queues that have their turns later, and from no others.
+
         Arguments:
             queues: the queues that are consumed.
             ready: what waits for a slot already.
         """
-        staying = self._running.staying(self._ahead_seconds)
-        soon = self._free() + sum(self._running.counts.values()) - sum(staying.values())
-        taken = self._taken_by_what_waits(queues, ready)
-        places = max(0, soon - sum(taken.values()))
-        rules, occupied = self._rules(), staying + taken
-        rooms = {}
-        for queue in queues:
-            free = max(0, places + taken[queue])
-            if rules:
-                own = {**occupied, queue: staying[queue]}
-                free = startable(
-                    queue, rules, free=free, running=own, seconds=self._times.queue_peak(queue)
-                )
-            size = self._unit_size(queue)
-            per_slot = self._units_per_slot(queue)
-            most = free * per_slot * size
-            rooms[queue] = Room(most - ready.count(queue), most, size if per_slot == 1 else 0)
-        self._leave_turns(rooms, ready)
+        occupied = self._running.staying(self._ahead_seconds)
+        soon = self._free() + sum(self._running.counts.values()) - sum(occupied.values())
+        rules, places, rooms = self._rules(), 0, {}
+        is_first = True
+        for queue in self._in_turn(queues, ready):
+            size, units = self._unit_size(queue), self._units_per_slot(queue)
+            is_long, waiting = units == 1, ready.count(queue)
+            free = max(0, soon) if is_first or not is_long else 0
+            if rules and free:
+                seconds = self._times.queue_peak(queue)
+                free = startable(queue, rules, free=free, running=occupied, seconds=seconds)
+            most = free * units * size
+            rooms[queue] = Room(most - waiting, most, size if is_long else 0)
+            if is_long:
+                places = max(places, -(-(most - waiting) // size))
+                taken = -(-waiting // size)  # what waits will keep so many slots
+                soon, occupied[queue] = soon - taken, occupied[queue] + taken
+            elif waiting and self._has_more(queue):
+                is_first = False  # the slots are for what is still to come of it
         return rooms, places
 
-    def _leave_turns(self, rooms: dict[str, Room], ready: Ready) -> None:
-        """Take no room for long work while short work whose turn is first has more to come."""
-        long = [queue for queue, room in rooms.items() if room.per_slot and room.free > 0]
-        short = [
-            queue
-            for queue, room in rooms.items()
-            if not room.per_slot and ready.count(queue) and self._has_more(queue)
-        ]
-        if not long or not short:
-            return
-        order = self.order([*long, *short])
-        first = min(order.index(queue) for queue in short)
-        for queue in order[first:]:
-            if queue in long:
-                rooms[queue] = rooms[queue]._replace(free=0)
-
-    def _taken_by_what_waits(self, queues: Iterable[str], ready: Ready) -> Counter[str]:
-        """Return how many slots will be taken, and kept, by what waits."""
-        taken: Counter[str] = Counter()
-        for queue in queues:
-            if (waiting := ready.count(queue)) and self._units_per_slot(queue) == 1:
-                taken[queue] = -(-waiting // self._unit_size(queue))
-        return taken
+    def _in_turn(self, queues: Collection[str], ready: Ready) -> Iterable[str]:
+        """Return the queues in the order of their turns, where that makes a difference."""
+        if any(ready.count(queue) for queue in queues):
+            return self.order(list(queues))
+        return queues
 
     def _units_per_slot(self, queue: str) -> int:
         """Return how many units of a queue one slot can start soon: several of short ones."""

@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 #: While the leases are in doubt, that often it is seen whether they have been renewed.
 LOOK_AGAIN_SECONDS = 0.1
 
+#: Long work leaves its slot for so long to a fetch that is out and may bring what is more urgent.
+YIELD_SECONDS = 0.002
+
 
 class Dispatcher(bootsteps.StartStopStep):
     """The consumer bootstep that holds units and hands them over."""
@@ -59,7 +62,6 @@ class Dispatcher(bootsteps.StartStopStep):
         self._stock_submit = consumer.on_task_request
         self._channel: EngineMixin | None = None
         self._units = WaitingUnits()
-        self._sources: list[UnitSource] = []
         self._slots: Slots | None = None
         self._running = False
         self._pumping = False
@@ -145,9 +147,6 @@ class Dispatcher(bootsteps.StartStopStep):
         if consumer.blueprint.state != bootsteps.RUN:  # as by remote control, without a signal
             STOP.note()
         self._units.clear()
-        for source in self._sources:
-            source.clear()
-        self._sources.clear()
         if self._channel is None:
             return
         self._channel.link.holdings.requeue_all(up_to=State.WAITING)
@@ -213,14 +212,11 @@ class Dispatcher(bootsteps.StartStopStep):
 
     def add_source(self, source: UnitSource) -> None:
         """Ask a buffer for work whenever a slot has nothing to do, until the next stop."""
-        self._sources.append(source)
+        self._units.sources.append(source)
 
     def buffered(self) -> Counter[str]:
         """Return how many messages of each queue wait in a buffer for the rest of their batch."""
-        total: Counter[str] = Counter()
-        for source in tuple(self._sources):
-            total.update(source.waiting())
-        return total
+        return self._units.buffered()
 
     def idle_slots(self, queue: str = "", task: str = "") -> int:
         """Return how many slots are free and not spoken for: for a task of a queue, or for any."""
@@ -274,7 +270,7 @@ class Dispatcher(bootsteps.StartStopStep):
         try:
             self._forget_stuck()
             self._hand_over_while_free(self._slots)
-            for source in tuple(self._sources):
+            for source in tuple(self._units.sources):
                 if not self.idle_slots():
                     break
                 source.slot_idle()
@@ -287,8 +283,6 @@ class Dispatcher(bootsteps.StartStopStep):
         if self.holdings is None or self.holdings.stuck == self._stuck:
             return
         self._stuck = self.holdings.stuck
-        for source in tuple(self._sources):
-            source.drop_lost()
         self._units.drop_lost()
 
     def _may_start(self) -> bool:
@@ -299,14 +293,17 @@ class Dispatcher(bootsteps.StartStopStep):
         return False
 
     def _hand_over_while_free(self, slots: Slots) -> None:
-        while self._units and not STOP.told:
+        while self._units and self._channel is not None and not STOP.told:
             if not (free := slots.free()):
                 slots.await_next()
                 return
             if not (eligible := self._scheduler.eligible(self._units, free=free)):
                 return
-            slots.acquire()
             queue = self._scheduler.next(eligible)
+            if self._scheduler.yields(self._units.first(queue), to=self._channel.fetcher.coming):
+                self._again.within(YIELD_SECONDS)
+                return
+            slots.acquire()
             self._hand_over(queue, self._units.take(queue))
 
     def _hand_over(self, queue: str, unit: Unit) -> None:

@@ -12,6 +12,9 @@ from routing.worker.running import Running
 from routing.worker.shares import Shares
 from routing.worker.units import Unit, WaitingUnits, task_of
 
+#: Work that keeps a slot for longer is worth a moment's look at who else wants it.
+LONG_SECONDS = 0.02
+
 
 class Scheduler:
     """Decides for one worker; what runs outlives connections, and so does this.
@@ -76,6 +79,17 @@ class Scheduler:
         for queue in self.shares.active:
             self._leave_if_idle(queue)
         return self.shares.order(queues, self._clock())
+
+    def yields(self, unit: Unit, *, to: Sequence[str]) -> bool:
+        """Return whether a unit leaves its slot to what may come of these queues in a moment.
+
+        Only one that would keep it for long.
+        """
+        if self.expected(unit) <= LONG_SECONDS or not any(queue != unit.queue for queue in to):
+            return False
+        return self.order([unit.queue, *(queue for queue in to if queue != unit.queue)])[0] != (
+            unit.queue
+        )
 
     def enter(self, unit: Unit | None) -> Callable[[], None]:
         """Note that a unit enters the pool; returns what to call, once or more, when it left."""

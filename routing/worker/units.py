@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -92,6 +92,8 @@ class WaitingUnits:
 
     def __init__(self) -> None:
         self._units: dict[str, deque[Unit]] = {}
+        #: What gathers work for further units.
+        self.sources: list[UnitSource] = []
 
     def __len__(self) -> int:
         return sum(map(len, self._units.values()))
@@ -109,7 +111,9 @@ class WaitingUnits:
         return self._units[queue][0]
 
     def drop_lost(self) -> None:
-        """Forget the units of which nothing is held any more."""
+        """Forget what is not held any more."""
+        for source in tuple(self.sources):
+            source.drop_lost()
         for queue in list(self._units):
             kept = deque(
                 unit
@@ -144,9 +148,19 @@ class WaitingUnits:
                 self._units[queue] = deque(unit for unit in units if unit not in ours)
         return requests
 
+    def buffered(self) -> Counter[str]:
+        """Return how many messages of each queue wait in a source for the rest of their batch."""
+        total: Counter[str] = Counter()
+        for source in tuple(self.sources):
+            total.update(source.waiting())
+        return total
+
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget them all, and the sources."""
         self._units.clear()
+        for source in self.sources:
+            source.clear()
+        self.sources.clear()
 
 
 def task_of(unit: Unit) -> str:

@@ -15,12 +15,17 @@ class Pool:
     """Slots whose clock the test moves."""
 
     def __init__(
-        self, slots: int, *, table: dict[str, QueueConfig] | None = None, **sizes: int
+        self,
+        slots: int,
+        *,
+        table: dict[str, QueueConfig] | None = None,
+        weights: dict[str, int] | None = None,
+        **sizes: int,
     ) -> None:
         self.now = 0.0
         self.more: set[str] = set()
         self.ready = Ready()
-        queues = table or {}
+        queues = table or {q: QueueConfig(weight=w) for q, w in (weights or {}).items()}
         scheduler = Scheduler(lambda: list(queues), lambda queue: False, clock=lambda: self.now)
         scheduler.configure(queues)
         self.times, self.running = scheduler.times, scheduler.running
@@ -81,12 +86,13 @@ def test_work_is_asked_for_shortly_before_a_slot_is_expected_to_be_free() -> Non
     assert pool.free("long") == 0, "it takes longer than expected, nobody knows how long"
 
 
-def test_slots_that_waiting_work_will_keep_are_not_asked_for_again_by_another_queue() -> None:
-    pool = Pool(2)
+def test_slots_that_waiting_work_will_keep_are_asked_for_again_only_by_an_earlier_turn() -> None:
+    pool = Pool(2, weights={"urgent": 8})
     pool.knows("long", 2.0)
     pool.wait("long", 2)
-    assert pool.free("other", "long") == 0
-    assert pool.rooms("other", "long")[1] == 0
+    rooms, places = pool.rooms("urgent", "long", "later")
+    assert [rooms[queue].free for queue in ("urgent", "long", "later")] == [2, 0, 0]
+    assert places == 2
 
 
 def test_short_work_that_waits_keeps_nobody_from_asking() -> None:
