@@ -74,6 +74,8 @@ class Intake:
         self.consumer = consumer
         self._utc = app.uses_utc_timezone()
         self._slots: BatchSlots | None = None
+        #: The queues that items have come from.
+        self._queues: set[str] = set()
         self._buffer: Buffer[BatchGroup, ItemRequest] = Buffer(limits_of(task))
         self._timer: Any = None
         # The timer of some pools is a thread.
@@ -233,6 +235,9 @@ class Intake:
             callback(request)
         group = self._group(request)
         slots = self._slots_for(request)
+        if group.queue not in self._queues:
+            self._queues.add(group.queue)
+            slots.gathers(group.queue, self.task)
         with self._lock:
             window = self._buffer.open_window(group)
             full = self._buffer.add(

@@ -24,6 +24,9 @@ class BatchSlots(Protocol):
     def backlog(self, queue: str) -> bool:
         """Whether more messages of this queue are known to be on their way."""
 
+    def gathers(self, queue: str, task: Any) -> None:
+        """Have whole batches of a task fetched from a queue, though no route may lead there."""
+
     def submit(self, unit: Unit) -> None:
         """Have the unit handed over as soon as a slot is free."""
 
@@ -51,10 +54,20 @@ class DispatcherSlots:
         self.unused = dispatcher.unused_slot
         self.failed = dispatcher.failed
         self._idle_slots = dispatcher.idle_slots
+        self._dispatcher = dispatcher
 
     def idle(self, queue: str, task: str) -> bool:
         """Whether a slot is free that nothing waits for and that this task may take."""
         return bool(self._idle_slots(queue, task) > 0)
+
+    def gathers(self, queue: str, task: Any) -> None:
+        """Tell those who fetch for the slots; of a keyed task any number may be wanted."""
+        if (holdings := self._dispatcher.holdings) is None:
+            return
+        prefetch = holdings.prefetch
+        if prefetch.demand is not None:
+            size = task.max_size if task.key is None else prefetch.of(queue)
+            prefetch.demand.gathers(queue, size)
 
 
 class StockSlots:
@@ -72,6 +85,9 @@ class StockSlots:
     def backlog(self, queue: str) -> bool:
         """Nothing is known about the broker."""
         return False
+
+    def gathers(self, queue: str, task: Any) -> None:
+        """What is fetched is Celery's to say."""
 
     def submit(self, unit: Unit) -> None:
         """Hand over, by the semaphore where the pool has one."""

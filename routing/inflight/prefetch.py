@@ -41,6 +41,9 @@ class Demand(Protocol):
     def order(self, queues: Sequence[str]) -> list[str]:
         """Return these queues in the order in which they are to be served."""
 
+    def gathers(self, queue: str, size: int) -> None:
+        """Note that so many messages of a queue go into one unit, which its routes did not tell."""
+
 
 class Prefetch:
     """The prefetch of each queue in this process: of the table, until somebody changes it.

@@ -44,8 +44,12 @@ class Demand:
     ) -> None:
         self._running, self._times = scheduler.running, scheduler.times
         self._rules, self.order = scheduler.rules, scheduler.order
-        self._free, self._has_more, self._unit_sizes = free, has_more, unit_sizes
+        self._free, self._has_more, self._unit_sizes = free, has_more, dict(unit_sizes)
         self._ahead_seconds = ahead_seconds
+
+    def gathers(self, queue: str, size: int) -> None:
+        """Note that so many messages of a queue go into one unit, which its routes did not tell."""
+        self._unit_sizes[queue] = max(size, self._unit_size(queue))
 
     def _unit_size(self, queue: str) -> int:
         return self._unit_sizes.get(queue, 1)

@@ -41,6 +41,7 @@ TABLE: Mapping[str, Any] = {
         },
         "reliable": {"prefetch": 2, "limit": 1, "max_length": 10, "overflow": "block"},
     },
+    "routes": {"sink.gather": "gathered"},
     "lease_seconds": LEASE_SECONDS,
     "max_inflight_bytes": 4 * 1024**2,
 }

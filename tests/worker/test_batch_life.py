@@ -17,7 +17,7 @@ from celery.result import AsyncResult
 
 from routing.redis.values import Mark
 from tests.apps.basic import Traces, close
-from tests.apps.batches import create
+from tests.apps.batches import GATHERING_SECONDS, create
 from tests.support.broker import Broker
 from tests.support.rig import Rig
 from tests.support.servers import Server, valkey_binary
@@ -55,18 +55,18 @@ class Scene:
         answer = getattr(self.app.control.inspect(timeout=5, limit=1), what)() or {}
         return {request["id"] for requests in answer.values() for request in requests}
 
-    def stop_consuming(self) -> None:
-        self.app.control.cancel_consumer("default")
-        eventually(lambda: not self.is_consuming())
+    def stop_consuming(self, queue: str = "default") -> None:
+        self.app.control.cancel_consumer(queue)
+        eventually(lambda: not self.is_consuming(queue))
 
-    def consume(self) -> None:
-        self.app.control.add_consumer("default")
-        eventually(self.is_consuming)
+    def consume(self, queue: str = "default") -> None:
+        self.app.control.add_consumer(queue)
+        eventually(lambda: self.is_consuming(queue))
 
-    def is_consuming(self) -> bool:
+    def is_consuming(self, queue: str) -> bool:
         inspect = self.app.control.inspect(timeout=5, limit=1)
         (queues,) = eventually(inspect.active_queues, 20).values()
-        return "default" in [queue["name"] for queue in queues]
+        return queue in [one["name"] for one in queues]
 
     def settled(self) -> bool:
         return self.broker.length("default") == 0 and self.broker.unacked() == 0
@@ -145,6 +145,18 @@ def test_waiting_items_are_reserved_and_running_ones_active(scene: Scene) -> Non
     assert len(scene.inspect("active")) == 2
     unblock(scene, gates)
     eventually(lambda: not scene.inspect("active") and not scene.inspect("reserved"))
+
+
+def test_a_batch_fills_from_a_queue_that_no_route_leads_to(scene: Scene) -> None:
+    scene.stop_consuming("other")
+    send = scene.task("double").apply_async
+    results = [send((number,), queue="other") for number in range(12)]
+    scene.traces.client.delete("sizes")
+    scene.consume("other")
+    for number, result in enumerate(results):
+        assert result.get(timeout=GATHERING_SECONDS / 2) == 2 * number
+    sizes = [int(size) for size in scene.traces.client.lrange("sizes", 0, -1)]
+    assert max(sizes) > scene.worker.slots, "it took what was fetched for its slots one by one"
 
 
 def test_a_revoked_item_is_ended_and_its_neighbours_run(scene: Scene) -> None:

@@ -35,6 +35,7 @@ class Pool:
             has_more=lambda queue: queue in self.more,
             unit_sizes=sizes,
         )
+        self.gathers = self._demand.gathers
 
     def knows(self, queue: str, seconds: float) -> None:
         self.times.note(queue, queue, seconds)
@@ -110,6 +111,16 @@ def test_a_batch_queue_asks_for_a_batch_a_slot() -> None:
     pool.wait("rows", 100)
     assert pool.free("rows") == 400, "one batch fills while others run"
     assert pool.rooms("rows")[0]["rows"].per_slot == 500
+
+
+def test_a_queue_that_turns_out_to_have_batches_asks_for_a_batch_a_slot() -> None:
+    pool = Pool(2)
+    pool.wait("rows", 2)
+    assert pool.free("rows") == 0
+    pool.gathers("rows", 100)
+    assert pool.free("rows") == 198
+    pool.gathers("rows", 10)
+    assert pool.free("rows") == 198, "another task has bigger ones"
 
 
 def test_a_reserved_slot_is_asked_for_by_its_own_queue_only() -> None:
