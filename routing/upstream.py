@@ -190,6 +190,7 @@ REBOUND: dict[str, dict[str, str]] = {
         "on_task_request": "requests go to the dispatcher",
         "on_unknown_message": "what is refused becomes a dead letter",
         "on_unknown_task": "what is refused becomes a dead letter",
+        "_schedule_bucket_request": "what waits for its rate is nothing that a slot could start",
         "reset_rate_limits": "another rate limit holds for what waits, too",
     },
     "celery.worker.worker:WorkController": {

@@ -206,6 +206,7 @@ class Intake:
             self._add(request, callbacks)
             return
         waited_for = bool(bucket.contents)
+        request.limit(is_limited=True)
         bucket.add((request, 1))
         if not waited_for:  # else a timer runs already: one for each would starve all others
             self._drain(bucket)
@@ -227,6 +228,7 @@ class Intake:
                 bucket.contents.appendleft((request, tokens))
                 self.consumer.timer.call_after(bucket.expected_time(tokens), self._drain, (bucket,))
                 return
+            request.limit(is_limited=False)
             self._add(request, ())
 
     def _add(self, request: ItemRequest, callbacks: Any) -> None:
@@ -239,12 +241,9 @@ class Intake:
             self._queues.add(group.queue)
             slots.gathers(group.queue, self.task)
         with self._lock:
-            window = self._buffer.open_window(group)
             full = self._buffer.add(
                 request, group, size_bytes=request.size_bytes, now=time.monotonic()
             )
-        joined = window if window is not None and window.entries[-1] is request else None
-        request.waits(has_turn=joined is not None and joined.reason is not None)
         for one in full:
             self._submit(one)
         if not slots.backlog(group.queue) and slots.idle(group.queue, self.task.name):
@@ -291,8 +290,6 @@ class Intake:
 
     def _submit(self, window: Window[BatchGroup, ItemRequest]) -> None:
         """Give a batch its turn; it takes items until `_close` is called."""
-        for request in window.entries:
-            request.waits(has_turn=True)
         slots = self._slots_for(window.entries[0])
         slots.submit(
             BatchUnit(
@@ -314,8 +311,6 @@ class Intake:
         with self._lock:
             if not self._buffer.reopen(window, until=time.monotonic() + PATIENCE_SECONDS):
                 return False
-        for request in window.entries:
-            request.waits(has_turn=False)
         self.consumer.timer.call_after(PATIENCE_SECONDS, self._flush_due)
         return True
 

@@ -54,10 +54,6 @@ class Buffer(Generic[G, E]):
     def __len__(self) -> int:
         return sum(len(window.entries) for window in self._open.values())
 
-    def open_window(self, group: G) -> Window[G, E] | None:
-        """Return the window that the next entry of a group would join, None for a new one."""
-        return self._open.get(group)
-
     def sizes(self) -> Iterator[tuple[G, int]]:
         """Yield each group whose next batch is open, with the number of its entries."""
         for group, window in self._open.items():

@@ -61,8 +61,15 @@ class Held:
     at_ms: int = 0
     #: How often it was requeued because it could not be run then.
     returned: int = 0
+    #: Whether it waits for the rate of its task.
+    is_limited: bool = False
     #: Set while a worker owns the message: tells when nobody could end it any more.
     watch: Watch | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it waits for a slot."""
+        return self.state is State.WAITING and not self.is_limited
 
     @property
     def mark(self) -> Mark:

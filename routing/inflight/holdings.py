@@ -100,7 +100,7 @@ class Holdings:
             for tag, queue, size_bytes in arrived:
                 self._held[tag] = Held(tag, queue, next(self._order), size_bytes)
                 self.credit.take(queue, size_bytes)
-                self.ready.add(queue, tag)
+                self.ready.arrived(queue)
         self._watch()
 
     def unanswered(self, fetch: Fetch) -> None:
@@ -152,21 +152,21 @@ class Holdings:
         """Note how far a message has come."""
         if (held := self._held.get(tag)) is None or held.state is state:
             return
-        held.state = state
-        if state is State.HANDED:
-            self.ready.handed(held.queue, tag)
+        with self._lock:
+            self.ready.change(held, "state", state)
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)
 
-    def waits(self, tag: str, *, has_turn: bool | None) -> None:
-        """Note that a message waits for a slot, for its batch (False), or for its rate (None)."""
-        if (held := self._held.get(tag)) is None or held.state is not State.WAITING:
-            return
-        if has_turn is None:
-            self.ready.remove(held.queue, tag)
-        else:
-            self.ready.add(held.queue, tag, has_turn=has_turn)
-            self._watch()
+    def limit(self, tag: str, *, is_limited: bool) -> None:
+        """Note that a message waits for the rate of its task, or does so no more."""
+        with self._lock:
+            if (held := self._held.get(tag)) is not None:
+                self.ready.change(held, "is_limited", is_limited)
+
+    def has_turn(self, queue: str) -> None:
+        """Note that work of a queue waits for nothing but a slot."""
+        self.ready.has_turn(queue)
+        self._watch()
 
     def _watch(self) -> None:
         if self.keeper is not None and self.durable:
@@ -258,7 +258,7 @@ class Holdings:
     def requeue_waiting(self, queue: str) -> int:
         """Requeue what waits for a slot, as another worker has one; returns how many."""
         with self._lock:
-            waiting = [held for tag in self.ready.tags(queue) if (held := self._held.get(tag))]
+            waiting = [h for h in self._held.values() if h.queue == queue and h.is_ready]
             for held in waiting:
                 self._return(held, Mark.NONE)
         self.stuck += len(waiting)
@@ -278,7 +278,8 @@ class Holdings:
     def _drop(self, tag: str) -> Held | None:
         if (held := self._held.pop(tag, None)) is not None:
             self.credit.free(held.queue, held.size_bytes)
-            self.ready.remove(held.queue, tag)
+            if held.is_ready:
+                self.ready.remove(held.queue)
         return held
 
     def _return(self, held: Held, mark: Mark, evidence: str = "") -> None:

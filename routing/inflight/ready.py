@@ -2,64 +2,75 @@
 
 Not those that wait in the bucket of a task's rate limit: no slot would start them. What has its
 turn, and gets no slot for longer than was to be expected, is stuck: another worker may have one
-free. No I/O, no lock: each change is one step of a dictionary.
+free. Numbers by queue, without I/O; whoever changes them holds the lock of the `Holdings`.
 """
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from collections.abc import Callable
+
+from routing.inflight.held import Held
 
 #: Work that has its turn and gets no slot for so long is stuck: longer than it is fetched ahead.
 STUCK_SECONDS = 0.02
 
 
 class Ready:
-    """Tags of waiting messages by queue, each with the time since when it has had its turn."""
+    """How many messages wait, and since when the first of a queue has had its turn."""
 
     def __init__(self) -> None:
-        self._since: dict[str, dict[str, float]] = {}
-        #: When work of a queue was last handed to the pool.
-        self._handed: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+        #: Since when a queue has had its turn and got no slot.
+        self._turns: dict[str, float] = {}
+        #: Since when messages of a queue wait to be delivered at all.
+        self._arrived: dict[str, float] = {}
         #: Whether what is stuck may go back; False while the pool would grow for it.
         self.may_return: Callable[[], bool] = lambda: True
 
-    def add(self, queue: str, tag: str, *, has_turn: bool = True) -> None:
-        """Note that a message waits: for its delivery or a slot, or for the rest of its batch."""
-        self._since.setdefault(queue, {})[tag] = time.monotonic() if has_turn else math.inf
+    def arrived(self, queue: str) -> None:
+        """Note that one message more waits, to be delivered first."""
+        self._counts[queue] += 1
+        self._arrived.setdefault(queue, time.monotonic())
 
-    def remove(self, queue: str, tag: str) -> None:
-        """Note that a message does not wait for a slot any more, or not yet."""
-        if waiting := self._since.get(queue):
-            waiting.pop(tag, None)
+    def remove(self, queue: str) -> None:
+        """Note that one is gone."""
+        self._counts[queue] -= 1
 
-    def handed(self, queue: str, tag: str) -> None:
-        """Note that a message has got its slot."""
-        self.remove(queue, tag)
-        self._handed[queue] = time.monotonic()
+    def change(self, held: Held, name: str, value: object) -> None:
+        """Change what decides whether a message waits for a slot."""
+        was_ready = held.is_ready
+        setattr(held, name, value)
+        self._counts[held.queue] += held.is_ready - was_ready
 
     def count(self, queue: str) -> int:
-        """Return how many messages of a queue wait for a slot."""
-        return len(self._since.get(queue, ()))
+        """Return how many messages of a queue wait."""
+        return self._counts[queue]
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits for a slot."""
-        return not any(self._since.values())
+        """Whether nothing waits."""
+        return not any(self._counts.values())
+
+    def delivered(self) -> None:
+        """Note that all that arrived was delivered."""
+        self._arrived.clear()
+
+    def has_turn(self, queue: str) -> None:
+        """Note that work of a queue waits for nothing but a slot."""
+        self._turns.setdefault(queue, time.monotonic())
+
+    def handed(self, queue: str, *, more: bool) -> None:
+        """Note that a queue got a slot, and whether more of it has its turn."""
+        if more:
+            self._turns[queue] = time.monotonic()
+        else:
+            self._turns.pop(queue, None)
 
     def stuck(self) -> list[str]:
         """Return the queues of which something has had its turn for too long."""
         before = time.monotonic() - STUCK_SECONDS
-        found = [
-            queue
-            for queue, waiting in list(self._since.items())
-            if waiting
-            and self._handed.get(queue, 0.0) < before
-            and min(dict(waiting).values()) < before
-        ]
-        return found if found and self.may_return() else []
-
-    def tags(self, queue: str) -> list[str]:
-        """Return what waits of a queue, also what only gathers: else it would pass the rest."""
-        return list(self._since.get(queue, ()))
+        since = [*self._turns.items(), *self._arrived.items()]
+        found = {queue for queue, at in since if at < before and self._counts[queue] > 0}
+        return list(found) if found and self.may_return() else []

@@ -83,8 +83,6 @@ class Delivery:
                 self._hand_on(arrival, callback, message)
 
     def _hand_on(self, arrival: Arrival, callback: Callable[[Any], Any], message: Any) -> None:
-        # Until its consumer says so again: it may have to wait for a rate limit first.
-        self._holdings.ready.remove(arrival.queue, arrival.tag)
         try:
             callback(message)
         except Exception as error:

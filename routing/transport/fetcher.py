@@ -1,8 +1,8 @@
 """Brings messages from the broker: the fetch loop of one consuming channel.
 
-Two commands alternate on the channel's own connection. An *exchange* settles and fetches; when no
-queue has anything left, a blocking pop of *bells* waits until a producer rings. Neither is sent
-while the other's reply is out; which comes next is decided by `fetch_policy.next_step`.
+Two commands alternate on its own connection. An *exchange* settles and fetches; when no queue has
+anything left, a blocking pop of *bells* waits until a producer rings. One is out at a time; which
+comes next is decided by `fetch_policy.next_step`.
 """
 
 from __future__ import annotations
@@ -291,21 +291,22 @@ class Fetcher:
     def deliver_slice(self) -> bool:
         """Deliver one slice of the inbox; True while there is more."""
         self.inbox.deliver_slice(self._delivery.deliver)
+        if not len(self.inbox):
+            self._holdings.ready.delivered()
         self.bell.ring_for_room()
         return len(self.inbox) > 0
 
     @property
     def coming(self) -> Sequence[str]:
-        """The queues that the exchange which is out asks."""
+        """The queues that an exchange which is out asks."""
         return self._state.coming
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
-        # Whether there is credit for it is not asked: what ended just now may still be counted.
         if self.inbox.waiting(queue) > 0 or self.sightings.left(queue) > 0:
             return True
-        is_possible = queue in self.coming or self._holdings.credit.of(queue) > 0
-        return self.sightings.is_stale and is_possible
+        may_come = queue in self.coming or self._holdings.credit.of(queue) > 0
+        return self.sightings.is_stale and may_come
 
     def _look_again(self) -> None:
         if not self._stopped and (loop := self._loop()) is not None:
@@ -344,6 +345,6 @@ class Fetcher:
             self._holdings.requeue(arrival.tag)
 
     def close(self) -> None:
-        """Wake nobody any more; closing twice is safe."""
+        """Wake nobody any more."""
         self._again.stop()
         self.bell.close()

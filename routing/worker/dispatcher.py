@@ -197,16 +197,18 @@ class Dispatcher(bootsteps.StartStopStep):
     def submit_request(self, request: Any) -> None:
         """Take a request from Celery's strategy."""
         if isinstance(request.message, EngineMessage):
-            request.waits(has_turn=True)
+            if request.is_limited:
+                request.limit(is_limited=False)
             self.submit(RequestUnit(self, request))
         else:
             self._stock_submit(request)
 
     def submit(self, unit: Unit) -> None:
         """Take a unit; it is handed over when its turn comes and a slot is free."""
-        if not self._running:
+        if not self._running or self._channel is None:
             return
         self._units.add(unit)
+        self._channel.link.holdings.has_turn(unit.queue)
         self._scheduler.shares.arrive(unit.queue)
         self.pump()
 
@@ -262,49 +264,46 @@ class Dispatcher(bootsteps.StartStopStep):
 
     def pump(self) -> None:
         """Hand over units while slots are free, then ask the buffers for more."""
-        if self._pumping or not self._running or self._slots is None:
+        slots, channel = self._slots, self._channel
+        if self._pumping or not self._running or slots is None or channel is None:
             return
-        if not self._may_start():
+        if not self._may_start(channel.link.holdings):
             return
         self._pumping = True
         try:
-            self._forget_stuck()
-            self._hand_over_while_free(self._slots)
+            self._hand_over_while_free(slots, channel)
             for source in tuple(self._units.sources):
                 if not self.idle_slots():
                     break
                 source.slot_idle()
-                self._hand_over_while_free(self._slots)
+                self._hand_over_while_free(slots, channel)
         finally:
             self._pumping = False
 
-    def _forget_stuck(self) -> None:
-        """Forget what was requeued because it got no slot here."""
-        if self.holdings is None or self.holdings.stuck == self._stuck:
-            return
-        self._stuck = self.holdings.stuck
-        self._units.drop_lost()
-
-    def _may_start(self) -> bool:
+    def _may_start(self, holdings: Holdings) -> bool:
         """Return whether what waits here is known to be ours still; if not, look again soon."""
-        if self.holdings is None or self.holdings.lease_guard.holds:
-            return True
-        self._again.within(LOOK_AGAIN_SECONDS)
-        return False
+        if holdings.stuck != self._stuck:  # others have got it, as it had no slot here
+            self._stuck = holdings.stuck
+            self._units.drop_lost()
+        if not (holds := holdings.lease_guard.holds):
+            self._again.within(LOOK_AGAIN_SECONDS)
+        return holds
 
-    def _hand_over_while_free(self, slots: Slots) -> None:
-        while self._units and self._channel is not None and not STOP.told:
+    def _hand_over_while_free(self, slots: Slots, channel: EngineMixin) -> None:
+        ready = channel.link.holdings.ready
+        while self._units and not STOP.told:
             if not (free := slots.free()):
                 slots.await_next()
                 return
             if not (eligible := self._scheduler.eligible(self._units, free=free)):
                 return
             queue = self._scheduler.next(eligible)
-            if self._scheduler.yields(self._units.first(queue), to=self._channel.fetcher.coming):
+            if self._scheduler.yields(self._units.first(queue), to=channel.fetcher.coming):
                 self._again.within(YIELD_SECONDS)
                 return
             slots.acquire()
             self._hand_over(queue, self._units.take(queue))
+            ready.handed(queue, more=self._units.count(queue) > 0)
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
         for request in unit.requests:

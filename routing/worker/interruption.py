@@ -43,6 +43,8 @@ class InterruptibleRequest(stock.Request):
     """A request that is returned when its run did not come to its end."""
 
     acknowledged: bool
+    #: It waits for the rate of its task.
+    is_limited = False
     #: It runs no more, but its result may be yet to be stored.
     _is_ending = False
 
@@ -51,10 +53,11 @@ class InterruptibleRequest(stock.Request):
         if (holdings := holdings_of(self.message)) is not None:
             holdings.mark(self.message.delivery_tag, state)
 
-    def waits(self, *, has_turn: bool | None) -> None:
-        """Note that it waits for a slot, for the rest of its batch (False), or for its rate."""
+    def limit(self, *, is_limited: bool) -> None:
+        """Note that it waits for the rate of its task, or does so no more."""
+        self.is_limited = is_limited
         if (holdings := holdings_of(self.message)) is not None:
-            holdings.waits(self.message.delivery_tag, has_turn=has_turn)
+            holdings.limit(self.message.delivery_tag, is_limited=is_limited)
 
     def is_lost(self) -> bool:
         """Whether its message is not held any more: it was requeued, or another worker has it."""

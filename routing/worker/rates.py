@@ -36,7 +36,14 @@ class Rates:
     def __init__(self, consumer: Any, units: WaitingUnits) -> None:
         self._consumer, self._units = consumer, units
         self._schedule = upstream.SCHEDULE_BUCKET.of(consumer)
+        upstream.SCHEDULE_BUCKET.put(consumer, self.schedule)
         consumer.reset_rate_limits = self.reset
+
+    def schedule(self, bucket: Any) -> None:
+        """Let out what may start, as Celery does, and note that the newest waits for its rate."""
+        self._schedule(bucket)
+        if bucket.contents and not bucket.contents[-1][0].is_limited:
+            bucket.contents[-1][0].limit(is_limited=True)
 
     def reset(self) -> None:
         """Give each task whose limit has changed another bucket, with all that waits."""
@@ -59,13 +66,13 @@ class Rates:
 
     def _admit_again(self, intake: Any, bucket: Any, requests: Sequence[Any]) -> None:
         for request in requests:
-            request.waits(has_turn=None)
+            request.limit(is_limited=bucket is not None)
         if isinstance(intake, Admits):
             intake.admit_again(requests)
         elif bucket is not None:
             for request in requests:
                 bucket.add((request, 1))
-            self._schedule(bucket)
+            self.schedule(bucket)
         else:
             for request in requests:
                 task_reserved(request)

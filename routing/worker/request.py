@@ -99,7 +99,8 @@ class Request(InterruptibleRequest):
         too often, and is ended now."""
         if (holdings := holdings_of(self.message)) is None:
             return False
-        if self.is_lost() or (held := holdings.get(self.message.delivery_tag)) is None:
+        if (held := holdings.get(self.message.delivery_tag)) is None:
+            task_ready(self)
             return True
         limits = holdings.topology.queue(held.queue)
         if held.delivery_count.count >= limits.max_deliveries:

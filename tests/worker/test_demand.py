@@ -44,8 +44,8 @@ class Pool:
         return self.running.enter(queue, queue)
 
     def wait(self, queue: str, count: int) -> None:
-        for number in range(count):
-            self.ready.add(queue, f"{queue}-{number}")
+        for _ in range(count):
+            self.ready.arrived(queue)
 
     def rooms(self, *queues: str) -> tuple[dict[str, Room], int]:
         return self._demand.rooms(queues, self.ready)
