@@ -314,8 +314,6 @@ class Intake:
         with self._lock:
             if not self._buffer.reopen(window, until=time.monotonic() + PATIENCE_SECONDS):
                 return False
-        for request in window.entries:
-            request.waits(has_turn=False)
         self.consumer.timer.call_after(PATIENCE_SECONDS, self._flush_due)
         return True
 
