@@ -24,7 +24,7 @@ def test_a_batch_that_leaves_its_turn_to_a_fuller_one_counts_as_waiting_again() 
     unused: list[bool] = []
     slots: Any = SimpleNamespace(unused=lambda: unused.append(True))
     unit = BatchUnit(
-        None, None, queue="q", requests=[item], wait=lambda: True, close=lambda: [], slots=slots
+        None, None, queue="q", requests=[item], wait=lambda: True, close=list, slots=slots
     )
     item.mark(State.HANDED)
     assert holdings.ready.count("q") == 0
