@@ -255,16 +255,14 @@ class Holdings:
                 self._return(one, one.mark)
         return len(held)
 
-    def requeue_stuck(self) -> int:
-        """Requeue what gets no slot here; returns how many."""
-        if not self.durable or not (tags := self.ready.stuck()):
-            return 0
+    def requeue_waiting(self, queue: str) -> int:
+        """Requeue what waits for a slot, as another worker has one; returns how many."""
         with self._lock:
-            stuck = [held for tag in tags if (held := self._held.get(tag))]
-            for held in stuck:
+            waiting = [held for tag in self.ready.tags(queue) if (held := self._held.get(tag))]
+            for held in waiting:
                 self._return(held, Mark.NONE)
-        self.stuck += len(stuck)
-        return len(stuck)
+        self.stuck += len(waiting)
+        return len(waiting)
 
     def requeue_forsaken(self) -> int:
         """Requeue messages that died before they ended, as their callbacks were lost.

@@ -1,7 +1,7 @@
 """Messages that are held and wait for a slot: in the inbox, the dispatcher or a batch that gathers.
 
 Not those that wait in the bucket of a task's rate limit: no slot would start them. What has its
-turn, and gets no slot for longer than was to be expected, is stuck: another worker may have a slot
+turn, and gets no slot for longer than was to be expected, is stuck: another worker may have one
 free. No I/O, no lock: each change is one step of a dictionary.
 """
 
@@ -11,9 +11,8 @@ import math
 import time
 from collections.abc import Callable
 
-#: Work that has its turn and gets no slot for so long is stuck: twice the time for which work is
-#: fetched ahead of a slot.
-STUCK_SECONDS = 0.03
+#: Work that has its turn and gets no slot for so long is stuck: longer than it is fetched ahead.
+STUCK_SECONDS = 0.02
 
 
 class Ready:
@@ -50,15 +49,17 @@ class Ready:
         return not any(self._since.values())
 
     def stuck(self) -> list[str]:
-        """Return the tags of queues of which something has had its turn for too long.
-
-        What gathers goes with it, or it would pass what came before.
-        """
+        """Return the queues of which something has had its turn for too long."""
         before = time.monotonic() - STUCK_SECONDS
-        found: list[str] = []
-        for queue, waiting in list(self._since.items()):
-            if waiting and self._handed.get(queue, 0.0) < before:
-                tags = dict(waiting)
-                if min(tags.values()) < before:
-                    found += tags
+        found = [
+            queue
+            for queue, waiting in list(self._since.items())
+            if waiting
+            and self._handed.get(queue, 0.0) < before
+            and min(dict(waiting).values()) < before
+        ]
         return found if found and self.may_return() else []
+
+    def tags(self, queue: str) -> list[str]:
+        """Return what waits of a queue, also what only gathers: else it would pass the rest."""
+        return list(self._since.get(queue, ()))

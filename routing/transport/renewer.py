@@ -25,6 +25,7 @@ from routing.redis.clocks import boot_seconds
 from routing.redis.faults import LOST
 from routing.transport.carrier import Carrier
 from routing.transport.link import Link
+from routing.transport.stuck import Stuck
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Renewer:
 
     def _use(self, link: Link, hostname: str) -> None:
         self.hostname, self._link = hostname, link
-        self._carrier = Carrier(link)
+        self._carrier, self._stuck = Carrier(link), Stuck(link)
 
     def follow(self, link: Link, hostname: str) -> None:
         """Go on, at once, over this link."""
@@ -215,10 +216,13 @@ class Renewer:
         return is_owed or bool(self._starts) or not self._holdings.ready.is_empty
 
     def _return_stuck(self) -> None:
-        """Requeue what has its turn and gets no slot here, though the loop may be blocked."""
-        if self.leaving or not self._holdings.requeue_stuck():
-            return
-        self._carry(self._carrier.requeue)
+        """Give what gets no slot here to others, also while the loop is blocked."""
+        if not self.leaving:
+            self._carry(self._requeue_stuck)
+
+    def _requeue_stuck(self) -> None:
+        if self._stuck.requeue():
+            self._carrier.requeue()
 
     def _carry_for_a_blocked_loop(self) -> None:
         """Carry what the event loop has left for too long: a task runs in it, or it computes."""
@@ -234,7 +238,7 @@ class Renewer:
         self._carrier.carry_again(CARRY_AFTER_SECONDS)
         self._carrier.carry_all()
 
-    def _carry(self, carry: Callable[[], None]) -> bool:
+    def _carry(self, carry: Callable[[], object]) -> bool:
         """Carry something; False when it could not be, and then it is kept."""
         self._is_carrying = True  # before it looks, so that `stop` waits for it or it does nothing
         try:

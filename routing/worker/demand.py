@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from routing.inflight.prefetch import Room
-from routing.inflight.ready import STUCK_SECONDS, Ready
+from routing.inflight.ready import Ready
 from routing.worker.fairness import startable
 from routing.worker.scheduler import Scheduler
 
 #: Work is fetched for a slot so long before it is free: some round trips, during which it would
 #: have nothing to do.
-AHEAD_SECONDS = STUCK_SECONDS / 2
+AHEAD_SECONDS = 0.015
 
 #: What it takes to fetch and deliver one message; a batch of 500 has to be fetched earlier.
 ITEM_SECONDS = 50e-6
@@ -74,6 +74,8 @@ class Demand:
             if rules and free:
                 seconds = self._times.queue_peak(queue)
                 free = startable(queue, rules, free=free, running=occupied, seconds=seconds)
+            if size > 1 and self._ahead_seconds and self._running.counts.get(queue):
+                free = max(1, free)  # one batch fills while another runs
             most = free * units * size
             rooms[queue] = Room(most - waiting, most, size if is_long else 0)
             if is_long:

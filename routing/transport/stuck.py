@@ -1,0 +1,62 @@
+"""Gives work that gets no slot here to a worker that has one free, and only then.
+
+Who waits for a queue takes the token off its bell at once. So a bell that has a token tells that
+nobody waits, and work that is stuck stays: to give it back and to fetch it again would cost more
+than it takes to wait. To a bell without one a token is given; when it is gone at the next look,
+somebody has come for it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from routing.transport.link import Link
+
+#: Between two looks at the bell of a queue of which work is stuck.
+LOOK_SECONDS = 0.01
+
+#: Looks are that far apart while nobody waits.
+BUSY_SECONDS = 0.02
+
+#: A bell that nobody hears any more is silent after an hour, as in the scripts.
+BELL_MS = 3_600_000
+
+
+class Stuck:
+    """What is stuck of the messages of one database.
+
+    Arguments:
+        link: the database, with a client for the thread that looks.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._look_at: dict[str, float] = {}
+        #: The queues whose bells were rung at the last look.
+        self._rung: set[str] = set()
+
+    def requeue(self) -> int:
+        """Note what others can start as requeued; returns how many messages.
+
+        Raises:
+            redis.exceptions.RedisError: the server is away, or refuses.
+        """
+        holdings, now, returned = self._link.holdings, time.monotonic(), 0
+        stuck = holdings.ready.stuck() if holdings.durable else []
+        self._rung.intersection_update(stuck)
+        for queue in stuck:
+            if now >= self._look_at.get(queue, 0.0) and self._is_awaited(queue):
+                returned += holdings.requeue_waiting(queue)
+        return returned
+
+    def _is_awaited(self, queue: str) -> bool:
+        client, bell = self._link.client, self._link.commands.keys.bell(queue)
+        is_silent = not client.exists(bell)
+        was_rung = queue in self._rung
+        self._rung.discard(queue)
+        if is_silent and not was_rung:
+            client.lpush(bell, "1")
+            client.pexpire(bell, BELL_MS)
+            self._rung.add(queue)
+        self._look_at[queue] = time.monotonic() + (LOOK_SECONDS if is_silent else BUSY_SECONDS)
+        return is_silent and was_rung
