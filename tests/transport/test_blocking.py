@@ -14,7 +14,7 @@ from celery import Celery, chord, group
 from celery.beat import ScheduleEntry, Scheduler, Service
 
 from routing import QueueFull, install
-from routing.transport import overflow, runtime
+from routing.transport import room_wait, runtime
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
 from tests.support.wait import eventually
@@ -190,9 +190,9 @@ def test_a_producer_that_waits_long_says_so_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
     call: str,
 ) -> None:
-    monkeypatch.setattr(overflow, "TELL_AFTER_SECONDS", 0.05)
-    monkeypatch.setattr(overflow, "TELL_EVERY_SECONDS", 0.05)
-    caplog.set_level(logging.WARNING, "routing.transport.overflow")
+    monkeypatch.setattr(room_wait, "TELL_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr(room_wait, "TELL_EVERY_SECONDS", 0.05)
+    caplog.set_level(logging.WARNING, "routing.transport.room_wait")
     producer = threading.Thread(target=CALLS[call], args=[app])
     producer.start()
     try:

@@ -63,13 +63,16 @@ def test_a_limit_of_another_task_leaves_a_rate_alone(at: Station) -> None:
 
 @pytest.mark.parametrize("at", ["prefork", "threads", "gevent"], indirect=True)
 def test_a_first_limit_holds_for_what_waits_for_a_slot(at: Station) -> None:
-    at.send_many("held", 1, "gate", prefix="first")
-    at.traces.next_start()
-    at.send_many("mark", 6)
-    eventually(lambda: at.broker.unacked() == 7)
+    at.send_many("mark", 20)
+    at.wait_until_ran(20)  # now they are known to be so short that several are fetched for a slot
+    at.stop_consuming("default")
+    at.send_many("held", 1, "gate", queue="default")
+    at.send_many("mark", 2)
+    at.consume("default")
+    eventually(lambda: at.broker.unacked() == 3)
     set_rate(at.app, "basic.mark", "1/h")
     at.traces.open("gate")
-    at.wait_until_ran(2)
-    throughout(lambda: at.traces.total() == 2, 0.5)
+    at.wait_until_ran(22)
+    throughout(lambda: at.traces.total() == 22, 0.5)
     set_rate(at.app, "basic.mark", "0")
-    at.wait_until_ran(7)
+    at.wait_until_ran(23)

@@ -1,10 +1,10 @@
 -- Asked before the first write: a script that a key of another type stops half way loses messages.
-local COUNTS = {list = 'LLEN', hash = 'HLEN', zset = 'ZCARD', string = 'STRLEN'}
+local READS = {list = 'LLEN', hash = 'HLEN', zset = 'ZCARD', string = 'GET'}
 
 -- Says which of these keys cannot be used as such a one, as an error to reply with; nil for none.
 local function misused(kind, ...)
   for _, key in ipairs({...}) do
-    local answer = redis.pcall(COUNTS[kind], key)
+    local answer = redis.pcall(READS[kind], key)
     if type(answer) == 'table' then
       return {err = answer.err .. ' (key ' .. key .. ', expected a ' .. kind .. ')'}
     end
