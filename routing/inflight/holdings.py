@@ -152,8 +152,11 @@ class Holdings:
         """Note how far a message has come."""
         if (held := self._held.get(tag)) is None or held.state is state:
             return
-        with self._lock:
-            self.ready.change(held, "state", state)
+        if State.WAITING in (held.state, state):
+            with self._lock:
+                self.ready.change(held, "state", state)
+        else:
+            held.state = state
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)
 
