@@ -38,6 +38,12 @@ class Waits:
         if not requests or (holdings := holdings_of(requests[0].message)) is None:
             return
         at_ms = holdings.clock.now_ms() - (time.monotonic() - accepted_at) * 1000
+        if len(requests) == 1:
+            held = holdings.get(requests[0].message.delivery_tag)
+            if held is not None and held.at_ms:
+                with self._lock:
+                    self._of[held.queue][two_digits(at_ms - held.at_ms)] += 1
+            return
         found = map(holdings.get, [request.message.delivery_tag for request in requests])
         # The items of a batch have mostly come in few moments.
         moments = Counter([(held.queue, held.at_ms) for held in found if held and held.at_ms])
