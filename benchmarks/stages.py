@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from benchmarks.apps import marks
-from benchmarks.apps.marks import BATCH_SIZE, BATCHES, TURN, URGENT, Marks, Span
+from benchmarks.apps.marks import BATCH_SIZE, BATCHES, URGENT, Marks, Span
 from benchmarks.apps.plan import Plan
 from benchmarks.apps.runs import Run, Sent
 from benchmarks.fleet import WARM_CALLS, Fleet, fleet
@@ -148,8 +148,7 @@ def stage_figures(ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
 def loop_figures(ways: Sequence[Way], spans: Sequence[Span]) -> dict[str, dict[str, Any]]:
     """Return what the loop was busy with, as long as the calls were made.
 
-    ``percent`` is of that time, ``slow_ms`` of the slowest calls' mean wait; what is noted within
-    something else does not count for that. A turn of the loop is all of it.
+    ``cpu_percent`` is of that time, ``slow_ms`` of the slowest calls' mean wait.
     """
     begin, end = min(way.called for way in ways), max(way.began for way in ways)
     kinds: dict[str, list[Span]] = defaultdict(list)
@@ -157,15 +156,17 @@ def loop_figures(ways: Sequence[Way], spans: Sequence[Span]) -> dict[str, dict[s
         if span.ended_ns > begin and span.began_ns < end:
             kinds[span.what].append(span)
     slow = slowest(ways)
-    return {
-        f"loop_{what}": {
+    found = {}
+    for what, some in sorted(kinds.items()):
+        cpu = quantiles_ms([span.cpu_ns for span in some])
+        found[f"loop_{what}"] = {
             "times": len(some),
-            **quantiles_ms([span.ended_ns - span.began_ns for span in some]),
-            "percent": round(100 * sum(map(own_ns, some)) / (end - begin), 1),
+            **quantiles_ms([span.own_ns for span in some]),
+            **{f"cpu_{name}": cpu[name] for name in ("p50_ms", "max_ms")},
+            "cpu_percent": round(100 * sum(span.cpu_ns for span in some) / (end - begin), 1),
             "slow_ms": round(sum(overlap_ns(way, some) for way in slow) / len(slow) / 1e6, 2),
         }
-        for what, some in sorted(kinds.items())
-    }
+    return found
 
 
 def slowest(ways: Sequence[Way]) -> list[Way]:
@@ -174,24 +175,19 @@ def slowest(ways: Sequence[Way]) -> list[Way]:
     return ordered[: max(1, len(ordered) * SLOW_PERCENT // 100)]
 
 
-def own_ns(span: Span) -> int:
-    """Return how long the loop was busy with this; with anything, for a turn."""
-    return span.ended_ns - span.began_ns if span.what == TURN else span.own_ns
-
-
 def overlap_ns(way: Way, spans: Sequence[Span]) -> float:
     """Return for how long the loop was busy with this while a call waited.
 
     >>> way = Way(called=0, pushed=10, bell=None, exchange=10, reply=10, delivered=10, handed=20,
     ...           began=20)
-    >>> overlap_ns(way, [Span("packing", 15, 25, 10), Span("packing", 30, 40, 10)])
+    >>> overlap_ns(way, [Span("packing", 15, 25, 10, 9), Span("packing", 30, 40, 10, 9)])
     5.0
     """
     total = 0.0
     for span in spans:
         shared = min(way.began, span.ended_ns) - max(way.called, span.began_ns)
         if shared > 0:
-            total += shared * own_ns(span) / (span.ended_ns - span.began_ns)
+            total += shared * span.own_ns / (span.ended_ns - span.began_ns)
     return total
 
 

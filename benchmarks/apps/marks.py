@@ -25,12 +25,18 @@ TURN = "turn"
 
 
 class Span(NamedTuple):
-    """The loop was busy with something; ``own_ns`` of it with nothing that is noted within."""
+    """The loop was busy with something; what is noted within it counts only for that.
+
+    Attributes:
+        own_ns: how long that took; for a turn, with all that is noted within.
+        cpu_ns: what it took of a core: other programs of the machine do not count.
+    """
 
     what: str
     began_ns: int
     ended_ns: int
     own_ns: int
+    cpu_ns: int
 
 
 @dataclass(slots=True)
@@ -57,8 +63,8 @@ class Marks:
     def parse(cls, lines: Iterable[str]) -> Marks:
         """Read notes.
 
-        >>> Marks.parse(["bell 5", "handed id 7", "span turn 1 4 2"]).spans
-        [Span(what='turn', began_ns=1, ended_ns=4, own_ns=2)]
+        >>> Marks.parse(["bell 5", "handed id 7", "span turn 1 4 2 1"]).spans
+        [Span(what='turn', began_ns=1, ended_ns=4, own_ns=2, cpu_ns=1)]
         """
         made = cls()
         for line in lines:
@@ -73,8 +79,9 @@ class Marks:
                     made.deliveries[task_id] = prefix, int(at)
                 case ["handed", task_id, at]:
                     made.handed[task_id] = int(at)
-                case ["span", what, began, ended, own]:
-                    made.spans.append(Span(what, int(began), int(ended), int(own)))
+                case ["span", what, *times]:
+                    began, ended, own, cpu = map(int, times)
+                    made.spans.append(Span(what, began, ended, own, cpu))
                 case _:
                     raise ValueError(f"expected a note of a worker, got {line!r}")
         return made

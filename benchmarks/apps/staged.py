@@ -55,15 +55,35 @@ def fill(*, queue: str, count: int, size_bytes: int, **other: Any) -> int:
     return count
 
 
+class Busy:
+    """What the loop does now, since when, and what was noted within it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began_ns, self._began_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        self._inner_ns = self._inner_cpu_ns = 0
+
+    def end(self, outer: Busy | None) -> str:
+        """Return its note."""
+        ended_ns = time.monotonic_ns()
+        took_ns = ended_ns - self._began_ns
+        cpu_ns = time.thread_time_ns() - self._began_cpu_ns
+        if outer is not None:
+            outer._inner_ns += took_ns
+            outer._inner_cpu_ns += cpu_ns
+        if self._what != TURN:
+            took_ns, cpu_ns = took_ns - self._inner_ns, cpu_ns - self._inner_cpu_ns
+        return f"span {self._what} {self._began_ns} {ended_ns} {took_ns} {cpu_ns}"
+
+
 class Notes:
     """Takes notes, and writes them when the loop has nothing else to do."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._file: BinaryIO | None = None
-        #: Of each method that runs now, the innermost last: what was noted within it.
-        self._inner_ns: list[int] = []
-        self._turned_ns = 0
+        #: The innermost last.
+        self._busy: list[Busy] = []
 
     def note(self, *parts: object) -> None:
         """Note that something happens now."""
@@ -72,37 +92,30 @@ class Notes:
     @contextmanager
     def span(self, what: str) -> Iterator[None]:
         """Note how long the loop is busy with something."""
-        began_ns = time.monotonic_ns()
-        self._inner_ns.append(0)
+        self._busy.append(Busy(what))
         try:
             yield
         finally:
-            ended_ns = time.monotonic_ns()
-            own_ns = ended_ns - began_ns - self._inner_ns.pop()
-            if self._inner_ns:
-                self._inner_ns[-1] += ended_ns - began_ns
-            self._lines.append(f"span {what} {began_ns} {ended_ns} {own_ns}")
+            self._end()
 
     @contextmanager
     def poll(self) -> Iterator[None]:
         """End a turn of the loop, write, and begin the next turn after the poll."""
-        if len(self._inner_ns) > 1:  # somebody waits by himself, within a turn
+        if len(self._busy) > 1:  # somebody waits by himself, within a turn
             yield
             return
-        if self._inner_ns:
-            self._end_turn()
+        if self._busy:
+            self._end()
         if self._lines:
             self._write()
         try:
             yield
         finally:
-            self._inner_ns.append(0)
-            self._turned_ns = time.monotonic_ns()
+            self._busy.append(Busy(TURN))
 
-    def _end_turn(self) -> None:
-        ended_ns = time.monotonic_ns()
-        own_ns = ended_ns - self._turned_ns - self._inner_ns.pop()
-        self._lines.append(f"span {TURN} {self._turned_ns} {ended_ns} {own_ns}")
+    def _end(self) -> None:
+        busy = self._busy.pop()
+        self._lines.append(busy.end(self._busy[-1] if self._busy else None))
 
     def _write(self) -> None:
         if self._file is None:

@@ -126,17 +126,19 @@ def test_who_did_not_go_through_a_stage_waited_nothing_there_and_is_not_counted(
 
 def test_the_loop_is_told_of_while_calls_are_made_and_what_lies_within_counts_once() -> None:
     spans = [
-        Span(TURN, 1 * MS, 11 * MS, 2 * MS),
-        Span("packing", 2 * MS, 10 * MS, 8 * MS),
-        Span("packing", 30 * MS, 40 * MS, 10 * MS),  # after the last call
+        Span(TURN, 1 * MS, 11 * MS, 10 * MS, 7 * MS),
+        Span("delivery", 2 * MS, 10 * MS, 2 * MS, 1 * MS),
+        Span("packing", 3 * MS, 9 * MS, 6 * MS, 5 * MS),
+        Span("packing", 30 * MS, 40 * MS, 10 * MS, 9 * MS),  # after the last call
     ]
     found = stages.loop_figures([way(began=20)], spans)
     assert {what: one["times"] for what, one in found.items()} == {
+        "loop_delivery": 1,
         "loop_packing": 1,
         "loop_turn": 1,
     }
-    assert (found["loop_turn"]["percent"], found["loop_packing"]["percent"]) == (50.0, 40.0)
-    assert (found["loop_turn"]["slow_ms"], found["loop_packing"]["slow_ms"]) == (10.0, 8.0)
+    assert [one["cpu_percent"] for one in found.values()] == [5.0, 25.0, 35.0]
+    assert [one["slow_ms"] for one in found.values()] == [2.0, 6.0, 10.0]
 
 
 def test_the_slowest_calls_are_a_twentieth_but_one_at_least() -> None:
