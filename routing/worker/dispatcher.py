@@ -1,7 +1,7 @@
 """From "message received" to "handed to the pool": units of work wait here for a slot.
 
 A unit is one request, or a whole batch. It is handed over only when a slot is free, the queues
-taking turns by weight. So what waits here can still be requeued, and what was handed over will
+having their turns by weight. So what waits here can still be requeued, and what was handed over will
 run.
 """
 
