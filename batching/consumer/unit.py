@@ -72,7 +72,7 @@ class BatchUnit:
     def hand_over(self) -> None:
         """Close the batch and give it to the pool; called when a slot is free for it."""
         if self._wait():
-            self._each(self._waits_again)
+            self._each(lambda request: request.mark(State.WAITING))
             self._slots.unused()
             return
         self.requests = [request for request in self._close() if not request.is_gone()]
@@ -102,11 +102,6 @@ class BatchUnit:
         # A closing pool answers None; so does the solo pool, but it has run the batch by then.
         if result is None and not self._accepted:
             self._slots.failed(self)
-
-    @staticmethod
-    def _waits_again(request: ItemRequest) -> None:
-        request.mark(State.WAITING)  # first, as what was handed over waits for nothing
-        request.waits(has_turn=False)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The batch was taken up: each item has started."""

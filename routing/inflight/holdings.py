@@ -150,9 +150,9 @@ class Holdings:
 
     def mark(self, tag: str, state: State) -> None:
         """Note how far a message has come."""
-        if (held := self._held.get(tag)) is None or held.state is state:
-            return
         with self._lock:
+            if (held := self._held.get(tag)) is None or held.state is state:
+                return
             self.ready.change(held, state, held.is_limited)
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)

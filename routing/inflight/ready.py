@@ -2,14 +2,15 @@
 
 Not those that wait in the bucket of a task's rate limit: no slot would start them. What has its
 turn, and gets no slot for longer than was to be expected, is stuck: another worker may have one
-free. Numbers by queue, without I/O; whoever changes them holds the lock of the `Holdings`.
+free. Numbers by queue, without I/O; whoever changes the counts holds the lock of the `Holdings`.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from routing.inflight.held import Held, State
 
@@ -26,6 +27,9 @@ class Ready:
         self._turns: dict[str, float] = {}
         #: Since when messages of a queue wait to be delivered at all.
         self._arrived: dict[str, float] = {}
+        #: The queues whose bells this process listens to, and when it last did so with each queue.
+        self.listened: frozenset[str] = frozenset()
+        self._heard: dict[str, float] = {}
         #: Whether what is stuck may go back; False while the pool would grow for it.
         self.may_return: Callable[[], bool] = lambda: True
 
@@ -37,13 +41,18 @@ class Ready:
     def remove(self, queue: str) -> None:
         """Note that one waits no more."""
         self._counts[queue] -= 1
+        if not self._counts[queue]:
+            self._turns.pop(queue, None)
+            self._arrived.pop(queue, None)
 
     def change(self, held: Held, state: State, is_limited: bool) -> None:
         """Let a message wait for a slot, or no more."""
         was_ready = held.is_ready
         held.state, held.is_limited = state, is_limited
-        if was_ready is not held.is_ready:
-            self._counts[held.queue] += -1 if was_ready else 1
+        if was_ready and not held.is_ready:
+            self.remove(held.queue)
+        elif held.is_ready and not was_ready:
+            self._counts[held.queue] += 1
 
     def count(self, queue: str) -> int:
         """Return how many messages of a queue wait."""
@@ -69,9 +78,22 @@ class Ready:
         else:
             self._turns.pop(queue, None)
 
+    def hears(self, queues: Iterable[str], *, listens: bool) -> None:
+        """Note that this process comes for queues by itself: it asks them, or listens to them."""
+        self.listened = frozenset(queues) if listens else frozenset()
+        self._heard |= dict.fromkeys(queues, time.monotonic())
+
+    def has_heard(self, queue: str, since: float) -> bool:
+        """Return whether this process may have come for a queue by itself since then."""
+        return queue in self.listened or self._heard.get(queue, 0.0) >= since
+
+    def is_stuck(self, queue: str) -> bool:
+        """Return whether something of a queue has had its turn for too long."""
+        before = time.monotonic() - STUCK_SECONDS
+        first = min(self._turns.get(queue, math.inf), self._arrived.get(queue, math.inf))
+        return first < before and self._counts[queue] > 0
+
     def stuck(self) -> list[str]:
         """Return the queues of which something has had its turn for too long."""
-        before = time.monotonic() - STUCK_SECONDS
-        since = [*self._turns.items(), *self._arrived.items()]
-        found = {queue for queue, at in since if at < before and self._counts[queue] > 0}
-        return list(found) if found and self.may_return() else []
+        found = [queue for queue in {*self._turns, *self._arrived} if self.is_stuck(queue)]
+        return found if found and self.may_return() else []

@@ -160,11 +160,13 @@ class Fetcher:
         settlement = self._holdings.outbox.take_settlement(rides=True)
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)
+        self._holdings.ready.hears(self.coming, listens=False)
         self._settler.rides = True
         self._send(command("exchange", *self._commands.exchange_call(settlement, fetch)))
 
     def _send_listen(self, step: Listen) -> None:
         self._state = Listening(frozenset(step.queues))
+        self._holdings.ready.hears(step.queues, listens=True)
         self._settler.rides = False
         heard = [*step.queues, *self._consumed.free_queues]
         bells = map(self._bell_of, heard)
@@ -315,10 +317,7 @@ class Fetcher:
     # -- stopping
 
     def stand_down(self) -> None:
-        """Stop fetching: read the reply that is out, requeue what was not delivered, settle.
-
-        What cannot be sent now (the connection is lost) stays with the holdings.
-        """
+        """Stop fetching: read the reply that is out, requeue what was not delivered, settle."""
         self._stopped = True
         self._settler.rides = False
         try:

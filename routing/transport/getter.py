@@ -6,6 +6,7 @@ from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
+from routing.inflight.held import State
 from routing.redis.values import NOTHING, Fetch
 from routing.transport.delivery import Delivery
 from routing.transport.link import Link
@@ -39,4 +40,7 @@ class Getter:
         holdings.answered(fetch, reply.sizes())
         if not reply.arrivals:
             raise Empty()
-        return self._delivery.message_or_refuse(reply.arrivals[0])
+        message = self._delivery.message_or_refuse(reply.arrivals[0])
+        if holdings.durable:  # a task gets it, and works on it: it waits for no slot of this worker
+            holdings.mark(reply.arrivals[0].tag, State.HANDED)
+        return message

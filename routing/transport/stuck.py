@@ -32,8 +32,8 @@ class Stuck:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._look_at: dict[str, float] = {}
-        #: The queues whose bells were rung at the last look.
-        self._rung: set[str] = set()
+        #: When the bells were rung that had no token at the last look.
+        self._rung_at: dict[str, float] = {}
 
     def requeue(self) -> int:
         """Note what others can start as requeued; returns how many messages.
@@ -43,7 +43,7 @@ class Stuck:
         """
         holdings, now, returned = self._link.holdings, time.monotonic(), 0
         stuck = holdings.ready.stuck() if holdings.durable else []
-        self._rung.intersection_update(stuck)
+        self._rung_at = {queue: at for queue, at in self._rung_at.items() if queue in stuck}
         for queue in stuck:
             if now >= self._look_at.get(queue, 0.0) and self._is_awaited(queue):
                 returned += holdings.requeue_waiting(queue)
@@ -52,11 +52,14 @@ class Stuck:
     def _is_awaited(self, queue: str) -> bool:
         client, bell = self._link.client, self._link.commands.keys.bell(queue)
         is_silent = not client.exists(bell)
-        was_rung = queue in self._rung
-        self._rung.discard(queue)
-        if is_silent and not was_rung:
-            client.lpush(bell, "1")
-            client.pexpire(bell, BELL_MS)
-            self._rung.add(queue)
-        self._look_at[queue] = time.monotonic() + (LOOK_SECONDS if is_silent else BUSY_SECONDS)
-        return is_silent and was_rung
+        now, ready = time.monotonic(), self._link.holdings.ready
+        self._look_at[queue] = now + (LOOK_SECONDS if is_silent else BUSY_SECONDS)
+        rung_at = self._rung_at.pop(queue, None)
+        if not is_silent or ready.has_heard(queue, rung_at or now):
+            return False  # nobody came, or it was this worker
+        if rung_at is not None:
+            return True
+        self._rung_at[queue] = now
+        client.lpush(bell, "1")
+        client.pexpire(bell, BELL_MS)
+        return False

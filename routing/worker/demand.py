@@ -70,15 +70,16 @@ class Demand:
             if rules and free:
                 seconds = self._times.queue_peak(queue)
                 free = startable(queue, rules, free=free, running=occupied, seconds=seconds)
+            taken = min(free, -(-waiting // size)) if is_long else 0
             if size > 1 and self._ahead_seconds and self._running.counts.get(queue):
                 free = max(1, free)  # one batch fills while another runs
-            most = free * units * size
+            # What gets no slot here is for others; to ask for more of it would hide that.
+            most = 0 if ready.is_stuck(queue) else free * units * size
             rooms[queue] = Room(most - waiting, most, size if is_long else 0)
             if is_long:
                 places = max(places, -(-(most - waiting) // size))
-                taken = -(-waiting // size)  # what waits will keep so many slots
                 soon, occupied[queue] = soon - taken, occupied[queue] + taken
-            elif waiting and self._has_more(queue):
+            elif waiting and free and self._has_more(queue):
                 is_first = False  # the slots are for what is still to come of it
         return rooms, places
 

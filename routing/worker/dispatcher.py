@@ -1,8 +1,8 @@
 """From "message received" to "handed to the pool": units of work wait here for a slot.
 
 A unit is one request, or a whole batch. It is handed over only when a slot is free, the queues
-having their turns by weight. So what waits here can still be requeued, and what was handed over will
-run.
+having their turns by weight. So what waits here can still be requeued, and what was handed over
+will run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from routing.worker.interruption import holdings_of
 from routing.worker.live import follow_settings
 from routing.worker.make_slots import growth_of, slots_of
 from routing.worker.rates import Rates
-from routing.worker.scheduler import AHEAD_SECONDS, Scheduler
+from routing.worker.scheduler import AHEAD_SECONDS, YIELD_SECONDS, Scheduler
 from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
 from routing.worker.stopping import STOP
@@ -45,9 +45,6 @@ logger = logging.getLogger(__name__)
 
 #: While the leases are in doubt, that often it is seen whether they have been renewed.
 LOOK_AGAIN_SECONDS = 0.1
-
-#: Long work leaves its slot for so long to a fetch that is out and may bring what is more urgent.
-YIELD_SECONDS = 0.002
 
 
 class Dispatcher(bootsteps.StartStopStep):

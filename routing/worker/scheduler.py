@@ -16,6 +16,9 @@ from routing.worker.units import Unit, WaitingUnits, task_of
 #: have nothing to do.
 AHEAD_SECONDS = 0.015
 
+#: Long work leaves its slot for so long to a fetch that is out and may bring what is more urgent.
+YIELD_SECONDS = 0.002
+
 #: Work that keeps a slot for longer is worth a moment's look at who else wants it.
 LONG_SECONDS = 0.02
 
@@ -48,6 +51,8 @@ class Scheduler:
         self.shares = Shares({}, self.times)
         self.running = Running(self.times, self.shares, clock=clock)
         self._rules: dict[str, Rule] = {}
+        #: The unit that yields, and until when.
+        self._yielding: tuple[Unit | None, float] = None, 0.0
 
     def configure(self, queues: Mapping[str, QueueConfig]) -> None:
         """Go by this table from now on."""
@@ -96,6 +101,10 @@ class Scheduler:
         """
         others = [queue for queue in to if queue != unit.queue]
         if not others or self.expected(unit) <= LONG_SECONDS:
+            return False
+        if self._yielding[0] is not unit:
+            self._yielding = unit, self._clock() + YIELD_SECONDS
+        if self._clock() >= self._yielding[1]:
             return False
         return self.order([unit.queue, *others])[0] != unit.queue
 

@@ -94,6 +94,7 @@ class Shares:
     def order(self, queues: Iterable[str], now: float) -> list[str]:
         """Return the queues in the order in which they are to be served."""
         level, longest = self._level(now), self._times.longest()
+        self._bound_claims(level, longest, now)
 
         def rank(queue: str) -> tuple[bool, float]:
             weight = self._weight(queue)
@@ -104,6 +105,18 @@ class Shares:
             return is_ahead, (charge + (0.0 if is_ahead else longest)) / weight
 
         return sorted(queues, key=rank)
+
+    def _bound_claims(self, level: float, longest: float, now: float) -> None:
+        """Forget what queues are behind by for another reason than their turns.
+
+        One whose slots are limited, or of which nothing could be fetched, would have all turns
+        for as long afterwards.
+        """
+        units = 1 + sum(count for count, _ in self._running.values())
+        for queue in self._active:
+            lack = level * self._weight(queue) - self._charge(queue, now) - units * longest
+            if longest and lack > 0:
+                self._served[queue] += lack
 
     def take(self, queues: Collection[str], now: float) -> str:
         """Return the queue whose turn it is among these, which have work.

@@ -19,7 +19,6 @@ def test_a_batch_that_leaves_its_turn_to_a_fuller_one_counts_as_waiting_again() 
     holdings.answered(fetch, [("tag", "q", 1)])
     item: Any = SimpleNamespace(
         mark=lambda state: holdings.mark("tag", state),
-        waits=lambda *, has_turn: holdings.waits("tag", has_turn=has_turn),
     )
     unused: list[bool] = []
     slots: Any = SimpleNamespace(unused=lambda: unused.append(True))
