@@ -34,7 +34,7 @@ _IN_SCRIPTS = (
     f"hset {_KEY} 0 0", f"incr {_KEY}", f"incrby {_KEY} 1", f"lindex {_KEY} 0",
     f"lrem {_KEY} 1 0", f"ltrim {_KEY} 0 0", f"rpush {_KEY} 0", f"zadd {_KEY} 0 0",
     f"zcard {_KEY}", f"zmscore {_KEY} 0", f"zrange {_KEY} 0 0", f"zrangebyscore {_KEY} 0 0",
-    f"zrem {_KEY} 0", f"zremrangebyscore {_KEY} 0 0", f"set {_KEY} 0",
+    f"zrem {_KEY} 0", f"zscore {_KEY} 0", f"zremrangebyscore {_KEY} 0 0", f"set {_KEY} 0",
     f"get {_KEY}",
 )  # fmt: skip
 

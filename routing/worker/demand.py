@@ -46,7 +46,8 @@ class Demand:
         self._free, self._unit_sizes = free, unit_sizes
         self._ahead_seconds = ahead_seconds
 
-    def _unit_size(self, queue: str) -> int:
+    def unit_size(self, queue: str) -> int:
+        """Return how many messages of a queue go into one call."""
         return self._unit_sizes.get(queue, 1)
 
     def rooms(self, queues: Collection[str], ready: Ready) -> tuple[dict[str, Room], int]:
@@ -69,7 +70,7 @@ class Demand:
                 free = startable(
                     queue, rules, free=free, running=own, seconds=self._times.queue_peak(queue)
                 )
-            size = self._unit_size(queue)
+            size = self.unit_size(queue)
             per_slot = self._units_per_slot(queue)
             count = free * per_slot * size - ready.count(queue)
             rooms[queue] = Room(count, free * per_slot * size, size if per_slot == 1 else 0)
@@ -80,7 +81,7 @@ class Demand:
         taken: Counter[str] = Counter()
         for queue in queues:
             if (waiting := ready.count(queue)) and self._units_per_slot(queue) == 1:
-                taken[queue] = -(-waiting // self._unit_size(queue))
+                taken[queue] = -(-waiting // self.unit_size(queue))
         return taken
 
     def _units_per_slot(self, queue: str) -> int:
@@ -89,6 +90,6 @@ class Demand:
         if mean is None:
             return 1
         ahead = self._ahead_seconds
-        if (size := self._unit_size(queue)) > 1 and ahead:
+        if (size := self.unit_size(queue)) > 1 and ahead:
             ahead = max(ahead, size * ITEM_SECONDS)
         return 1 + int(ahead / max(mean, 1e-6))

@@ -9,8 +9,10 @@
 --        place of the held one or ""
 -- Reply: {messages buried, dead letters trimmed}; tags that are gone are passed over
 
--- include: records
 -- include: time
+-- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 
 local dead, ledger = KEYS[6], KEYS[7]

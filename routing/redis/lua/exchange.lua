@@ -13,19 +13,23 @@
 --        4 lease in milliseconds
 --        5 most bytes to fetch
 --        6 slots to fetch work for
+--        7 limits of tasks and keys: name, concurrency and milliseconds a start, each a line; "" for none
 --        then per settled group: ending, number of tags, the tags
 --        then per asked queue: name as JSON text, credit, messages that take one of the slots, or 0
---        for those that take none, most bytes, number of ready lists
+--        for those that take none, most bytes, number of ready lists, "0" when nothing limits it, or its
+--        own "concurrency:milliseconds a start:messages of one call", with 0 for none
 -- What is left of the bytes is shared evenly by the queues that are still to come, so no queue keeps
 -- another from being fetched; of each there may be one message more than fits.
 -- Reply: {server time in ms, {numbers of the quiet queues that are not},
---         then per asked queue {messages left behind,
---                               time in ms at which its next delayed message is due, 0 for none,
+--         then per asked queue {messages left behind that may start,
+--                               time in ms at which its next delayed message is due, or the next
+--                               blocked one may start, 0 for none,
 --                               message, message ...}}
 
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 -- include: delayed
 -- include: promote
@@ -38,35 +42,11 @@ local expiry, bytes = whole(now + lease), 0
 
 -- What is fetched is read first, of all queues; then it is recorded, and then it leaves its lists: a
 -- server that refuses one of these loses nothing.
-local fetches, tags, takes, refusal = {}, {}, {}, nil
+local fetches, tags, takes, held, refusal = {}, {}, {}, {}, nil
 local records, scores, expiries, origins = {}, {}, {}, {}
 
--- Reads the oldest messages of a list: one first, to learn the size; then as many as the mean size
--- lets into the room, in steps that stay short: the next ones may be a thousand times as big.
-local function read(q, list, name, fetch)
-  local got, taken, empty = fetch.got, 0, false
-  while fetch.credit > 0 and bytes < budget and (#got == 2 or fetch.bytes < fetch.room) and not empty do
-    local want = 1
-    if fetch.bytes > 0 then
-      local fitting = math.floor((fetch.room - fetch.bytes) * (#got - 2) / fetch.bytes)
-      want = math.max(1, math.min(fetch.credit, fitting, #got - 2, 16))
-    end
-    local messages = redis.call('LRANGE', list, -taken - want, -taken - 1)
-    empty = #messages < want
-    for i = #messages, 1, -1 do
-      local message, r = messages[i], 2 * #tags
-      local tag = prefix .. q .. ':' .. #got - 1
-      got[#got + 1], tags[#tags + 1] = message, tag
-      records[r + 1], records[r + 2] = tag, record_of(message, name)
-      scores[r + 1], scores[r + 2] = now_seconds, tag
-      expiries[r + 1], expiries[r + 2] = expiry, tag
-      origins[r + 1], origins[r + 2] = tag, list
-      bytes, fetch.bytes, fetch.credit = bytes + #message, fetch.bytes + #message, fetch.credit - 1
-    end
-    taken = taken + #messages
-  end
-  if taken > 0 then takes[#takes + 1] = {list, taken} end
-end
+-- include: starts
+-- include: read
 
 for q = 1, queues do
   local lists, ledger, delayed = tonumber(ARGV[arg + 4]), KEYS[key], KEYS[key + 2]
@@ -78,12 +58,20 @@ for q = 1, queues do
     due = refused and now + 1000 or first_due(delayed)
   end
   local fetch = {key = key, lists = lists, ledger = ledger, bytes = 0, got = {0, due or 0}}
+  fetch.queue, fetch.prefix = string.sub(KEYS[key + 1], #OURS + 6), prefix .. q .. '.'
   fetch.room = math.min(tonumber(ARGV[arg + 3]), math.floor((budget - bytes) / (queues - q + 1)))
   local credit, per_slot = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   fetch.credit = per_slot > 0 and math.min(credit, slots * per_slot) or credit
-  for l = 1, lists do read(q, KEYS[key + 3 + l], ARGV[arg], fetch) end
+  fetch.most = fetch.credit
+  open_gate(fetch, ARGV[arg + 5])
+  local parked = fetch.blocked and redis.call('ZRANGEBYSCORE', fetch.blocked, '-inf', now, 'LIMIT', 0, 100) or {}
+  for n = 1, #parked + 1 do
+    local gate, before = parked[n] and gate_for(string.sub(parked[n], 6)), fetch.credit
+    for l = 1, lists do read(q, KEYS[key + 3 + l], ARGV[arg], fetch, gate) end
+    if gate then look_again(gate, fetch, before) end
+  end
   if per_slot > 0 then slots = slots - math.ceil((#fetch.got - 2) / per_slot) end
-  fetches[q], key, arg = fetch, key + 4 + lists, arg + 5
+  fetches[q], key, arg = fetch, key + 4 + lists, arg + 6
 end
 
 -- A refused promotion is told when nothing was found besides: what is fetched must be answered with.
@@ -93,16 +81,23 @@ refusal = record_all(tags, takes, {{'HSET', UNACKED, records}, {'ZADD', INDEX, s
 if refusal then return refusal end
 
 local rung, reply = {}, {now, {}}
+note_starts(held)
 for q, fetch in ipairs(fetches) do
   local got, ledger, bell, left = fetch.got, fetch.ledger, KEYS[fetch.key + 1], 0
   for l = 1, fetch.lists do left = left + redis.call('LLEN', KEYS[fetch.key + 3 + l]) end
   got[1], reply[q + 2] = left, got
+  if fetch.touched then
+    got[1], got[2] = rest(fetch, left, bell)
   -- A bell is rung on only when this caller could not take all; an empty queue has no bell.
-  if left == 0 then redis.call('DEL', bell) else ring(bell) end
+  elseif left == 0 then
+    redis.call('DEL', bell)
+  else
+    ring(bell)
+  end
   if ledger ~= KEYS[1] and #got > 2 then
     redis.call('HINCRBY', ledger, 'unacked', #got - 2)
     -- An empty queue has no bytes, whatever stock participants put in or took out uncounted.
-    if left == 0 then
+    if left == 0 and not (fetch.blocked and redis.call('EXISTS', fetch.blocked) == 1) then
       redis.call('HDEL', ledger, 'bytes')
     else
       redis.call('HINCRBY', ledger, 'bytes', -fetch.bytes)

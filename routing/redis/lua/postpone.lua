@@ -9,9 +9,10 @@
 -- ARGV:  1 tag    2 message id    3 time in ms at which it is due
 -- Reply: 1, or 0 when the tag is gone
 
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: delayed
 
 local tag, list = ARGV[1], redis.call('HGET', ORIGINS, ARGV[1])

@@ -27,7 +27,8 @@
 local limit, max_bytes, policy, terms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local ledger, first, count = KEYS[3], 7, #ARGV - 6
 local bounded = limit > 0 or max_bytes > 0
-local waiting, bytes = 0, 0
+local blocked, bytes = bounded and tonumber(redis.call('HGET', ledger, 'blocked') or 0) or 0, 0
+local waiting = blocked
 for k = 9, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
 if max_bytes > 0 and waiting > 0 then
   bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
@@ -79,7 +80,7 @@ end
 -- Which of the new messages are appended: all from `low` to `high`.
 local low, high, gone, change = 1, count, {}, 0
 if bounded and terms ~= 'exempt' and policy == 'drop_oldest' then
-  low = count - fitting(count, -1, limit, max_bytes) + 1
+  low = count - fitting(count, -1, limit - blocked, max_bytes) + 1
   gone, change = make_room(low)
 elseif bounded and terms ~= 'exempt' then
   high = terms == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
@@ -95,7 +96,6 @@ local refuses = policy == 'reject' or policy == 'block'
 local accepted = refuses and #payloads or count
 local dropped = refuses and 0 or count - #payloads + #gone
 local refused = (policy ~= 'block' or terms == 'none') and count - accepted or 0
-
 if dropped > 0 then
   local dead, from = {}, policy == 'drop_oldest' and 1 or high + 1
   for i = from, from + count - #payloads - 1 do

@@ -11,9 +11,10 @@
 --        5 how ledgers are named, before the queue's name      6 how bells are
 -- Reply: number of messages that went back, or -1 while everybody has time to renew
 
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 -- include: charged
 
@@ -83,6 +84,7 @@ for i = #expired, math.max(1, #expired - most + 1), -1 do
   if is_lost then
     redis.call('ZREM', LEASES, tag)
     redis.call('HDEL', STARTED, tag)
+    free_slots(tag)
   end
 end
 

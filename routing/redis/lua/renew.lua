@@ -9,8 +9,10 @@
 --        then tag and, when it has started, message id (else "") in turn
 -- Reply: {the tags that are gone}
 
--- include: records
 -- include: time
+-- include: bell
+-- include: gate
+-- include: records
 
 local WORKERS = KEYS[6]
 local expiry = whole(now + tonumber(ARGV[1]))

@@ -12,9 +12,10 @@
 --        that cannot be run now, which waits among the delayed ones, and notes how often it did
 -- Reply: number of messages that went back (tags that are gone are passed over)
 
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 -- include: delayed
 -- include: charged

@@ -12,7 +12,7 @@ end
 -- Takes out what has ended, by group; returns where keys and arguments go on. Removing comes first: a
 -- server at its memory limit still lets a script run whose first write removes.
 local function settle()
-  local key, arg, groups = 6, 7, tonumber(ARGV[1])
+  local key, arg, groups = 6, 8, tonumber(ARGV[1])
   if groups == 0 then redis.call('HDEL', UNACKED, '') end
   for _ = 1, groups do
     local ending, from, to = ARGV[arg], arg + 2, arg + 1 + tonumber(ARGV[arg + 1])
@@ -32,8 +32,19 @@ local function refusal_of(...)
   return type(answer) == 'table' and answer.err and answer or nil
 end
 
--- Writes the records of tags, then takes their messages off their lists; returns what the server
--- refuses, and then what has stayed in its list is nobody's.
+-- Parks messages of a take; returns what the server refuses, and then none of them is parked.
+local function park_all(parks)
+  local refusal, done = nil, {}
+  for key, messages in pairs(parks) do
+    refusal = refusal or refusal_of('LPUSH', key, unpack(messages))
+    done[key] = not refusal and #messages or nil
+  end
+  for key, count in pairs(refusal and done or {}) do redis.call('LTRIM', key, count, -1) end
+  return refusal
+end
+
+-- Writes the records of tags, then takes their messages off their lists, of which some are parked;
+-- returns what the server refuses, and then what has stayed in its list is nobody's.
 local function record_all(tags, takes, writes)
   local refusal, gone = nil, 0
   for i = 1, 2 * #tags, 3500 do
@@ -43,8 +54,8 @@ local function record_all(tags, takes, writes)
     end
   end
   for _, take in ipairs(takes) do
-    refusal = refusal or refusal_of('LTRIM', take[1], 0, -take[2] - 1)
-    if not refusal then gone = gone + take[2] end
+    refusal = refusal or park_all(take.parks) or refusal_of('LTRIM', take[1], 0, -take[2] - 1)
+    if not refusal then gone = gone + take[3] end
   end
   for i = gone + 1, refusal and #tags or 0 do
     pcall(release, tags[i])
