@@ -121,6 +121,11 @@ class Allowances:
             gates=self._gates([one.queue for one in order]),
         )
 
+    def with_slots(self, queues: Iterable[str]) -> Iterable[str]:
+        """Return those of these queues in which an ending lets something else start."""
+        table = self._holdings.prefetch.table
+        return [queue for queue in queues if table.queue(queue).concurrency is not None]
+
     def _gates(self, queues: Sequence[str]) -> tuple[str, ...]:
         """Return what limits each of these queues now; nothing where nothing does."""
         prefetch = self._holdings.prefetch

@@ -101,6 +101,7 @@ class Fetcher:
         self._holdings.requeue_forsaken()
         self._settler.requeue()
         self.sightings.hear_what_is_due()
+        self.sightings.hear(self._allowances.with_slots(self._holdings.outbox.ended_in))
         freed = self._holdings.credit.freed  # first: other threads make the allowances larger
         step = next_step(self._situation())
         if isinstance(step, Exchange) and self._holdings.outbox.has_burials:
