@@ -20,6 +20,8 @@ import redis
 
 from routing.redis.commands import Commands
 from routing.redis.scripts import run_script
+from routing.topology.limits import reasons
+from routing.topology.queue import LiveQueue
 
 #: How messages come to a queue. `unaccounted` is what a rebase has booked, and may be negative.
 ARRIVALS = ("accepted", "replayed", "unaccounted")
@@ -103,6 +105,16 @@ class QueueLedger:
     def misparked(self) -> int:
         """Messages that are parked less those of the ledger; 0 when they were not counted."""
         return 0 if self.parked is None else self.parked - self.blocked
+
+    def reasons(self, queue: LiveQueue) -> Iterator[str]:
+        """Yield in words why work of the queue may not start now, by what holds for it."""
+        return reasons(
+            queue,
+            waiting=self.waiting,
+            slots=self.slots,
+            next_start_ms=self.next_start_ms,
+            blocked=self.blocked,
+        )
 
     @property
     def is_neglected(self) -> bool:

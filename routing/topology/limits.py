@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from routing.topology.queue import STRICT, QueueConfig, starts_per_second
+from routing.topology.queue import STRICT, LiveQueue, QueueConfig, starts_per_second
 
 #: Most characters of a limit's name and of a key: the mark has to stay within what a script looks
 #: at, at the end of a message.
@@ -142,3 +142,29 @@ def limits_text(limits: Mapping[str, Limit]) -> str:
         f"{interval_ms(None if limit.rate is None else starts_per_second(limit.rate))}\n"
         for name, limit in limits.items()
     )
+
+
+def reasons(
+    queue: LiveQueue, *, waiting: int, slots: int, next_start_ms: int, blocked: int
+) -> Iterator[str]:
+    """Yield in words why work of a queue may not start now.
+
+    Arguments:
+        queue: what holds for it now.
+        waiting: messages that wait in line.
+        slots: slots of its gate that are held.
+        next_start_ms: milliseconds until its rate lets the next work start.
+        blocked: messages that wait for the gate of their task or key.
+
+    >>> busy = LiveQueue(concurrency=3, rate="50/s")
+    >>> list(reasons(busy, waiting=9, slots=3, next_start_ms=0, blocked=2))
+    ['at its concurrency 3/3', 'tasks at their limits']
+    """
+    if queue.paused:
+        yield "paused"
+    if queue.concurrency is not None and slots >= queue.concurrency:
+        yield f"at its concurrency {slots}/{queue.concurrency}"
+    if queue.rate is not None and waiting and next_start_ms > 0:
+        yield f"at its rate {queue.rate}"
+    if blocked:
+        yield "tasks at their limits"
