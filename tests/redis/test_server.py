@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from routing.message.eta import Delay
+from routing.message.gate import with_mark
 from routing.redis.faults import ServerRefused
 from routing.redis.scripts import SCRIPTS
 from tests.apps.basic import close, create
@@ -172,3 +173,16 @@ def test_the_verbs_work_over_a_unix_socket(server: Server, own: Rig) -> None:
     with redis.Redis(unix_socket_path=str(path), password=server.password, db=number) as client:
         own.commands.push(client, "q", numbered(1))
     assert own.ready_ids() == ["1"]
+
+
+def test_a_full_server_parks_what_is_blocked_and_lets_it_start(server: Server) -> None:
+    limits = {"shop.send": {"concurrency": 1}}
+    rig = Rig(server.fresh_url(), table={"queues": {"q": {}}, "limits": limits})
+    rig.push([with_mark(text, "shop.send") for text in numbered(3)])
+    with full(rig):
+        for number in ("1", "2", "3"):
+            arrivals = rig.exchange(gates=("0:0:1",), q=5).arrivals
+            assert ids_of(a.payload for a in arrivals) == [number]
+            rig.settle(arrivals)
+    assert rig.broker.ledger("q") == {"accepted": 3, "unacked": 0, "blocked": 0, "done": 3}
+    rig.client.close()

@@ -14,8 +14,9 @@ from routing.settings import set_queue
 from tests.apps.basic import TABLE
 from tests.support.servers import Server
 from tests.support.station import Station, station
-from tests.support.wait import eventually, throughout
+from tests.support.wait import elapse, eventually, throughout
 from tests.worker.conftest import POOLS
+from tests.worker.test_batch_life import Scene
 
 LEASE_SECONDS = 3.0
 KEYS = Keys()
@@ -38,7 +39,7 @@ def brpops(at: Station) -> int:
 class Watch:
     """Looks all the time at how many slots of a gate are held."""
 
-    def __init__(self, at: Station, gate: str) -> None:
+    def __init__(self, at: Station | Scene, gate: str) -> None:
         self._client, self._key, self.most = at.broker.client, KEYS.gate(gate), 0
         self._over = threading.Event()
 
@@ -198,3 +199,17 @@ def test_a_push_to_a_blocked_queue_wakes_nobody(valkey: Server) -> None:
         at.traces.open("one")
         at.traces.open("two")
         at.wait_until_settled()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_batch_takes_one_slot_of_all_workers(valkey: Server, pool: str) -> None:
+    with Scene(valkey.fresh_url(), pool) as at, at.worker.twin():
+        set_queue(at.app, "default", by="test", concurrency=2)
+        elapse(1)  # a setting holds within a second
+        watch = Watch(at, "queue:default")
+        with watch.looking():
+            at.task("pausing").delay_many(range(200), ignore_result=True)
+            eventually(lambda: at.broker.ledger("default").get("done") == 200, 20)
+            eventually(at.settled)
+        assert 1 <= watch.most <= 2
+        assert watch.held() == 0
