@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from routing.deadletters.letter import revived
 from routing.redis import ledger as books
+from routing.redis.letters import Move, StoredLetters
 from routing.redis.values import Arrival, Burial, Ending, Exchanged, Fetch, Mark, Settlement
 from routing.topology.limits import gate_text
 from routing.topology.live import with_values
 from routing.topology.queue import LiveQueue
+from tests.redis.conftest import SERVERS
 from tests.support.messages import id_of, task_message
 from tests.support.rig import Rig
 from tests.support.servers import Server
@@ -69,9 +72,11 @@ class Workers:
         return int(self.rig.client.hlen(self.rig.keys.gate(gate)))
 
 
-@pytest.fixture
-def rig(valkey: Server) -> Iterator[Rig]:
-    rig = Rig(valkey.fresh_url(), table=TABLE)
+@pytest.fixture(params=SERVERS)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    name, _, prefixed = request.param.partition(" with ")
+    server: Server = request.getfixturevalue({"valkey": "valkey", "redis": "redis_server"}[name])
+    rig = Rig(server.fresh_url(), prefix="shop:" if prefixed else "", table=TABLE)
     yield rig
     assert_books_balance(rig)
     rig.client.close()
@@ -300,8 +305,30 @@ class TestTasksAndKeys:
     def test_a_purge_drops_what_is_blocked(self, rig: Rig, workers: Workers) -> None:
         rig.push([marked(n, "shop.send") for n in range(5)])
         workers.fetch()
+        held = workers.exchange(q=1, other=1)
         assert rig.purge("q") == 3
         assert not rig.client.keys("*parked*")
+        assert not held.arrivals
+
+    def test_an_ending_rings_no_queue_that_was_purged(self, rig: Rig, workers: Workers) -> None:
+        rig.push([marked(n, "shop.send") for n in range(5)])
+        held = workers.fetch()
+        rig.purge("q")
+        rig.settle(held)
+        assert workers.bells() == 0
+        assert not rig.client.keys("*waiting:*")
+
+    def test_a_dead_letter_keeps_its_gate_when_it_is_replayed(
+        self, rig: Rig, workers: Workers
+    ) -> None:
+        rig.push([marked(1, "shop.host|a")])
+        (held,) = workers.fetch()
+        rig.commands.bury(rig.client, "q", [Burial(held.tag, '"reason":"failed"}')])
+        stored = StoredLetters(rig.client, rig.commands)
+        (letter,) = stored.newest("q")
+        assert stored.move([Move(letter, revived(letter, queue="q"))], to="q")
+        (held,) = workers.fetch()
+        assert workers.holding("task:shop.host|a") == 1
 
 
 def test_without_limits_a_fetch_runs_the_same_commands(rig: Rig) -> None:

@@ -16,8 +16,14 @@ end
 local function tell_of(gate, queue)
   wake(queue)
   for _, waiting in ipairs(redis.call('SMEMBERS', OURS .. 'waiting:' .. gate)) do
-    redis.call('ZADD', OURS .. 'blocked:' .. waiting, 'XX', 'LT', whole(now), gate)
-    ring(OURS .. 'bell:' .. waiting)
+    local blocked = OURS .. 'blocked:' .. waiting
+    if redis.call('ZSCORE', blocked, gate) then
+      redis.call('ZADD', blocked, 'XX', 'LT', whole(now), gate)
+      ring(OURS .. 'bell:' .. waiting)
+    else
+      -- The queue was purged meanwhile.
+      redis.call('SREM', OURS .. 'waiting:' .. gate, waiting)
+    end
   end
 end
 
