@@ -12,8 +12,8 @@ end
 
 -- The gate that a producer has marked a message for, nil for none.
 local function gate_in(payload)
-  local last = end_of(payload)
-  return string.find(last, '"gate":"', 1, true) and string.match(last, ',"celeriac":{[^{}]*"gate":"([^"]*)"[^{}]*}}$')
+  if not string.find(payload, '"gate":"', -450, true) then return nil end
+  return string.match(end_of(payload), ',"celeriac":{[^{}]*"gate":"([^"]*)"[^{}]*}}$')
 end
 
 -- A payload with an object of ours, which has these entries; what is no JSON object stays as it is. Its
