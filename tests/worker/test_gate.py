@@ -11,7 +11,9 @@ import pytest
 
 from routing.redis.keys import Keys
 from routing.settings import set_queue
-from tests.apps.basic import TABLE
+from routing.topology.model import Topology
+from routing.worker.startup import warn_of_early_acks
+from tests.apps.basic import TABLE, close, create
 from tests.support.servers import Server
 from tests.support.station import Station, station
 from tests.support.wait import elapse, eventually, throughout
@@ -213,3 +215,14 @@ def test_a_batch_takes_one_slot_of_all_workers(valkey: Server, pool: str) -> Non
             eventually(at.settled)
         assert 1 <= watch.most <= 2
         assert watch.held() == 0
+
+
+def test_a_task_that_acknowledges_early_under_a_concurrency_is_warned_of(
+    broker_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = settings({"basic.early": {"concurrency": 1}, "basic.mark": {"concurrency": 1}})["table"]
+    app = create(broker_url, table=table)
+    warn_of_early_acks(app, Topology.load(table), ["bulk"])
+    warned = [record.task_name for record in caplog.records]  # type: ignore[attr-defined]
+    assert warned == ["basic.early"]
+    close(app)
