@@ -1,6 +1,7 @@
 """Command line: ``python -m benchmarks [NAME | all] [--json] [--rounds N] [--size N]``.
 
-``--only PATTERN`` chooses among the cells of a scenario that has them.
+``--only PATTERN`` chooses among the cells of a scenario that has them; ``--markdown`` prints tables
+for a document.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, gate, queue_size, scale, trickle
+from benchmarks import batch, bound, crash, drain, enqueue, gate, queue_size, scale, stages, trickle
 from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.priority import study as priority
@@ -33,6 +34,7 @@ SCENARIOS: dict[str, Scenario | Study | Grid] = {
         bound.STUDY,
         priority.GRID,
         scale.GRID,
+        stages.GRID,
         life.STUDY,
         trickle.STUDY,
         gate.STUDY,
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    print(json.dumps(report) if options.json else render(report))
+    print(json.dumps(report) if options.json else render(report, markdown=options.markdown))
     return 0
 
 
@@ -80,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("name", nargs="?", choices=[*SCENARIOS, ALL], help="what to measure")
     result.add_argument("--json", action="store_true", help="print one JSON object")
+    result.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     result.add_argument("--rounds", type=positive, help="how often each side is measured")
     result.add_argument("--size", type=positive, help="tasks or messages in one measurement")
     result.add_argument(

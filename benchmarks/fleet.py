@@ -1,4 +1,4 @@
-"""The workers of one cell of `priority` or `scale`, what is sent to them and read from them."""
+"""The workers of one cell of a grid, what is sent to them and read from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import redis
 
 from benchmarks.apps import runs
 from benchmarks.apps.plan import Plan
-from benchmarks.apps.runs import Run
+from benchmarks.apps.runs import Run, Sent
 from benchmarks.apps.settings import Settings
 from benchmarks.measure import MEMORY, wait_for
 from benchmarks.server import Server
@@ -23,14 +23,13 @@ from benchmarks.workers import (
     READY_SECONDS,
     BenchmarkError,
     Crew,
+    Side,
     check_alive,
     logs,
     run_module,
     start,
 )
 from tasks.child import Child
-
-MODULE = "benchmarks.apps.queued"
 
 #: Calls that open connections before those that count.
 WARM_CALLS = 4
@@ -50,16 +49,21 @@ class Calls:
 
 @dataclass(slots=True, kw_only=True)
 class Fleet:
-    """The workers of one cell by their names, and the queues that they share."""
+    """The workers of one cell by their names, and the queues that they share.
+
+    Arguments:
+        app: the app of its workers, `benchmarks.apps.queued` or one with the same commands.
+    """
 
     settings: Settings
+    app: Side = "queued"
     workers: dict[str, Child] = field(default_factory=dict)
 
     def start(self, name: str, crew: Crew, *queues: str) -> None:
         """Start a worker; `wait_ready` returns when all that were started consume."""
         queue = ",".join(queues)
         self._ready(name).unlink(missing_ok=True)
-        self.workers[name] = start("queued", f"{name}@bench", crew, self.settings, queue=queue)
+        self.workers[name] = start(self.app, f"{name}@bench", crew, self.settings, queue=queue)
 
     def wait_ready(self) -> None:
         """Return when every worker consumes."""
@@ -115,14 +119,21 @@ class Fleet:
             seconds: what each of them takes.
             patience_seconds: when to give up what has not run, after the last call; None to raise.
         """
-        self.forget(queue)
-        arguments = {"count": count, "per_second": per_second, "warm": warm, "seconds": seconds}
-        made: Any = self._run("call", queue=queue, **arguments)
+        sent = self.send(queue, count, per_second=per_second, warm=warm, seconds=seconds)
         if patience_seconds is None:
             self.wait_runs(queue, count + warm)
         else:
             wait_for(lambda: self.count(queue) >= count + warm, seconds=patience_seconds)
-        return calls_of(made["made"], self.runs(queue), now_ns=time.monotonic_ns())
+        called_ns = [one.called_ns for one in sent]
+        return calls_of(called_ns, self.runs(queue), now_ns=time.monotonic_ns())
+
+    def send(
+        self, queue: str, count: int, *, per_second: float, warm: int, seconds: float = 0.0
+    ) -> list[Sent]:
+        """Make calls, and return them by their numbers as soon as all have been made."""
+        self.forget(queue)
+        arguments = {"count": count, "per_second": per_second, "warm": warm, "seconds": seconds}
+        return [Sent(*one) for one in self._run("call", queue=queue, **arguments)["made"]]
 
     def wait_runs(self, queue: str, count: int) -> None:
         """Return when so many runs have ended."""
@@ -160,7 +171,7 @@ class Fleet:
         check_alive(list(self.workers.values()), self.settings.directory)
 
     def _run(self, verb: str, **arguments: object) -> dict[str, Any]:
-        return run_module(MODULE, self.settings, verb, json.dumps(arguments))
+        return run_module(f"benchmarks.apps.{self.app}", self.settings, verb, json.dumps(arguments))
 
 
 def calls_of(sent_ns: Sequence[int], ran: Sequence[Run], *, now_ns: int) -> Calls:
@@ -182,7 +193,7 @@ def calls_of(sent_ns: Sequence[int], ran: Sequence[Run], *, now_ns: int) -> Call
 
 
 @contextmanager
-def fleet(server: Server, plan: Plan) -> Iterator[Fleet]:
+def fleet(server: Server, plan: Plan, *, app: Side = "queued") -> Iterator[Fleet]:
     """Make an empty fleet for a plan; its workers are killed at the end, with what they run."""
     server.flush()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=MEMORY) as name:
@@ -195,7 +206,7 @@ def fleet(server: Server, plan: Plan) -> Iterator[Fleet]:
             batch_size=1,
         )
         plan.write(settings.directory)
-        made = Fleet(settings=settings)
+        made = Fleet(settings=settings, app=app)
         try:
             yield made
             made.check_alive()

@@ -18,7 +18,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from benchmarks.apps.plan import Plan
-from benchmarks.apps.runs import WARM_NUMBER, Run, path_of
+from benchmarks.apps.runs import WARM_NUMBER, Run, Sent, path_of
 from benchmarks.apps.settings import Settings, create_app
 from routing import install
 
@@ -82,10 +82,10 @@ def fill(*, queue: str, count: int, seconds: float, size_bytes: int, computes: b
     return count
 
 
-def call(*, queue: str, count: int, per_second: float, warm: int, seconds: float) -> list[int]:
+def call(*, queue: str, count: int, per_second: float, warm: int, seconds: float) -> list[Sent]:
     """Make calls, each at its time; ``warm`` ones come before and are noted as such.
 
-    Returns when each was made, in nanoseconds of the machine's monotonic clock.
+    Returns when each was made.
 
     The pace is not even, so that it keeps no step with the tasks that run meanwhile.
     """
@@ -96,9 +96,10 @@ def call(*, queue: str, count: int, per_second: float, warm: int, seconds: float
         for number in (*[WARM_NUMBER] * warm, *range(count)):
             time.sleep(max(0.0, at - time.monotonic()))
             at += chance.uniform(0.5, 1.5) / per_second
-            sent.append(time.monotonic_ns())
-            arguments = (queue, number, sent[-1], seconds, False, "")
-            app.tasks["bench.work"].apply_async(arguments, queue=queue, producer=producer)
+            called_ns = time.monotonic_ns()
+            arguments = (queue, number, called_ns, seconds, False, "")
+            made = app.tasks["bench.work"].apply_async(arguments, queue=queue, producer=producer)
+            sent.append(Sent(called_ns, time.monotonic_ns(), made.id))
     return sent[warm:]
 
 

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 RECORD = struct.Struct("=qqqq")
 
@@ -31,6 +32,14 @@ class Run:
     def pack(self) -> bytes:
         """Return its record."""
         return RECORD.pack(self.number, self.sent_ns, self.began_ns, self.ended_ns)
+
+
+class Sent(NamedTuple):
+    """One call: when it was made, and when its push had returned; nanoseconds of that clock."""
+
+    called_ns: int
+    pushed_ns: int
+    task_id: str
 
 
 def path_of(directory: Path, queue: str, pid: int) -> Path:

@@ -69,7 +69,7 @@ class Held:
     @property
     def is_ready(self) -> bool:
         """Whether it waits for a slot."""
-        return self.state is State.WAITING and not self.is_limited
+        return not (self.state or self.is_limited)
 
     @property
     def mark(self) -> Mark:

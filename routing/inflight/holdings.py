@@ -153,7 +153,7 @@ class Holdings:
         if (held := self._held.get(tag)) is None or held.state is state:
             return
         with self._lock:
-            self.ready.change(held, "state", state)
+            self.ready.change(held, state, held.is_limited)
         if state is State.STARTED and self.keeper is not None:
             self.keeper.started(tag)
 
@@ -161,7 +161,7 @@ class Holdings:
         """Note that a message waits for the rate of its task, or does so no more."""
         with self._lock:
             if (held := self._held.get(tag)) is not None:
-                self.ready.change(held, "is_limited", is_limited)
+                self.ready.change(held, held.state, is_limited)
 
     def has_turn(self, queue: str) -> None:
         """Note that work of a queue waits for nothing but a slot."""

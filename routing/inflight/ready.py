@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from routing.inflight.held import Held
+from routing.inflight.held import Held, State
 
 #: Work that has its turn and gets no slot for so long is stuck: longer than it is fetched ahead.
 STUCK_SECONDS = 0.02
@@ -35,14 +35,15 @@ class Ready:
         self._arrived.setdefault(queue, time.monotonic())
 
     def remove(self, queue: str) -> None:
-        """Note that one is gone."""
+        """Note that one waits no more."""
         self._counts[queue] -= 1
 
-    def change(self, held: Held, name: str, value: object) -> None:
-        """Change what decides whether a message waits for a slot."""
+    def change(self, held: Held, state: State, is_limited: bool) -> None:
+        """Let a message wait for a slot, or no more."""
         was_ready = held.is_ready
-        setattr(held, name, value)
-        self._counts[held.queue] += held.is_ready - was_ready
+        held.state, held.is_limited = state, is_limited
+        if was_ready is not held.is_ready:
+            self._counts[held.queue] += -1 if was_ready else 1
 
     def count(self, queue: str) -> int:
         """Return how many messages of a queue wait."""

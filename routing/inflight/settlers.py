@@ -46,6 +46,6 @@ class Settlers:
 
     def made_room(self, queues: Iterable[str]) -> None:
         """Tell the channels that wait for it that more of these queues may be fetched."""
-        for call in list(self.await_room.values()):
+        for call in list(self.await_room.values()) if self.await_room else ():
             for queue in queues:
                 call(queue)

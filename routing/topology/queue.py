@@ -25,8 +25,8 @@ class QueueConfig(BaseModel):
 
     weight: Annotated[int, Field(ge=1)] = Field(
         1,
-        description="Share of a worker's slots while other queues also have work, relative "
-        "to their weights. Default 1: all queues are equal until somebody says "
+        description="Share of the time of a worker's slots while other queues also have work, "
+        "relative to their weights. Default 1: all queues are equal until somebody says "
         "otherwise.",
     )
     reserve: Annotated[int, Field(ge=0)] = Field(

@@ -134,15 +134,15 @@ class Delivery:
         properties = message["properties"]
         properties["delivery_tag"] = arrival.tag
         noted = message.get("celeriac") or {}
-        self._holdings.identify(
-            arrival.tag,
-            _as_id((message.get("headers") or {}).get("id")),
-            delivery_count=DeliveryCount(
-                _number(noted, "deliveries"), str(noted.get("charged") or "")
-            ),
-            at_ms=_number(noted, "at"),
-            returned=_number(noted, "returned"),
-        )
+        message_id = _as_id((message.get("headers") or {}).get("id"))
+        past: dict[str, Any] = {"at_ms": _number(noted, "at")}
+        if len(noted) > 1:
+            charged = _number(noted, "deliveries"), str(noted.get("charged") or "")
+            past |= {
+                "delivery_count": DeliveryCount(*charged),
+                "returned": _number(noted, "returned"),
+            }
+        self._holdings.identify(arrival.tag, message_id, **past)
         if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True
             message["headers"]["redelivered"] = True

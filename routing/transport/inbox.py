@@ -27,6 +27,7 @@ class Inbox:
         # The first queue is the next to have its turn.
         self._lines: dict[str, deque[Arrival]] = {}
         self._length = 0
+        self._ends = False
 
     def __len__(self) -> int:
         return self._length
@@ -43,13 +44,18 @@ class Inbox:
 
     def deliver_slice(self, deliver: Callable[[Arrival], None]) -> None:
         """Deliver one slice; what a delivery raises leaves the rest in place."""
+        self._ends = False
         until = time.monotonic() + SLICE_SECONDS
         for _ in range(SLICE_MESSAGES):
             if not self._length:
                 return
             deliver(self._take_next())
-            if time.monotonic() >= until:
+            if self._ends or time.monotonic() >= until:
                 return
+
+    def end_slice(self, handed: str) -> None:
+        """Let work of this queue, just handed to the pool, be written to it before others come."""
+        self._ends = any(queue != handed for queue in self._lines)
 
     def _take_next(self) -> Arrival:
         queue = next(iter(self._lines))

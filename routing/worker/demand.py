@@ -12,11 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from routing.inflight.prefetch import Room
 from routing.inflight.ready import Ready
 from routing.worker.fairness import startable
-from routing.worker.scheduler import Scheduler
-
-#: Work is fetched for a slot so long before it is free: some round trips, during which it would
-#: have nothing to do.
-AHEAD_SECONDS = 0.015
+from routing.worker.scheduler import AHEAD_SECONDS, Scheduler
 
 #: What it takes to fetch and deliver one message; a batch of 500 has to be fetched earlier.
 ITEM_SECONDS = 50e-6

@@ -1,8 +1,8 @@
 """From "message received" to "handed to the pool": units of work wait here for a slot.
 
 A unit is one request, or a whole batch. It is handed over only when a slot is free, the queues
-taking turns by weight. So what waits here can still be requeued, and what was handed over will
-run.
+having their turns by weight. So what waits here can still be requeued, and what was handed over
+will run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
 from routing.transport.wakeup import Wakeup
 from routing.worker.clerk import CLERK
-from routing.worker.demand import AHEAD_SECONDS, Demand
+from routing.worker.demand import Demand
 from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
@@ -35,7 +35,7 @@ from routing.worker.interruption import holdings_of
 from routing.worker.live import follow_settings
 from routing.worker.make_slots import growth_of, slots_of
 from routing.worker.rates import Rates
-from routing.worker.scheduler import Scheduler
+from routing.worker.scheduler import AHEAD_SECONDS, Scheduler
 from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
 from routing.worker.stopping import STOP
@@ -66,8 +66,13 @@ class Dispatcher(bootsteps.StartStopStep):
         self._running = False
         self._pumping = False
         self._thread = threading.get_ident()
-        self._scheduler = Scheduler(self._consumed_queues, self._has_work)
-        self._soon_free = Wakeup(self._make_room, self._loop)
+        soon_free = Wakeup(self._make_room, self._loop)
+        self._scheduler = Scheduler(
+            self._consumed_queues,
+            self._has_work,
+            on_free=self._make_room,
+            on_soon_free=soon_free.within,
+        )
         self._again = Wakeup(self.pump, self._loop)
         self._stuck = 0
         self._handing: Unit | None = None
@@ -303,6 +308,7 @@ class Dispatcher(bootsteps.StartStopStep):
                 return
             slots.acquire()
             self._hand_over(queue, self._units.take(queue))
+            channel.fetcher.inbox.end_slice(queue)
             ready.handed(queue, more=self._units.count(queue) > 0)
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
@@ -329,16 +335,7 @@ class Dispatcher(bootsteps.StartStopStep):
             self._channel.fetcher.sightings.held_up(time.monotonic() - began)
 
     def _unit_entered(self) -> Callable[[], None]:
-        unit = self._handing
-        leave = self._scheduler.enter(unit)
-        if unit is not None and (seconds := self._scheduler.expected(unit)) > AHEAD_SECONDS:
-            self._soon_free.within(seconds - AHEAD_SECONDS)
-
-        def left() -> None:
-            leave()
-            self._make_room()
-
-        return left
+        return self._scheduler.enter(self._handing)
 
     def _make_room(self) -> None:
         """Fetch again: a slot is free, or will be soon."""

@@ -13,6 +13,20 @@ NEWEST = 0.2
 FADING = 0.99
 
 
+class _Measured:
+    """A mean and a peak."""
+
+    __slots__ = ("mean", "peak")
+
+    def __init__(self, seconds: float) -> None:
+        self.mean = self.peak = seconds
+
+    def note(self, seconds: float) -> None:
+        self.mean += NEWEST * (seconds - self.mean)
+        faded = FADING * self.peak
+        self.peak = seconds if seconds > faded else faded
+
+
 class RunTimes:
     """Measured seconds in a slot.
 
@@ -23,37 +37,34 @@ class RunTimes:
     """
 
     def __init__(self) -> None:
-        self._means: dict[str, float] = {}
-        self._task_means: dict[tuple[str, str], float] = {}
-        self._peaks: dict[tuple[str, str], float] = {}
-        self._queue_peaks: dict[str, float] = {}
+        self._queues: dict[str, _Measured] = {}
+        self._tasks: dict[tuple[str, str], _Measured] = {}
 
     def note(self, queue: str, task: str, seconds: float) -> None:
         """Note that a unit of this task, from this queue, has kept a slot for so long."""
-        mean = self._means.get(queue, seconds)
-        self._means[queue] = mean + NEWEST * (seconds - mean)
-        key = (queue, task)
-        mean = self._task_means.get(key, seconds)
-        self._task_means[key] = mean + NEWEST * (seconds - mean)
-        self._peaks[key] = max(seconds, FADING * self._peaks.get(key, 0.0))
-        self._queue_peaks[queue] = max(seconds, FADING * self._queue_peaks.get(queue, 0.0))
+        if (of_queue := self._queues.get(queue)) is None:
+            of_queue = self._queues[queue] = _Measured(seconds)
+        of_queue.note(seconds)
+        if (of_task := self._tasks.get((queue, task))) is None:
+            of_task = self._tasks[queue, task] = _Measured(seconds)
+        of_task.note(seconds)
 
     def mean(self, queue: str) -> float | None:
         """Return what a unit of a queue takes; None before any has ended."""
-        return self._means.get(queue)
+        return None if (found := self._queues.get(queue)) is None else found.mean
 
     def mean_of(self, queue: str, task: str) -> float | None:
         """Return what a unit of a task of a queue takes; None before any has ended."""
-        return self._task_means.get((queue, task))
+        return None if (found := self._tasks.get((queue, task))) is None else found.mean
 
     def peak(self, queue: str, task: str) -> float | None:
         """Return the most that a unit of a task takes, as far as it is remembered."""
-        return self._peaks.get((queue, task))
+        return None if (found := self._tasks.get((queue, task))) is None else found.peak
 
     def queue_peak(self, queue: str) -> float | None:
         """Return the most that a unit of a queue takes, as far as it is remembered."""
-        return self._queue_peaks.get(queue)
+        return None if (found := self._queues.get(queue)) is None else found.peak
 
     def longest(self) -> float:
         """Return the most that a unit of any queue takes; 0 before any has ended."""
-        return max(self._queue_peaks.values(), default=0.0)
+        return max((found.peak for found in self._queues.values()), default=0.0)

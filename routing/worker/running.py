@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from routing.worker.run_times import RunTimes
 from routing.worker.shares import Shares
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Run:
+class Run(NamedTuple):
     """A unit in its slot."""
 
     queue: str
@@ -42,27 +41,31 @@ class Running:
         """How many slots each queue has."""
         return self._counts
 
-    def enter(self, queue: str, task: str = "") -> Callable[[], None]:
+    def enter(
+        self, queue: str, task: str = "", on_left: Callable[[str], None] | None = None
+    ) -> Callable[[], None]:
         """Note that a unit enters the pool; returns what to call, once or more, when it has left.
 
         Arguments:
             queue: the queue that the unit comes from.
             task: its task.
+            on_left: called with the queue when it has left.
         """
-        run = Run(queue=queue, task=task, began=self._clock())
-        self._entered += 1
-        number = self._entered
-        self._runs[number] = run
+        self._entered = number = self._entered + 1
+        began = self._clock()
+        self._runs[number] = Run(queue, task, began)
         self._counts[queue] += 1
-        self._shares.begin(queue, run.began)
+        self._shares.begin(queue, began)
 
         def leave() -> None:
             if self._runs.pop(number, None) is None:
                 return
             now = self._clock()
             self._counts[queue] -= 1
-            self._times.note(queue, task, now - run.began)
-            self._shares.end(queue, run.began, now)
+            self._times.note(queue, task, now - began)
+            self._shares.end(queue, began, now)
+            if on_left is not None:
+                on_left(queue)
 
         return leave
 

@@ -12,6 +12,10 @@ from routing.worker.running import Running
 from routing.worker.shares import Shares
 from routing.worker.units import Unit, WaitingUnits, task_of
 
+#: Work is fetched for a slot so long before it is free: some round trips, during which it would
+#: have nothing to do.
+AHEAD_SECONDS = 0.015
+
 #: Work that keeps a slot for longer is worth a moment's look at who else wants it.
 LONG_SECONDS = 0.02
 
@@ -23,6 +27,8 @@ class Scheduler:
         consumed: returns the queues that the worker consumes; a reserve for another would never be
             used.
         has_work: returns whether work of a queue waits, here or at the broker.
+        on_free: called when a unit has left its slot.
+        on_soon_free: called with the seconds until one is expected to leave soon.
         clock: tells the time in seconds.
     """
 
@@ -31,9 +37,12 @@ class Scheduler:
         consumed: Callable[[], Collection[str]],
         has_work: Callable[[str], bool],
         *,
+        on_free: Callable[[], None] = lambda: None,
+        on_soon_free: Callable[[float], None] = lambda seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._on_free, self._on_soon_free = on_free, on_soon_free
         self._consumed, self._has_work = consumed, has_work
         self.times = RunTimes()
         self.shares = Shares({}, self.times)
@@ -85,23 +94,24 @@ class Scheduler:
 
         Only one that would keep it for long.
         """
-        if self.expected(unit) <= LONG_SECONDS or not any(queue != unit.queue for queue in to):
+        others = [queue for queue in to if queue != unit.queue]
+        if not others or self.expected(unit) <= LONG_SECONDS:
             return False
-        return self.order([unit.queue, *(queue for queue in to if queue != unit.queue)])[0] != (
-            unit.queue
-        )
+        return self.order([unit.queue, *others])[0] != unit.queue
 
     def enter(self, unit: Unit | None) -> Callable[[], None]:
         """Note that a unit enters the pool; returns what to call, once or more, when it left."""
         if unit is None or not unit.requests:
-            return self.running.enter("")
-        leave = self.running.enter(queue := unit.queue, task_of(unit))
+            return self.running.enter("", on_left=self._left)
+        task = task_of(unit)
+        seconds = self.times.mean_of(unit.queue, task) or 0.0
+        if seconds > AHEAD_SECONDS:
+            self._on_soon_free(seconds - AHEAD_SECONDS)
+        return self.running.enter(unit.queue, task, self._left)
 
-        def leave_slot() -> None:
-            leave()
-            self._leave_if_idle(queue)
-
-        return leave_slot
+    def _left(self, queue: str) -> None:
+        self._leave_if_idle(queue)
+        self._on_free()
 
     def expected(self, unit: Unit) -> float:
         """Return for how many seconds a unit is expected to keep its slot; 0 when nobody knows."""

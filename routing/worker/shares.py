@@ -73,9 +73,12 @@ class Shares:
 
     def begin(self, queue: str, now: float) -> None:
         """Note that a unit of a queue takes a slot."""
-        self.arrive(queue)
-        self._virtual = max(self._virtual, self._charge(queue, now) / self._weight(queue))
+        if queue not in self._active:
+            self.arrive(queue)
         count, began = self._running.get(queue, (0, 0.0))
+        charge = self._served[queue] + (self._charge_of_running(queue, now) if count else 0.0)
+        if (had := charge / self._weights.get(queue, 1)) > self._virtual:
+            self._virtual = had
         self._running[queue] = (count + 1, began + now)
 
     def end(self, queue: str, began: float, now: float) -> None:

@@ -30,20 +30,26 @@ class Waits:
         self._of: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
     def note_starts(self, requests: Sequence[InterruptibleRequest], accepted_at: float) -> None:
-        """Note that the messages of these requests have started.
+        """Note that the messages of these requests, of one batch, have started.
 
         Arguments:
             accepted_at: when the pool took them up, by `time.monotonic`.
         """
-        ago_ms = (time.monotonic() - accepted_at) * 1000
+        if not requests or (holdings := holdings_of(requests[0].message)) is None:
+            return
+        at_ms = holdings.clock.now_ms() - (time.monotonic() - accepted_at) * 1000
+        if len(requests) == 1:
+            held = holdings.get(requests[0].message.delivery_tag)
+            if held is not None and held.at_ms:
+                with self._lock:
+                    self._of[held.queue][two_digits(at_ms - held.at_ms)] += 1
+            return
+        found = map(holdings.get, [request.message.delivery_tag for request in requests])
+        # The items of a batch have mostly come in few moments.
+        moments = Counter([(held.queue, held.at_ms) for held in found if held and held.at_ms])
         with self._lock:
-            for request in requests:
-                if (holdings := holdings_of(request.message)) is None:
-                    continue
-                held = holdings.get(request.message.delivery_tag)
-                if held is not None and held.at_ms:
-                    waited_ms = holdings.clock.now_ms() - ago_ms - held.at_ms
-                    self._of[held.queue][two_digits(waited_ms)] += 1
+            for (queue, pushed_ms), count in moments.items():
+                self._of[queue][two_digits(at_ms - pushed_ms)] += count
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the waits of each queue, ready for JSON."""

@@ -178,6 +178,16 @@ class TestConcurrency:
         rig.settle(first[:10])
         assert (len(workers.fetch()), workers.holding()) == (10, 2)
 
+    @pytest.mark.parametrize(("concurrency", "fetched"), [(2, [0, 1, 5, 6]), (9, [0, 1, 2])])
+    def test_a_queue_whose_gate_is_closed_keeps_no_slots_from_others(
+        self, rig: Rig, workers: Workers, concurrency: int, fetched: list[int]
+    ) -> None:
+        rig.push([marked(n) for n in range(5)])
+        rig.push([marked(n) for n in range(5, 7)], "other")
+        gates = (f"{concurrency}:0:1", "0:0:1")
+        fetch = Fetch("w:90:", (("q", 3), ("other", 3)), places=9, per_slot=(0, 1), gates=gates)
+        assert ids(rig.commands.exchange(rig.client, NOTHING, fetch).arrivals) == fetched
+
 
 class TestRate:
     def test_starts_come_at_the_rate(self, rig: Rig, workers: Workers) -> None:
