@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, queue_size, scale, stages, trickle
+from benchmarks import batch, bound, crash, drain, enqueue, gate, queue_size, scale, stages, trickle
 from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.priority import study as priority
@@ -37,6 +37,7 @@ SCENARIOS: dict[str, Scenario | Study | Grid] = {
         stages.GRID,
         life.STUDY,
         trickle.STUDY,
+        gate.STUDY,
     )
 }
 ALL = "all"

@@ -19,7 +19,9 @@ from typing import Any, Literal
 from benchmarks.apps.settings import WARM_QUEUE, Settings
 from tasks.child import Child
 
-Side = Literal["ours", "stock", "sampled", "crashing", "living", "trickled", "queued", "staged"]
+Side = Literal[
+    "ours", "stock", "sampled", "crashing", "living", "trickled", "queued", "gated", "staged"
+]
 Pool = Literal["prefork", "threads", "gevent", "solo"]
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -67,8 +67,8 @@ A message's trip through the rooms, each step with its file:
   decoded and handed to its consumer (`transport/delivery.py`).
 - *hand-over*: it becomes a request (`worker/intake.py`, `worker/request.py`) and waits for a slot,
   by weight, reserve and limit (`worker/dispatcher.py`, `worker/scheduler.py`). What its slots can
-  start soon is what the worker fetches (`worker/demand.py`); what gets no slot goes to a worker that
-  has one (`transport/stuck.py`).
+  start soon is what the worker fetches (`worker/demand.py`); what gets no slot goes back to a
+  worker that has one (`transport/stuck.py`).
 - *ending*: whatever its run raises comes back as an ending (`worker/traced.py`); the request says
   which (`worker/request.py`) by ack or reject (`transport/message.py`); its credit is free
   (`inflight/holdings.py`), it waits in the outbox (`inflight/outbox.py`), and leaves with the next

@@ -154,10 +154,10 @@ def _rebase(app: Any, names: Sequence[str]) -> None:
     with engine_channel(app) as channel:
         client, commands = channel.plain_client, channel.commands
         ledgers = read(client, commands, names, recount=True).queues
-        if not any(ledger.difference or ledger.misheld for ledger in ledgers):
+        if not any(map(_is_wrong, ledgers)):
             click.echo("every queue adds up: there is nothing to book", err=True)
         for ledger in ledgers:
-            if not ledger.difference and not ledger.misheld:
+            if not _is_wrong(ledger):
                 continue
             if rebase(client, commands, ledger):
                 click.echo(f"{ledger.queue}: booked {_booked(ledger)}", err=True)
@@ -165,10 +165,16 @@ def _rebase(app: Any, names: Sequence[str]) -> None:
                 click.echo(f"{ledger.queue}: booked by somebody else meanwhile", err=True)
 
 
+def _is_wrong(ledger: QueueLedger) -> bool:
+    return bool(ledger.difference or ledger.misheld or ledger.misparked)
+
+
 def _booked(ledger: QueueLedger) -> str:
-    parts = [f"{ledger.misheld - ledger.difference:+,} as unaccounted"]
+    parts = [f"{ledger.misheld + ledger.misparked - ledger.difference:+,} as unaccounted"]
     if ledger.misheld:
         parts.append(f"{ledger.misheld:+,} as unacked")
+    if ledger.misparked:
+        parts.append(f"{ledger.misparked:+,} as blocked")
     return ", ".join(parts)
 
 
@@ -259,6 +265,7 @@ def table_lines(
     columns = [_numbers("waiting", [row.waiting for row in rows])]
     if table is not None and any(state.fills(row, table) for row in rows):
         columns.append(Column("fill", [state.fill_text(row, table) for row in rows]))
+    columns.append(_numbers("blocked", [row.blocked for row in rows]))
     columns.append(_numbers("delayed", [row.delayed for row in rows]))
     columns.append(_numbers("unacked", [row.unacked for row in rows]))
     columns.append(_numbers("consumers", [row.consumers or 0 for row in rows]))

@@ -15,8 +15,8 @@ _UNITS = {"messages": "", "delayed messages": " delayed", "bytes": ""}
 def states(row: QueueLedger, table: LiveTable | None) -> Iterator[str]:
     """Yield what an operator should know about a queue; nothing for one that is well."""
     queue = table.queue(row.queue) if table is not None else None
-    if queue is not None and queue.paused:
-        yield "paused"
+    if queue is not None:
+        yield from row.reasons(queue)
     if queue is not None and queue.drain:
         yield "draining" if row.waiting or row.delayed or row.unacked else "drained"
     if any(fill.is_full for fill in fills(row, table)):

@@ -13,6 +13,7 @@ from typing import Any
 
 from routing.errors import NotEditable
 from routing.message.codec import raw_of
+from routing.message.gate import with_mark
 from routing.message.letter import FIRST, Letter, message_in, table_of
 
 #: What a replay sets in the headers of a message.
@@ -121,14 +122,14 @@ def revived(
         return raw
     if not message:
         return letter.payload
-    message.pop("celeriac", None)
+    gate = table_of(message.pop("celeriac", None)).get("gate")
     headers = table_of(message.get("headers"))
     headers.update(replayed=letter.replayed + 1, retries=0, eta=None, expires=None)
     headers[FIRST] = letter.first_ms
     if queue != letter.queue:
         table_of(table_of(message.get("properties")).get("delivery_info"))["routing_key"] = queue
     try:
-        return json.dumps(message).encode()
+        return with_mark(json.dumps(message), gate).encode()
     except RecursionError:
         if args is not None or kwargs is not None:
             raise NotEditable("it is nested too deeply to be edited") from None

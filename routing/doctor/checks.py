@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from routing.doctor.finding import Finding, Judgement, Level, count_of
-from routing.doctor.queue_checks import bounds, queues, settings
+from routing.doctor.queue_checks import bounds, gates, queues, settings
 from routing.doctor.snapshot import Snapshot
 from routing.redis.permissions import grant
 
@@ -198,7 +198,7 @@ def _unacked(snapshot: Snapshot) -> Iterator[Judgement]:
 def _ledger(snapshot: Snapshot) -> Iterator[Judgement]:
     balanced = True
     for queue in snapshot.ledger.queues:
-        if queue.difference or queue.misheld:
+        if queue.difference or queue.misheld or queue.misparked:
             balanced = False
             # What was dropped by policy is no fault; `celery queues` shows it.
             remarks = [text for text in queue.remarks() if "rebase" in text]
@@ -282,6 +282,7 @@ CHECKS = {
     "workers": _workers,
     "queues": queues,
     "bounds": bounds,
+    "limits": gates,
     "settings": settings,
     "unacked": _unacked,
     "ledger": _ledger,

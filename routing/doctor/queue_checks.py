@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from routing.doctor.finding import Judgement, Level, count_of
 from routing.doctor.snapshot import Snapshot
 from routing.topology.fill import fills_of
+from routing.topology.live import LiveTable
 
 
 def queues(snapshot: Snapshot) -> Iterator[Judgement]:
@@ -57,6 +58,21 @@ def bounds(snapshot: Snapshot) -> Iterator[Judgement]:
             yield "warn", what, "add workers, send less, or raise its bound in the queue table"
     if not found:
         yield "ok", "every queue has room", ""
+
+
+def gates(snapshot: Snapshot) -> Iterator[Judgement]:
+    """Say which queues have work that may not start now, and why."""
+    found, table = False, LiveTable(snapshot.table)
+    table.apply(0, snapshot.settings)
+    for row in snapshot.ledger.queues:
+        reasons = list(row.reasons(table.queue(row.queue)))
+        if not reasons or not row.waiting + row.blocked:
+            continue
+        found = True
+        what = f"{count_of(row.waiting + row.blocked, 'message')} of queue {row.queue!r} may not "
+        yield "ok", f"{what}start now: {', '.join(reasons)}", ""
+    if not found:
+        yield "ok", "nothing waits for a limit", ""
 
 
 def settings(snapshot: Snapshot) -> Iterator[Judgement]:

@@ -55,6 +55,12 @@ class Outbox:
         return len(self._ended)
 
     @property
+    def ended_in(self) -> set[str]:
+        """The queues of the endings that wait."""
+        with self._lock:
+            return {ending.queue for ending in self._ended}
+
+    @property
     def age(self) -> float:
         """Seconds since the oldest of them came; 0 when there is none."""
         return time.monotonic() - self._oldest if len(self) else 0.0

@@ -38,6 +38,9 @@ class Demand(Protocol):
     def rooms(self, queues: Collection[str], ready: Ready) -> tuple[Mapping[str, Room], int]:
         """Return the room of each queue, and for how many slots of all work is to be fetched."""
 
+    def unit_size(self, queue: str) -> int:
+        """Return how many messages of a queue go into one call."""
+
     def order(self, queues: Sequence[str]) -> list[str]:
         """Return these queues in the order in which they are to be served."""
 
@@ -63,6 +66,12 @@ class Prefetch:
         self.slot_needs: Mapping[str, int] = {}
         #: How many slots the process has now; 0 where it is no worker.
         self.slots: Callable[[], int] = lambda: 0
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the table limits tasks."""
+        table = self.table.table if isinstance(self.table, LiveTable) else self.table
+        return bool(table.limits)
 
     def of(self, queue: str) -> int:
         """Return the most unfinished messages that this process may hold from a queue."""

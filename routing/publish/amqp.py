@@ -19,6 +19,7 @@ from kombu.exceptions import OperationalError
 from routing.errors import BrokerUnreachable
 from routing.publish.attempt import Attempt, unreachable
 from routing.publish.capture import Capture
+from routing.publish.gates import note_gate
 from routing.publish.levels import LevelPolicy, level_policy
 from routing.publish.router import Router
 from routing.publish.signatures import check_carried
@@ -131,6 +132,7 @@ class RoutingAMQP:
             if is_captured := isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
             check_carried(self.router, message)
+            note_gate(self.app, producer.connection, name, message)
             waiting_of(self.app).before_sending(message)
             # A captured message is told of by who captured it.
             attempt = producer if is_captured else Attempt.of(producer)

@@ -21,8 +21,10 @@ from routing import upstream
 from routing.errors import MessageTooLarge, QueueFull, RoutingError
 from routing.message.eta import Delay
 from routing.message.exemption import is_exempt
+from routing.message.gate import marked
 from routing.publish.attempt import unreachable
 from routing.publish.capture import Line, Outgoing
+from routing.publish.gates import marker_for
 from routing.publish.levels import granted_by, note_downgrade
 from routing.publish.receipts import Refusal
 from routing.publish.template import Envelope, Representation, new_ids
@@ -85,6 +87,7 @@ class Filled:
             args_repr=Representation(max_length=amqp.argsrepr_maxsize, max_levels=levels),
             kwargs_repr=Representation(max_length=amqp.kwargsrepr_maxsize, max_levels=levels),
             keep_reprs=frozenset({"argsrepr", "kwargsrepr"} & options.keys()),
+            mark=marker_for(line.call.app, line.call.name),
         )
 
     def add(
@@ -173,7 +176,7 @@ class Made:
             message = prepared.message
             upstream.AUGMENT.of(channel)(message, prepared.exchange, prepared.routing_key)
             eta = channel.take_eta(prepared.routing_key, message)
-            payload = dumps(message)
+            payload = marked(message, dumps)
         except Exception as error:
             raise NotSerializable(error) from error
         destination = Destination(

@@ -22,7 +22,9 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import registry
 
 from routing import upstream
+from routing.message.gate import take_mark, with_mark
 from routing.publish.capture import Capture, Outgoing
+from routing.publish.gates import Marker
 
 #: Writes the serialized arguments of one item, as a quoted JSON string.
 BodyWriter = Callable[[Sequence[Any], Mapping[str, Any]], str]
@@ -116,6 +118,7 @@ class Envelope:
         args_repr: Representation,
         kwargs_repr: Representation,
         keep_reprs: frozenset[str] = frozenset(),
+        mark: Marker | None = None,
     ) -> None:
         """Cut a message.
 
@@ -126,10 +129,12 @@ class Envelope:
             args_repr: writes the positional arguments for people.
             kwargs_repr: writes the keyword arguments for people.
             keep_reprs: which of argsrepr and kwargsrepr the caller has given for all items.
+            mark: says which gate an item is for, where something limits them.
         """
         channel = capture.real.channel
         prepared = capture.prepare(outgoing)
-        message = prepared.message
+        message, self._mark = prepared.message, mark
+        take_mark(message)  # each item has its own
         self.queue = prepared.routing_key
         self.eta: datetime | None = channel.take_eta(self.queue, message)
         self.exchange = prepared.exchange
@@ -167,7 +172,8 @@ class Envelope:
             pieces[at] = (
                 encode_basestring_ascii(self._kwargs_repr(kwargs)) if kwargs else self._no_kwargs
             )
-        return "".join(pieces)
+        payload = "".join(pieces)
+        return with_mark(payload, self._mark(args, kwargs)) if self._mark else payload
 
 
 def _cut(text: str, marks: Mapping[str, str]) -> tuple[list[str], dict[str, list[int]]]:

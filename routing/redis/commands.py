@@ -29,6 +29,7 @@ from routing.redis.values import (
     Return,
     Settlement,
 )
+from routing.topology.limits import NO_GATE
 from routing.topology.model import Topology
 
 #: Most messages of one call that requeues.
@@ -175,17 +176,19 @@ class Commands:
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
         args += [self._lease_ms, FETCH_BYTES, fetch.places, len(fetch.quiet)]
+        args.append(self.topology.limits_text if fetch.gates else "")
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]
         keys += [self.keys.bell(queue) for queue in fetch.quiet]
         allowances = fetch.allowances or (FETCH_BYTES,) * len(fetch.asked)
         slots = fetch.per_slot or (0,) * len(fetch.asked)
-        asked = zip(fetch.asked, slots, allowances, strict=True)
-        for (queue, credit), per_slot, room_bytes in asked:
+        gates = fetch.gates or (NO_GATE,) * len(fetch.asked)
+        asked = zip(fetch.asked, slots, allowances, gates, strict=True)
+        for (queue, credit), per_slot, room_bytes, gate in asked:
             lists = self.keys.ready_lists(queue)
             keys += [self._ledger(queue), self.keys.bell(queue), *self._delayed(queue), *lists]
-            args += [json.dumps(queue), credit, per_slot, room_bytes, len(lists)]
+            args += [json.dumps(queue), credit, per_slot, room_bytes, len(lists), gate]
         return keys, args
 
     @staticmethod
@@ -299,12 +302,12 @@ class Commands:
         return int(run_script(client, "announce", keys, [worker, int(seconds * 1000)]))
 
     def purge(self, client: redis.Redis, queue: str) -> int:
-        """Drop every waiting and delayed message of a queue; returns how many there were."""
+        """Drop every message of a queue that nobody holds; returns how many there were."""
         keys = [self.keys.bell(queue), self._ledger(queue), *self._delayed(queue)]
-        keys += self.keys.ready_lists(queue)
+        keys += [self.keys.blocked(queue), *self.keys.ready_lists(queue)]
         dropped, left = 0, 1
         while left:
-            count, left = map(int, run_script(client, "purge", keys, []))
+            count, left = map(int, run_script(client, "purge", keys, [self.keys.parked()]))
             dropped += count
         return dropped
 

@@ -117,6 +117,34 @@ class Keys:
         """Return the sorted set of the workers that consume a queue, scored with their expiry."""
         return f"{self.prefix}celeriac:consumers:{queue}"
 
+    def gate(self, name: str) -> str:
+        """Return the hash of the slots of a gate that are held -> messages that hold each."""
+        return f"{self.prefix}celeriac:gate:{name}"
+
+    def queue_gate(self, queue: str) -> str:
+        """Return the same of a queue's own gate."""
+        return self.gate(f"queue:{queue}")
+
+    def rate(self, name: str) -> str:
+        """Return the time in ms at which the next start of a gate is due."""
+        return f"{self.prefix}celeriac:rate:{name}"
+
+    def queue_rate(self, queue: str) -> str:
+        """Return the same of a queue's own gate."""
+        return self.rate(f"queue:{queue}")
+
+    def gated(self) -> str:
+        """Return the hash of what each tag holds of gates."""
+        return f"{self.prefix}celeriac:gated"
+
+    def blocked(self, queue: str) -> str:
+        """Return the sorted set of the gates that messages of a queue are parked for."""
+        return f"{self.prefix}celeriac:blocked:{queue}"
+
+    def parked(self) -> str:
+        """Return what begins the names of the lists of parked messages."""
+        return f"{self.prefix}celeriac:parked:"
+
     def pace(self, queue: str) -> str:
         """Return the hash of how much of a queue had ended at two moments."""
         return f"{self.prefix}celeriac:pace:{queue}"

@@ -2,7 +2,7 @@
 
 The counters change only inside the scripts that move messages, so at any moment, after any crash::
 
-    accepted + replayed + unaccounted = waiting + delayed + unacked + the endings
+    accepted + replayed + unaccounted = waiting + blocked + delayed + unacked + the endings
                                         + dead + dropped + purged
 
 What is missing on the right side is a queue's difference. It is 0 for a queue that only producers
@@ -20,6 +20,12 @@ import redis
 
 from routing.redis.commands import Commands
 from routing.redis.scripts import run_script
+from routing.topology.limits import reasons
+from routing.topology.queue import LiveQueue
+
+#: Lists of blocked messages that are counted in one call, of all queues: some milliseconds of the
+#: server. Each gate has one for each priority.
+PARKED_AT_MOST = 20_000
 
 #: How messages come to a queue. `unaccounted` is what a rebase has booked, and may be negative.
 ARRIVALS = ("accepted", "replayed", "unaccounted")
@@ -48,6 +54,11 @@ class QueueLedger:
         recorded: messages that workers hold, by the records; None when they were not counted.
         consumers: live workers that consume the queue; None when nobody has looked.
         due: delayed messages whose time has come: a consumer lets them join the queue.
+        blocked: messages that wait for the gate of their task or key.
+        slots: slots of the queue's own gate that are held.
+        next_start_ms: milliseconds until its rate lets the next work start.
+        parked: what is blocked, counted again; None when it was not counted, or is blocked by more
+            gates than one call looks at.
     """
 
     queue: str
@@ -61,6 +72,10 @@ class QueueLedger:
     recorded: int | None = None
     consumers: int | None = None
     due: int = 0
+    blocked: int = 0
+    slots: int = 0
+    next_start_ms: int = 0
+    parked: int | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, counter: str) -> int:
@@ -83,7 +98,8 @@ class QueueLedger:
         >>> QueueLedger(queue="q", waiting=2, counters={"accepted": 5, "done": 3}).difference
         0
         """
-        return self.arrived - self.waiting - self.delayed - self.unacked - self.gone
+        held = self.waiting + self.blocked + self.delayed + self.unacked
+        return self.arrived - held - self.gone
 
     @property
     def misheld(self) -> int:
@@ -91,14 +107,31 @@ class QueueLedger:
         return 0 if self.recorded is None else self.recorded - self.unacked
 
     @property
+    def misparked(self) -> int:
+        """Messages that are parked less those of the ledger; 0 when they were not counted."""
+        return 0 if self.parked is None else self.parked - self.blocked
+
+    def reasons(self, queue: LiveQueue) -> Iterator[str]:
+        """Yield in words why work of the queue may not start now, by what holds for it."""
+        return reasons(
+            queue,
+            waiting=self.waiting,
+            slots=self.slots,
+            next_start_ms=self.next_start_ms,
+            blocked=self.blocked,
+        )
+
+    @property
     def is_neglected(self) -> bool:
         """Whether messages wait that nobody consumes."""
-        return self.consumers == 0 and self.waiting + self.due > 0
+        return self.consumers == 0 and self.waiting + self.blocked + self.due > 0
 
     @property
     def is_incomplete(self) -> bool:
         """Whether something was dropped, or the ledger does not add up."""
-        return self["dropped"] > 0 or self.difference != 0 or self.misheld != 0
+        return (
+            self["dropped"] > 0 or self.difference != 0 or self.misheld != 0 or self.misparked != 0
+        )
 
     def remarks(self) -> Iterator[str]:
         """Yield a sentence for each reason why the queue is incomplete, with what to do."""
@@ -121,12 +154,18 @@ class QueueLedger:
                 f"the records hold {_messages(self.recorded or 0)} unacknowledged, the ledger says "
                 f"{self.unacked:,}: stock tools moved some; --rebase corrects the ledger"
             )
+        if self.misparked:
+            yield (
+                f"{_messages(self.parked or 0)} blocked, the ledger says {self.blocked:,}: "
+                "somebody moved some by hand; --rebase corrects the ledger"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return every figure under its public name."""
         figures: dict[str, Any] = {
             "queue": self.queue,
             "waiting": self.waiting,
+            "blocked": self.blocked,
             "delayed": self.delayed,
             "unacked": self.unacked,
             "waiting_bytes": self.waiting_bytes,
@@ -191,8 +230,10 @@ def read(
     for name in names:
         keys += [names_of.ledger(name), names_of.delayed(name)]
         keys += [names_of.dead(name), names_of.dropped(name), names_of.consumers(name)]
+        keys += [names_of.queue_gate(name), names_of.queue_rate(name), names_of.blocked(name)]
         keys += names_of.ready_lists(name)
-    server_ms, *rows = run_script(client, "ledger", keys, [lists, int(recount)])
+    args = [lists, int(recount), names_of.parked(), PARKED_AT_MOST]
+    server_ms, *rows = run_script(client, "ledger", keys, args)
     return Ledger(
         server_ms=int(server_ms),
         queues=tuple(
@@ -203,13 +244,15 @@ def read(
 
 
 def _queue(name: str, row: Sequence[Any], *, now_ms: int, recount: bool) -> QueueLedger:
-    waiting, delayed, dead_letters, unfinalised, stamp, recorded, consumers, due, *flat = row
+    waiting, delayed, dead_letters, unfinalised, stamp, recorded, consumers, due, *more = row
+    slots, next_start_ms, parked, *flat = more
     counters = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
     return QueueLedger(
         queue=name,
         waiting=int(waiting),
         delayed=int(delayed),
         unacked=counters.pop("unacked", 0),
+        blocked=counters.pop("blocked", 0),
         waiting_bytes=max(0, counters.pop("bytes", 0)),
         dead_letters=int(dead_letters),
         unfinalised=int(unfinalised),
@@ -217,6 +260,9 @@ def _queue(name: str, row: Sequence[Any], *, now_ms: int, recount: bool) -> Queu
         recorded=int(recorded) if recount else None,
         consumers=int(consumers),
         due=int(due),
+        slots=int(slots),
+        next_start_ms=int(next_start_ms),
+        parked=int(parked) if recount and parked != b"" else None,
         counters=counters,
     )
 
@@ -229,10 +275,15 @@ def rebase(client: redis.Redis, commands: Commands, ledger: QueueLedger) -> bool
     Returns:
         False when somebody else has booked since the ledger was read.
     """
-    unaccounted = ledger.misheld - ledger.difference
-    if not unaccounted and not ledger.misheld:
+    unaccounted = ledger.misheld + ledger.misparked - ledger.difference
+    if not unaccounted and not ledger.misheld and not ledger.misparked:
         return True
     keys = [commands.keys.ledger(ledger.queue)]
     return bool(
-        run_script(client, "rebase", keys, [unaccounted, ledger.misheld, ledger["unaccounted"]])
+        run_script(
+            client,
+            "rebase",
+            keys,
+            [unaccounted, ledger.misheld, ledger["unaccounted"], ledger.misparked],
+        )
     )

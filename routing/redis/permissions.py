@@ -35,7 +35,7 @@ _IN_SCRIPTS = (
     f"lrem {_KEY} 1 0", f"lset {_KEY} 0 0", f"ltrim {_KEY} 0 0", f"rpush {_KEY} 0",
     f"zadd {_KEY} 0 0", f"zcard {_KEY}", f"zmscore {_KEY} 0", f"zrange {_KEY} 0 0",
     f"zrangebyscore {_KEY} 0 0", f"zrem {_KEY} 0", f"zremrangebyscore {_KEY} 0 0",
-    f"set {_KEY} 0", f"get {_KEY}",
+    f"zscore {_KEY} 0", f"set {_KEY} 0", f"get {_KEY}",
 )  # fmt: skip
 
 #: What kombu runs: connections, bindings of queues, remote control and events.

@@ -98,7 +98,8 @@ class Fetch:
     `allowances` has the most bytes of each queue; without them the bound of a fetch holds for each.
     `places` is for how many slots work is fetched, and `per_slot` says of each queue how many of
     its messages take one; 0 for those that are over at once, and take none. `quiet` are queues that
-    are not asked: the reply says which of them may have something.
+    are not asked: the reply says which of them may have something. `gates` says of each asked queue
+    what limits it, as `routing.topology.limits` writes it; without them nothing does.
     """
 
     prefix: str
@@ -107,6 +108,7 @@ class Fetch:
     places: int = ANY_PLACES
     per_slot: tuple[int, ...] = ()
     quiet: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
 
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""
@@ -154,8 +156,9 @@ class Exchanged:
     """The reply to an exchange.
 
     `server_ms` is the server's clock, `left` the number of messages that each asked queue still
-    holds, `due_ms` when the next delayed message of those queues that have any is due by the
-    server's clock, `heard` the quiet queues that may have something.
+    holds and that may start, `due_ms` when the next delayed message of those queues that have any
+    is due by the server's clock, or the next blocked one may start, `heard` the quiet queues that
+    may have something.
     """
 
     server_ms: int

@@ -12,12 +12,14 @@ import fnmatch
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from routing.errors import TopologyError, UnknownLevel
+from routing.topology.limits import Limit, limit_for, limit_name_problems, limits_text
 from routing.topology.names import name_problem
 from routing.topology.problems import close_to, problem_lines
 from routing.topology.queue import STRICT, QueueConfig
@@ -104,6 +106,12 @@ class Topology(BaseModel):
         "name wins over globs, and an earlier glob over a later one. Default "
         "none: all tasks use default_queue.",
     )
+    limits: dict[str, Limit] = Field(
+        default_factory=dict,
+        description="Task name, or a glob, to how much of its work may run in all workers "
+        "together: a concurrency, a rate, or both, for each value of a key where one is named. "
+        "What is over it waits in the broker. Default none.",
+    )
     default_queue: str | None = Field(
         None,
         description="The queue of tasks that no route matches. Default: the first queue of "
@@ -178,6 +186,8 @@ class Topology(BaseModel):
         if self.queues and self.default_queue not in self.queues:
             got = self._unknown(self.default_queue)
             yield f"default_queue must be a queue of the table, got {got}"
+        for name in self.limits:
+            yield from limit_name_problems(name)
         for pattern, route in self.routes.items():
             if route.queue not in self.queues:
                 yield self._unknown_in_route(pattern, "queue", route.queue)
@@ -206,6 +216,16 @@ class Topology(BaseModel):
         named = (level for route in self.routes.values() for level in route.levels)
         return list(dict.fromkeys([*LEVELS, *named]))
 
+    @cached_property
+    def limits_text(self) -> str:
+        """What a fetch says of the limits."""
+        return limits_text(self.limits)
+
+    def limit_for(self, task_name: str) -> tuple[str, Limit] | None:
+        """Return the limit of a task with its name, None for none."""
+        name = limit_for(task_name, self.limits)
+        return None if name is None else (name, self.limits[name])
+
     def route(self, task_name: str) -> Route | None:
         """Return the route of a task: its own, else the first glob that matches, else None."""
         if route := self.routes.get(task_name):
@@ -220,6 +240,7 @@ _DEFAULTS = QueueConfig()
 _FIELDS = {
     "queues": list(QueueConfig.model_fields),
     "routes": ["queue", *LEVELS],
+    "limits": list(Limit.model_fields),
     "": list(Topology.model_fields),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-_KINDS = {"queues": "queue", "routes": "route"}
+_KINDS = {"queues": "queue", "routes": "route", "limits": "limit"}
 
 
 def close_to(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -8,6 +8,7 @@ from routing.inflight.fetch_policy import Allowance
 from routing.inflight.holdings import Holdings
 from routing.inflight.prefetch import Room
 from routing.redis.values import ANY_PLACES, Fetch
+from routing.topology.limits import NO_GATE, gate_text
 from routing.transport.inbox import Inbox
 
 #: A queue is not asked for more while that many of its messages wait for delivery.
@@ -140,4 +141,20 @@ class Allowances:
             places=places,
             per_slot=tuple(one.per_slot for one in order),
             quiet=quiet,
+            gates=self._gates([one.queue for one in order]),
         )
+
+    def with_slots(self, queues: Iterable[str]) -> Iterable[str]:
+        """Return those of these queues in which an ending lets something else start."""
+        table = self._holdings.prefetch.table
+        return [queue for queue in queues if table.queue(queue).concurrency is not None]
+
+    def _gates(self, queues: Sequence[str]) -> tuple[str, ...]:
+        """Return what limits each of these queues now; nothing where nothing does."""
+        prefetch = self._holdings.prefetch
+        unit = prefetch.demand.unit_size if prefetch.demand else (lambda _: 1)
+        texts = tuple(
+            gate_text(prefetch.table.queue(q), unit=unit(q), has_limits=prefetch.has_limits)
+            for q in queues
+        )
+        return texts if any(text != NO_GATE for text in texts) else ()

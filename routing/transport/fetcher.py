@@ -101,6 +101,7 @@ class Fetcher:
         self._holdings.requeue_forsaken()
         self._settler.requeue()
         self.sightings.hear_what_is_due()
+        self.sightings.hear(self._allowances.with_slots(self._holdings.outbox.ended_in))
         freed = self._holdings.credit.freed  # first: other threads make the allowances larger
         step = next_step(self._situation())
         if isinstance(step, Exchange) and self._holdings.outbox.has_burials:
@@ -168,8 +169,7 @@ class Fetcher:
         self._state = Listening(frozenset(step.queues))
         self._holdings.ready.hears(step.queues, listens=True)
         self._settler.rides = False
-        heard = [*step.queues, *self._consumed.free_queues]
-        bells = map(self._bell_of, heard)
+        bells = map(self._bell_of, [*step.queues, *self._consumed.free_queues])
         self._send(["BRPOP", self.bell.key, *bells, f"{step.seconds:.3f}"])
         deaf = [q for q in self._consumed.engine_queues if q not in step.queues]
         self.bell.listen(step.queues, deaf=deaf, due_in=self.sightings.seconds_to_due)

@@ -13,6 +13,7 @@ from kombu.utils.json import dumps
 
 from routing.message.eta import Delay, take_eta
 from routing.message.exemption import is_exempt
+from routing.message.gate import marked
 from routing.redis.commands import Commands
 from routing.redis.keys import Keys
 from routing.transport import gathering
@@ -121,7 +122,7 @@ class Publishing:
             return
         priority = this._get_message_priority(message, reverse=False)
         eta = self.take_eta(queue, message) if "task" in headers else None
-        delayed, payload = eta is not None, dumps(message)
+        delayed, payload = eta is not None, marked(message, dumps)
         self._put_payload(
             Destination(queue=queue, priority=priority, exempt=is_exempt(headers), delayed=delayed),
             Delay(eta, str(headers.get("id") or ""), payload) if eta else payload,

@@ -45,9 +45,10 @@ class Demand:
 
     def gathers(self, queue: str, size: int) -> None:
         """Note that so many messages of a queue go into one unit, which its routes did not tell."""
-        self._unit_sizes[queue] = max(size, self._unit_size(queue))
+        self._unit_sizes[queue] = max(size, self.unit_size(queue))
 
-    def _unit_size(self, queue: str) -> int:
+    def unit_size(self, queue: str) -> int:
+        """Return how many messages of a queue go into one call."""
         return self._unit_sizes.get(queue, 1)
 
     def rooms(self, queues: Collection[str], ready: Ready) -> tuple[dict[str, Room], int]:
@@ -64,7 +65,7 @@ class Demand:
         rules, places, rooms = self._rules(), 0, {}
         is_first = True
         for queue in self._in_turn(queues, ready):
-            size, units = self._unit_size(queue), self._units_per_slot(queue)
+            size, units = self.unit_size(queue), self._units_per_slot(queue)
             is_long, waiting = units == 1, ready.count(queue)
             free = max(0, soon) if is_first or not is_long else 0
             if rules and free:
@@ -95,6 +96,6 @@ class Demand:
         if mean is None:
             return 1
         ahead = self._ahead_seconds
-        if (size := self._unit_size(queue)) > 1 and ahead:
+        if (size := self.unit_size(queue)) > 1 and ahead:
             ahead = max(ahead, size * ITEM_SECONDS)
         return 1 + int(ahead / max(mean, 1e-6))

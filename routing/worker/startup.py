@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,29 @@ class CheckTable(bootsteps.Step):
         for queue in queues:
             if lack := prefetch_lack(prefetch, queue):
                 logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
+        warn_of_early_acks(parent.app, table, queues)
+
+
+def warn_of_early_acks(app: Any, table: Topology, queues: Collection[str]) -> None:
+    """Warn of tasks that hold their slot of a concurrency only until they start."""
+    limited = {queue for queue in queues if table.queue(queue).concurrency is not None}
+    for name, task in app.tasks.items():
+        found = table.limit_for(name)
+        by_task = found is not None and found[1].concurrency is not None
+        if task.acks_late or not (by_task or limited.intersection(_reached(app, task))):
+            continue
+        logger.warning(
+            "task %r acknowledges before it runs (acks_late=False), so the concurrency that it "
+            "falls under does not hold: its slot is free again when it starts",
+            name,
+            extra={"event": "early_ack_unlimited", "task_name": name},
+        )
+
+
+def _reached(app: Any, task: Any) -> Collection[str]:
+    """Return the queues that a task of the app's own may go to."""
+    built_in = task.name.startswith("celery.")
+    return () if built_in else app.amqp.router.reachable_queues(task)
 
 
 def _slots_now(worker: Any, at_start: int) -> int:

@@ -46,6 +46,7 @@ KINDS = {
     "draining flag": "celeriac:draining:q",
     "consumers set": "celeriac:consumers:q",
     "pace hash": "celeriac:pace:q",
+    "blocked set": "celeriac:blocked:q",
     "delayed set": "celeriac:delayed:q",
     "delayed count": "celeriac:delayed_count",
     "delayed messages": "celeriac:delayed_messages:q",
@@ -108,8 +109,8 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         [0, [], [0, 0]],
         # one ledger; ledger, bell, delayed set and messages, four lists
         1 + 8,
-        # ending, count and tag; name, credit, messages a slot, bytes and number of lists
-        3 + 5,
+        # ending, count and tag; name, credit, messages a slot, bytes, number of lists and gate
+        3 + 6,
     ),
     "bury": (
         lambda client: commands().bury(client, "q", [Burial("t", '"reason":"failed"}')]),
@@ -126,11 +127,12 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, int, int]] = {
         4,
         3,
     ),
-    # ledger, delayed set, dead letters, dropped messages, consumers and four lists
+    # ledger, delayed set, dead letters, dropped messages, consumers, slots, rate, blocked set and
+    # four lists
     "ledger": (
         lambda client: books.read(client, commands()),
-        [0, [0, 0, 0, 0, b"", 0, 0, 0]],
-        9,
+        [0, [0, 0, 0, 0, b"", 0, 0, 0, 0, 0, 0]],
+        12,
         0,
     ),
     # an entry of the log

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 from routing.message.eta import Delay
+from routing.message.gate import with_mark
 from routing.redis import ledger as books
 from routing.redis.letters import Move, StoredLetters
 from routing.redis.values import Arrival, Burial, Ending, Mark, Settlement
@@ -41,9 +42,14 @@ TABLE = {
             "max_dead": 2,
         },
         "heavy": {"max_bytes": 2_000, "overflow": "drop_oldest"},
-    }
+    },
+    "limits": {"limited": {"concurrency": 2, "key": "k"}, "paced": {"rate": 20}},
 }
 QUEUES = list(TABLE["queues"])
+#: What the queues' own gates let pass, in their order.
+GATES = ("3:0:1", "0:0:1", "2:50:1", "2:0:2", "0:20:1", "1:0:1")
+#: The gates that messages are marked for; most are for none.
+MARKS = ("", "", "limited|a", "limited|b", "paced")
 REFUSING = {"plain", "reject"}
 
 queues = st.sampled_from(QUEUES)
@@ -80,7 +86,7 @@ class Balance(RuleBasedStateMachine):
     @rule(queue=queues, count=counts, terms=terms, priority=st.sampled_from([0, 6]))
     def push(self, queue: str, count: int, terms: str, priority: int) -> None:
         ids = self.new_ids(count)
-        payloads = [task_message(queue=queue, message_id=i) for i in ids]
+        payloads = [marked_message(queue, i) for i in ids]
         pushed = self.rig.push(payloads, queue, terms=terms, priority=priority)
         self.enter(queue, ids, pushed.accepted)
 
@@ -88,7 +94,7 @@ class Balance(RuleBasedStateMachine):
     def delay(self, queue: str, count: int, terms: str, seconds: int) -> None:
         ids = self.new_ids(count)
         eta = datetime.now(UTC) + timedelta(seconds=seconds)
-        delays = [Delay(eta, i, task_message(queue=queue, message_id=i)) for i in ids]
+        delays = [Delay(eta, i, marked_message(queue, i)) for i in ids]
         self.enter(queue, ids, self.rig.delay(delays, queue, terms=terms).accepted)
 
     @rule(queue=st.sampled_from(["plain", "reject"]))
@@ -128,7 +134,8 @@ class Balance(RuleBasedStateMachine):
         self.exchange(settlement, asked)
 
     def exchange(self, settlement: Settlement, asked: dict[str, int]) -> None:
-        arrivals = self.rig.exchange(settlement, **asked).arrivals
+        gates = tuple(GATES[QUEUES.index(queue)] for queue in asked)
+        arrivals = self.rig.exchange(settlement, gates, **asked).arrivals
         self.unacked |= {arrival.tag: arrival for arrival in arrivals}
 
     @something_is_held
@@ -172,7 +179,7 @@ class Balance(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(["plain", "letters"]))
     def purge(self, queue: str) -> None:
-        ids = [*self.ready(queue), *self.delayed(queue)]
+        ids = [*self.ready(queue), *self.delayed(queue), *map(id_of, self.blocked(queue))]
         assert self.rig.purge(queue) == len(ids)
         self.left[queue, "purged"] += len(ids)
         self.left_ids[queue].update(ids)
@@ -223,6 +230,15 @@ class Balance(RuleBasedStateMachine):
     def ready(self, queue: str) -> list[str]:
         return [id_of(text) for text in self.payloads(queue)]
 
+    def blocked(self, queue: str) -> list[str]:
+        """Return the payloads that are parked for a gate."""
+        client, found = self.rig.client, []
+        for step in (0, 3, 6, 9):
+            ready = self.rig.keys.ready(queue, step)
+            for key in client.scan_iter(f"{self.rig.keys.parked()}{len(ready)}:{ready}task:*"):
+                found += [text.decode() for text in client.lrange(key, 0, -1)]
+        return found
+
     def delayed(self, queue: str) -> list[str]:
         values = self.rig.broker.client.hvals(self.rig.keys.delayed_payloads(queue))
         return [id_of(value[value.index(b"{") :]) for value in values]
@@ -232,7 +248,8 @@ class Balance(RuleBasedStateMachine):
         ledger = books.read(self.rig.client, self.rig.commands, recount=True)
         for at in ledger.queues:
             assert at.difference == -self.uncounted[at.queue], at
-            assert at.misheld == 0
+            assert (at.misheld, at.misparked) == (0, 0)
+            assert at.blocked == len(self.blocked(at.queue))
             assert at.unacked == sum(a.queue == at.queue for a in self.unacked.values())
             kept = at["dead"] - at["dead_trimmed"] - self.replayed[at.queue]
             assert at.dead_letters == kept
@@ -245,6 +262,7 @@ class Balance(RuleBasedStateMachine):
         for queue, entered in self.entered.items():
             unacked = [id_of(a.payload) for a in self.unacked.values() if a.queue == queue]
             places = [*self.ready(queue), *self.delayed(queue), *unacked]
+            places += [id_of(text) for text in self.blocked(queue)]
             places += [*self.left_ids[queue], *self.ready(f"{queue}.dead")]
             # A dead letter of a bound is among the dropped too, for its result.
             places += self.ready(f"{queue}.dropped") if queue != "letters" else []
@@ -256,10 +274,34 @@ class Balance(RuleBasedStateMachine):
     def the_gauge_of_bytes_is_true(self) -> None:
         for at in self.ledger():
             if not self.uncounted[at.queue] and not at["unaccounted"]:
-                assert at.waiting_bytes == sum(len(text) for text in self.payloads(at.queue))
+                texts = [*self.payloads(at.queue), *self.blocked(at.queue)]
+                assert at.waiting_bytes == sum(map(len, texts))
+
+    @invariant()
+    def the_gates_hold_what_is_held(self) -> None:
+        client, keys = self.rig.client, self.rig.keys
+        held: Counter[bytes] = Counter()
+        for tag, noted in client.hgetall(keys.gated()).items():
+            assert tag.decode() in self.unacked
+            held.update(noted.split(b"\n")[2::2])
+        for gate, count in held.items():
+            slots = [int(n) for n in client.hvals(keys.gate(gate.decode()))]
+            assert sum(slots) == count
+            limit = (
+                2 if gate.startswith(b"task:") else int(GATES[QUEUES.index(gate[6:].decode())][0])
+            )
+            assert len(slots) <= limit
+        assert len(list(client.scan_iter(keys.gate("*")))) == len(held)
 
     def ledger(self) -> Any:
         return books.read(self.rig.client, self.rig.commands).queues
+
+
+def marked_message(queue: str, message_id: str) -> str:
+    """Return a message as a producer of ours makes it, marked for one of the gates."""
+    return with_mark(
+        task_message(queue=queue, message_id=message_id), MARKS[int(message_id) % len(MARKS)]
+    )
 
 
 def by_queue(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from routing.message.eta import Delay
+from routing.message.gate import with_mark
 from routing.message.letter import Letter
+from routing.redis import ledger as books
 from routing.redis.commands import Commands
 from routing.redis.letters import Move, StoredLetters
 from routing.redis.pieces import PUSH_BYTES
@@ -25,6 +27,9 @@ BIG = "x" * 300_000
 
 #: Bytes that a call moves at most, but for one message more.
 MOST_BYTES = 524_288 + 2 * len(task_message(body=BIG))
+
+#: A queue without a limit of its own, in a table that limits tasks.
+OPEN = ("0:0:1",)
 
 #: Commands that a call runs at most: some milliseconds of a server that has nothing else to do.
 MOST_COMMANDS = 5_000
@@ -219,6 +224,69 @@ def test_very_big_pushes_go_in_several_calls_and_end_as_one_would(rig: Rig, queu
     assert pushed[0].dropped == (14 if queue == "newest" else 0)
     assert rig.broker.ledger(queue).get("refused", 0) == (14 if queue == "small" else 0)
     assert calls.bytes <= 2 * PUSH_BYTES
+
+
+# -- what is blocked ---------------------------------------------------------------------------
+
+
+def gated(rig: Rig, count: int, *, keys: int, body: str | None = None) -> None:
+    """Push messages of so many keys, each of which may run one at a time."""
+    limits = {"a": {"concurrency": 1, "key": "k"}}
+    rig.commands = Commands(
+        keys=rig.keys, topology=Topology.load({"queues": {"q": {}}, "limits": limits})
+    )
+    for n in range(count):
+        text = task_message(message_id=str(n), body=body)
+        rig.push([with_mark(text, f"a|{n % keys}")])
+
+
+@pytest.mark.parametrize(
+    ("count", "keys", "body"), [(30, 1, BIG), (900, 1, None), (900, 450, None)]
+)
+def test_what_is_parked_and_starts_in_one_call_is_bounded(
+    rig: Rig, count: int, keys: int, body: str | None
+) -> None:
+    gated(rig, count, keys=keys, body=body)
+    held: list[Arrival] = []
+
+    def park() -> None:
+        left = 1
+        while left:
+            reply = rig.exchange(gates=OPEN, q=1000)
+            left = reply.left["q"]
+            held.extend(reply.arrivals)
+
+    calls = watch(rig, park)
+    assert len(held) == keys
+    assert rig.broker.ledger("q")["blocked"] == count - keys
+    more = watch(rig, lambda: (rig.settle(held), held.clear(), park()))
+    assert len(held) == keys
+    for one in (calls, more):
+        assert one.commands <= MOST_COMMANDS
+        assert one.bytes <= 2 * MOST_BYTES
+
+
+def test_what_is_blocked_is_purged_in_bounded_calls(rig: Rig) -> None:
+    gated(rig, 900, keys=400)
+    while rig.exchange(gates=OPEN, q=1000).left["q"]:
+        pass
+    blocked = rig.broker.ledger("q")["blocked"]
+    assert blocked == 500
+    due(rig, 600, ago=-1)
+    calls = watch(rig, rig.purge)
+    assert calls.commands <= MOST_COMMANDS
+    assert rig.broker.ledger("q")["purged"] == 1100
+    assert not rig.client.keys("*parked*") + rig.client.keys("*blocked*")
+
+
+def test_parked_messages_of_very_many_gates_are_not_counted_again(rig: Rig) -> None:
+    gated(rig, 4, keys=1)
+    rig.exchange(gates=OPEN, q=1000)
+    names = {f"task:a|{n}": 10**15 for n in range(books.PARKED_AT_MOST // 4 + 1)}
+    assert books.read(rig.client, rig.commands, recount=True)["q"].parked == 3
+    rig.client.zadd(rig.keys.blocked("q"), names)
+    (one,) = books.read(rig.client, rig.commands, recount=True).queues
+    assert (one.parked, one.misparked) == (None, 0)
 
 
 # -- dead letters ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from routing.message.eta import Delay
+from routing.message.gate import with_mark
 from routing.redis import settings
 from routing.redis.consumers import Consumer
 from routing.redis.faults import ServerRefused
@@ -194,3 +195,16 @@ def test_a_full_server_can_be_told_to_pause_and_to_drain_a_queue(own: Rig) -> No
     assert len(settings.read_log(own.client, own.keys)) == 2
     assert own.client.llen(own.keys.own_bell("bell")) == 1
     assert own.push(numbered(1)).drains
+
+
+def test_a_full_server_parks_what_is_blocked_and_lets_it_start(server: Server) -> None:
+    limits = {"shop.send": {"concurrency": 1}}
+    rig = Rig(server.fresh_url(), table={"queues": {"q": {}}, "limits": limits})
+    rig.push([with_mark(text, "shop.send") for text in numbered(3)])
+    with full(rig):
+        for number in ("1", "2", "3"):
+            arrivals = rig.exchange(gates=("0:0:1",), q=5).arrivals
+            assert ids_of(a.payload for a in arrivals) == [number]
+            rig.settle(arrivals)
+    assert rig.broker.ledger("q") == {"accepted": 3, "unacked": 0, "blocked": 0, "done": 3}
+    rig.client.close()

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from routing.message.eta import Delay
+from routing.message.gate import with_mark
 from routing.redis import ledger as books
 from routing.redis import settings
 from routing.redis.commands import Commands
@@ -33,7 +34,11 @@ TABLE = {
         "oldest": {"max_length": 2, "max_delayed": 1, "overflow": "drop_oldest"},
         "waits": {"max_length": 2, "overflow": "block"},
         "bytes": {"max_bytes": 900, "overflow": "drop_oldest"},
-    }
+        "gated": {"concurrency": 9, "rate": 5},
+        "marked": {},
+        "full": {},
+    },
+    "limits": {"t": {"concurrency": 2, "rate": 1000}},
 }
 
 HOUR = timedelta(hours=1)
@@ -57,6 +62,12 @@ class Scene:
         rig.delay([Delay(now - HOUR, "due", numbered(1)[0])])
         for queue in ("newest", "oldest", "bytes"):
             rig.push(numbered(3, queue=queue), queue)
+        for queue in ("gated", "marked", "full"):
+            rig.push([with_mark(one, "t") for one in numbered(4, queue=queue)], queue)
+        rig.exchange(gates=("0:0:1",), marked=9)
+        rig.client.zadd(rig.keys.blocked("marked"), {"task:t": 0})
+        self.client.set("celeriac:promised:gated", "w")
+        self.client.delete("celeriac:rate:task:t")  # it would run out soon
         rig.let_leases_run_out(self.held[2:3])
         seconds, _ = self.client.time()
         beat = {"beat": seconds * 1000 + 900, "swept": seconds * 1000}
@@ -86,6 +97,15 @@ def exchange(scene: Scene) -> None:
     settlement = Settlement([Ending("q", "done", scene.tag()), Ending("oldest", "done", "gone")])
     fetch = Fetch("x:1:", (("q", 5), ("oldest", 5)), quiet=("newest",))
     scene.rig.commands.exchange(scene.client, settlement, fetch)
+
+
+def pass_gate(queue: str, gate: str, *, settles: bool = False) -> Callable[[Scene], None]:
+    def call(scene: Scene) -> None:
+        settlement = Settlement([Ending("q", "done", scene.tag())] if settles else [])
+        fetch = Fetch("x:1:", ((queue, 5),), gates=(gate,))
+        scene.rig.commands.exchange(scene.client, settlement, fetch)
+
+    return call
 
 
 def requeue(mark: Mark) -> Callable[[Scene], None]:
@@ -135,6 +155,9 @@ def _drop(_: Any) -> None:
 
 CALLS: dict[str, Callable[[Scene], None]] = {
     "exchange": exchange,
+    "exchange past the gate of a queue": pass_gate("gated", "9:200:1", settles=True),
+    "exchange past the gate of a task": pass_gate("marked", "0:0:1"),
+    "exchange that parks": pass_gate("full", "0:0:1"),
     "push": push("q", 2),
     "push above a bound": push("newest", 3),
     "push where others wait": push("waits", 1),
@@ -156,6 +179,10 @@ CALLS: dict[str, Callable[[Scene], None]] = {
     "revive": revive(b'{"again": 1}'),
     "revive, dropping": revive(b""),
     "purge": lambda s: _drop(s.rig.purge()),
+    "purge of what is blocked": lambda s: _drop(s.rig.purge("marked")),
+    "ledger of what is blocked": lambda s: _drop(
+        books.read(s.client, s.rig.commands, ["marked"], recount=True)
+    ),
     "ledger": lambda s: _drop(books.read(s.client, s.rig.commands, ["q"], recount=True)),
     "rebase": rebase,
     "renew": renew,
@@ -184,6 +211,27 @@ UNUSED = {
     "requeue, charged": ["celeriac:delayed_count"],
 }
 
+GATED = ["celeriac:gated"]
+OF_A_TASK = ["celeriac:gate:task:t", "celeriac:rate:task:t"]
+
+#: What a script finds itself.
+FOUND = {
+    **dict.fromkeys(("exchange", "postpone", "requeue", "bury", "renew"), GATED),
+    "reclaim": [*GATED, "q", "celeriac:ledger:q", "celeriac:bell:q"],
+    "exchange past the gate of a queue": [
+        *GATED,
+        *(f"celeriac:{kind}:gated" for kind in ("gate:queue", "rate:queue", "promised", "blocked")),
+    ],
+    "exchange past the gate of a task": [
+        *OF_A_TASK,
+        "celeriac:blocked:marked",
+        "celeriac:parked:6:markedtask:t",
+    ],
+    "exchange that parks": [*OF_A_TASK, "celeriac:parked:4:fulltask:t"],
+    "purge of what is blocked": ["celeriac:parked:6:markedtask:t"],
+    "ledger of what is blocked": ["celeriac:parked:6:markedtask:t"],
+}
+
 
 class Watching:
     """A client that notes the keys of the scripts that it runs."""
@@ -202,16 +250,13 @@ class Watching:
 
 
 def keys_of(name: str, valkey: Server) -> list[str]:
-    """Return the keys that a call touches, those that reclaim finds itself among them."""
+    """Return the keys that a call touches, those that a script finds itself among them."""
     scene = Scene(valkey.fresh_url())
     with closing(scene.client):
         scene.client = scene.rig.client = Watching(scene.client)
         CALLS[name](scene)
         keys = [key for key in dict.fromkeys(scene.client.keys) if key not in UNUSED.get(name, [])]
-        names = scene.rig.keys
-    if name == "reclaim":
-        keys += [names.ready("q"), names.ledger("q"), names.bell("q")]
-    return keys
+    return keys + FOUND.get(name, [])
 
 
 def test_every_script_is_among_them() -> None:

@@ -77,9 +77,11 @@ class Rig:
         until = self.server_ms() + seconds * 1000
         eventually(lambda: self.server_ms() > until)
 
-    def exchange(self, settlement: Settlement = NOTHING, **asked: int) -> Exchanged:
+    def exchange(
+        self, settlement: Settlement = NOTHING, gates: tuple[str, ...] = (), **asked: int
+    ) -> Exchanged:
         """Settle, and fetch as many as asked of each queue in this order."""
-        fetch = Fetch(f"w:{next(self._calls)}:", tuple(asked.items()))
+        fetch = Fetch(f"w:{next(self._calls)}:", tuple(asked.items()), gates=gates)
         return self.commands.exchange(self.client, settlement, fetch)
 
     def fetch(self, credit: int = 1000, queue: str = "q") -> list[Arrival]:

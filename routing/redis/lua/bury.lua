@@ -11,8 +11,10 @@
 --         is more to trim}; tags that are gone are passed over
 
 -- include: kinds
--- include: records
 -- include: time
+-- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 -- include: limits
 

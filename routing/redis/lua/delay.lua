@@ -50,6 +50,7 @@ if count == 0 or drains ~= '' then return {0, waiting, 0, drains} end
 -- include: limits
 -- include: drop
 -- include: take_delayed
+-- include: keep_delayed
 
 -- Which of the new messages are kept: all from `low` to `high`.
 local low, high, leaving = 1, count, 0
@@ -78,24 +79,8 @@ for i = 1, refuses and 0 or accepted do
   if i < low or i > high then gone[#gone + 1] = ARGV[first + i * 3 - 1] end
 end
 
--- Rounded up: a message is never early.
-local from_now = tonumber(TIME[1]) * 1000 + math.ceil(tonumber(TIME[2]) / 1000)
 local before = first_due(DELAYED) or math.huge
-local earliest, kept = math.huge, high - low + 1
-local sequence = number - kept
-local scores, payloads = {}, {}
-for i = low, high do
-  local at = first + (i - 1) * 3
-  local due, member = from_now + tonumber(ARGV[at]), member_of(sequence + i - low + 1, ARGV[at + 1])
-  scores[#scores + 1], scores[#scores + 2] = whole(due), member
-  payloads[#payloads + 1], payloads[#payloads + 2] = member, value_of(LIST, ARGV[at + 2])
-  earliest = math.min(earliest, due)
-end
-for i = 1, #scores, 3500 do
-  local to = math.min(i + 3499, #scores)
-  redis.call('ZADD', DELAYED, unpack(scores, i, to))
-  redis.call('HSET', PAYLOADS, unpack(payloads, i, to))
-end
+local earliest = keep_delayed(low, high, number)
 
 if #gone > 0 then
   local dead = {}

@@ -10,9 +10,10 @@
 -- Reply: 1, or 0 when the tag is gone
 
 -- include: kinds
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: delayed
 
 local wrong = misused('zset', KEYS[6]) or misused('hash', KEYS[7], KEYS[9]) or misused('list', KEYS[10])

@@ -30,7 +30,7 @@
 local limit, max_bytes, policy, terms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local ledger, first, count = KEYS[3], 8, #ARGV - 7
 local bounded = limit > 0 or max_bytes > 0
-local waiting, bytes = 0, 0
+local blocked, waiting, bytes = 0, 0, 0
 
 -- include: kinds
 -- include: claimed
@@ -38,6 +38,9 @@ local wrong = misused('list', KEYS[1], KEYS[2], KEYS[4], KEYS[5], unpack(KEYS, 1
   or (ledger ~= KEYS[1] and misused('hash', ledger))
   or (bounded and (misused('hash', KEYS[7], KEYS[9]) or misused('zset', KEYS[8])))
 if wrong then return wrong end
+-- What is blocked waits, too, but none of it is dropped.
+if bounded then blocked = tonumber(redis.call('HGET', ledger, 'blocked') or 0) end
+waiting = blocked
 for k = 10, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[k]) end
 if max_bytes > 0 and waiting > 0 then
   bytes = math.max(0, tonumber(redis.call('HGET', ledger, 'bytes') or 0))
@@ -67,10 +70,14 @@ local function size_of(i) return #ARGV[first + i - 1] + #stamp + #',"celeriac":{
 -- Which of the new messages are appended: all from `low` to `high`.
 local low, high, gone, change = 1, count, {}, 0
 if bounded and terms ~= 'exempt' and policy == 'drop_oldest' then
-  low = count - fitting(count, -1, limit, max_bytes) + 1
+  low = count - fitting(count, -1, limit - blocked, max_bytes) + 1
   gone, change = make_room(low)
   local fits = fitting(low, 1, limit - waiting + #gone, max_bytes - bytes + change)
-  high, change = #gone < waiting and low - 1 + fits or count, -change
+  high = #gone < waiting - blocked and low - 1 + fits or count
+  -- What is blocked keeps its bytes, though nothing else waits any more.
+  local kept = blocked > 0 and #gone == waiting - blocked and math.max(0, bytes - change) or 0
+  if kept > 0 then low = count - fitting(count, -1, limit - blocked, max_bytes - kept) + 1 end
+  change = -change
 elseif bounded and terms ~= 'exempt' then
   high = terms == 'none' and 0 or fitting(1, 1, limit - waiting, max_bytes - bytes)
   if terms == 'whole' and high < count then high = 0 end

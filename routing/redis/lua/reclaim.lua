@@ -13,9 +13,10 @@
 --        are big. What belongs to a key of another type stays: that is told when nothing went back
 
 -- include: kinds
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 -- include: charged
 -- include: limits
@@ -100,6 +101,7 @@ for i = #expired, 1, -1 do
   if is_lost then
     redis.call('ZREM', LEASES, tag)
     redis.call('HDEL', STARTED, tag)
+    free_slots(tag)
   end
   if #back >= most or size >= MOST_BYTES then break end
 end

@@ -10,8 +10,10 @@
 -- Reply: {the tags that are gone}
 
 -- include: kinds
--- include: records
 -- include: time
+-- include: bell
+-- include: gate
+-- include: records
 
 local WORKERS = KEYS[6]
 local wrong = misused('hash', WORKERS)

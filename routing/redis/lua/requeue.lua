@@ -14,9 +14,10 @@
 --         tags that are gone are passed over
 
 -- include: kinds
--- include: records
 -- include: time
 -- include: bell
+-- include: gate
+-- include: records
 -- include: trailing
 -- include: delayed
 -- include: charged

@@ -1,5 +1,5 @@
 -- A text that stands in the object of ours as it is: what JSON or a pattern would trip over is
--- replaced, and it is cut, so that the object with every entry has less than 300 bytes.
+-- replaced, and it is cut, so that the object with every entry has less than 450 bytes.
 local function plain(text)
   local cut = string.sub(text, 1, 150)
   -- Not in the middle of a character.

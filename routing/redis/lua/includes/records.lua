@@ -24,5 +24,6 @@ local function release(...)
   redis.call('ZREM', LEASES, ...)
   redis.call('HDEL', ORIGINS, ...)
   redis.call('HDEL', STARTED, ...)
+  free_slots(...)
   return removed
 end

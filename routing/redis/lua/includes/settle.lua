@@ -9,30 +9,10 @@ local function on_args(call, from, to)
   return answer
 end
 
--- Says which key of an exchange cannot be used, before anything is changed; nil for none.
-local function misused_key()
-  local key, arg, wrong = 6, 8, nil
-  for _ = 1, tonumber(ARGV[1]) do
-    wrong = wrong or misused('hash', KEYS[key])
-    key, arg = key + 1, arg + 2 + tonumber(ARGV[arg + 1])
-  end
-  key = key + tonumber(ARGV[7])
-  for _ = 1, tonumber(ARGV[2]) do
-    local lists = tonumber(ARGV[arg + 4])
-    wrong = wrong or misused('hash', KEYS[key], KEYS[key + 3]) or misused('zset', KEYS[key + 2])
-      or misused('list', KEYS[key + 1], unpack(KEYS, key + 4, key + 3 + lists))
-    key, arg = key + 4 + lists, arg + 5
-  end
-  return wrong
-end
-
-local misused_one = misused_key()
-if misused_one then return misused_one end
-
--- Takes out what has ended, by group; returns where keys and arguments go on. Removing comes first: a
+-- Takes out what has ended, by group; returns where keys go on. Removing comes first: a
 -- server at its memory limit still lets a script run whose first write removes.
 local function settle()
-  local key, arg, groups = 6, 8, tonumber(ARGV[1])
+  local key, arg, groups = 6, 9, tonumber(ARGV[1])
   if groups == 0 then redis.call('HDEL', UNACKED, '') end
   for _ = 1, groups do
     local ending, from, to = ARGV[arg], arg + 2, arg + 1 + tonumber(ARGV[arg + 1])
@@ -43,7 +23,7 @@ local function settle()
     end
     key, arg = key + 1, to + 1
   end
-  return key, arg
+  return key
 end
 
 -- Calls a command, and returns what the server says instead of an answer.
@@ -52,8 +32,19 @@ local function refusal_of(...)
   return type(answer) == 'table' and answer.err and answer or nil
 end
 
--- Writes the records of tags, then takes their messages off their lists; returns what the server
--- refuses, and then what has stayed in its list is nobody's.
+-- Parks messages of a take; returns what the server refuses, and then none of them is parked.
+local function park_all(parks)
+  local refusal, done = nil, {}
+  for key, messages in pairs(parks) do
+    refusal = refusal or refusal_of('LPUSH', key, unpack(messages))
+    done[key] = not refusal and #messages or nil
+  end
+  for key, count in pairs(refusal and done or {}) do redis.call('LTRIM', key, count, -1) end
+  return refusal
+end
+
+-- Writes the records of tags, then takes their messages off their lists, of which some are parked;
+-- returns what the server refuses, and then what has stayed in its list is nobody's.
 local function record_all(tags, takes, writes)
   local refusal, gone = nil, 0
   for i = 1, 2 * #tags, 3500 do
@@ -63,8 +54,8 @@ local function record_all(tags, takes, writes)
     end
   end
   for _, take in ipairs(takes) do
-    refusal = refusal or refusal_of('LTRIM', take[1], 0, -take[2] - 1)
-    if not refusal then gone = gone + take[2] end
+    refusal = refusal or park_all(take.parks) or refusal_of('LTRIM', take[1], 0, -take[2] - 1)
+    if not refusal then gone = gone + take[3] end
   end
   for i = gone + 1, refusal and #tags or 0 do
     pcall(release, tags[i])
