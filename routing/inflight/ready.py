@@ -27,8 +27,10 @@ class Ready:
         self._turns: dict[str, float] = {}
         #: Since when messages of a queue wait to be delivered at all.
         self._arrived: dict[str, float] = {}
-        #: The queues whose bells this process listens to, and when it last did so with each queue.
-        self.listened: frozenset[str] = frozenset()
+        #: The queues whose bells this process listens to, and the bell that ends that.
+        self._listened: frozenset[str] = frozenset()
+        self._own_bell = ""
+        #: When it last came for a queue by itself.
         self._heard: dict[str, float] = {}
         #: Whether what is stuck may go back; False while the pool would grow for it.
         self.may_return: Callable[[], bool] = lambda: True
@@ -78,14 +80,23 @@ class Ready:
         else:
             self._turns.pop(queue, None)
 
-    def hears(self, queues: Iterable[str], *, listens: bool) -> None:
-        """Note that this process comes for queues by itself: it asks them, or listens to them."""
-        self.listened = frozenset(queues) if listens else frozenset()
+    def hears(self, queues: Iterable[str], *, own_bell: str = "") -> None:
+        """Note that this process comes for queues by itself: it asks them, or listens to them.
+
+        Arguments:
+            queues: the queues.
+            own_bell: what ends the listening; none where it asks.
+        """
+        self._listened, self._own_bell = frozenset(queues if own_bell else ()), own_bell
         self._heard |= dict.fromkeys(queues, time.monotonic())
+
+    def own_bell(self, queue: str) -> str:
+        """Return the bell that ends the listening to a queue; none when nobody listens to it."""
+        return self._own_bell if queue in self._listened else ""
 
     def has_heard(self, queue: str, since: float) -> bool:
         """Return whether this process may have come for a queue by itself since then."""
-        return queue in self.listened or self._heard.get(queue, 0.0) >= since
+        return queue in self._listened or self._heard.get(queue, 0.0) >= since
 
     def is_stuck(self, queue: str) -> bool:
         """Return whether something of a queue has had its turn for too long."""

@@ -161,13 +161,13 @@ class Fetcher:
         settlement = self._holdings.outbox.take_settlement(rides=True)
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)
-        self._holdings.ready.hears(self.coming, listens=False)
+        self._holdings.ready.hears(self.coming)
         self._settler.rides = True
         self._send(command("exchange", *self._commands.exchange_call(settlement, fetch)))
 
     def _send_listen(self, step: Listen) -> None:
         self._state = Listening(frozenset(step.queues))
-        self._holdings.ready.hears(step.queues, listens=True)
+        self._holdings.ready.hears(step.queues, own_bell=self.bell.key)
         self._settler.rides = False
         bells = map(self._bell_of, [*step.queues, *self._consumed.free_queues])
         self._send(["BRPOP", self.bell.key, *bells, f"{step.seconds:.3f}"])

@@ -20,6 +20,7 @@ BUSY_SECONDS = 0.02
 
 #: A bell that nobody hears any more is silent after an hour, as in the scripts.
 BELL_MS = 3_600_000
+OWN_BELL_MS = 60_000
 
 
 class Stuck:
@@ -51,6 +52,11 @@ class Stuck:
 
     def _is_awaited(self, queue: str) -> bool:
         client, bell = self._link.client, self._link.commands.keys.bell(queue)
+        if own_bell := self._link.holdings.ready.own_bell(queue):
+            # It would take the token itself, though its loop may be blocked.
+            self._link.holdings.ready.hears([queue])
+            self._ring(own_bell, expires_ms=OWN_BELL_MS)
+            return False
         is_silent = not client.exists(bell)
         now, ready = time.monotonic(), self._link.holdings.ready
         self._look_at[queue] = now + (LOOK_SECONDS if is_silent else BUSY_SECONDS)
@@ -60,6 +66,10 @@ class Stuck:
         if rung_at is not None:
             return True
         self._rung_at[queue] = now
-        client.lpush(bell, "1")
-        client.pexpire(bell, BELL_MS)
+        self._ring(bell, expires_ms=BELL_MS)
         return False
+
+    def _ring(self, bell: str, *, expires_ms: int) -> None:
+        client = self._link.client
+        client.lpush(bell, "1")
+        client.pexpire(bell, expires_ms)
