@@ -52,8 +52,6 @@ def test_a_reserved_slot_is_free_again_after_each_urgent_task(at: Station) -> No
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_urgent_work_starts_beside_batches_at_once(valkey: Server, pool: str) -> None:
-    # Long beside what a machine that runs six tests at a time adds to a start.
-    seconds = 2 * BULK_SECONDS
     queues = {"default": {"reserve": 1}, "bulk": {}, "items": {"prefetch": 20}}
     table = {**BATCHES, "queues": queues, "default_queue": "default"}
     url = valkey.fresh_url()
@@ -64,7 +62,7 @@ def test_urgent_work_starts_beside_batches_at_once(valkey: Server, pool: str) ->
     }
     with Worker("tests.apps.refusals", pool, env=env):
         for n in range(200):  # more than the worker holds, in batches of ten
-            value = {"name": f"item-{n}", "how": "succeed", "seconds": seconds}
+            value = {"name": f"item-{n}", "how": "succeed", "seconds": BULK_SECONDS}
             app.tasks["refusals.item"].apply_async((value,), ignore_result=True)
         traces.next_run()
         waited = []
@@ -74,8 +72,8 @@ def test_urgent_work_starts_beside_batches_at_once(valkey: Server, pool: str) ->
             eventually(lambda name=name: traces.counts().get(name))  # type: ignore[misc]
             waited.append(time.monotonic() - sent)
         assert traces.total() < 212, "there was nothing to wait for"
-        assert statistics.median(waited) < seconds / 4
-        assert sorted(waited)[-2] < seconds / 2
+        assert statistics.median(waited) < BULK_SECONDS / 4
+        assert sorted(waited)[-2] < BULK_SECONDS / 2
     traces.client.close()
     close(app)
 
