@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from routing.topology.queue import STRICT, LiveQueue, QueueConfig, starts_per_second
+from routing.topology.queue import STRICT, LiveQueue, QueueConfig, Rate, starts_per_second
 
 #: Most characters of a limit's name and of a key: the mark has to stay within what a script looks
 #: at, at the end of a message.
@@ -34,7 +34,7 @@ class Limit(BaseModel):
     concurrency: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Most of them that run at once. Default none: as many as there are slots."
     )
-    rate: str | float | None = Field(
+    rate: Rate = Field(
         None,
         description="Most of them that start in a span of time, such as '50/s', '10/m', or a "
         "number a second. Default none: they start as soon as a slot is free.",
@@ -44,13 +44,6 @@ class Limit(BaseModel):
         description="The argument, by keyword or position, each value of which has a gate of its "
         "own. Default none: all calls share one.",
     )
-
-    @field_validator("rate", mode="before")
-    @classmethod
-    def _rate_is_one(cls, value: Any) -> Any:
-        if value is not None:
-            starts_per_second(value)
-        return value
 
     @model_validator(mode="after")
     def _limits_something(self) -> Limit:

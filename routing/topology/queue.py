@@ -9,13 +9,45 @@ import math
 from typing import Annotated, Any, Literal
 
 from celery.utils.time import rate as per_second
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 OverflowPolicy = Literal["reject", "block", "drop_oldest", "drop_newest", "dead_letter"]
 
 
 #: Slots are asked for in whole messages; text and booleans are mistakes, not numbers.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def starts_per_second(value: Any) -> float:
+    """Return what a rate in Celery's notation means.
+
+    Raises:
+        ValueError: it is none, or nothing would ever start.
+
+    >>> [starts_per_second(rate) for rate in ("50/s", "30/m", 2)]
+    [50.0, 0.5, 2.0]
+    """
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            found = float(per_second(value))
+        except (ValueError, KeyError, OverflowError):
+            found = 0.0
+        if 0 < found < math.inf:
+            return found
+    raise ValueError(
+        "rate must be a number of starts a second that is more than 0, or such as '50/s', '10/m' "
+        f"or '100/h', got {value!r}"
+    )
+
+
+def _as_rate(value: Any) -> Any:
+    if value is not None:
+        starts_per_second(value)
+    return value
+
+
+#: Starts in a span of time, in Celery's notation; None for no bound.
+Rate = Annotated[str | float | None, BeforeValidator(_as_rate)]
 
 
 class QueueConfig(BaseModel):
@@ -51,7 +83,7 @@ class QueueConfig(BaseModel):
         description="Most slots of all workers together that run this queue's work at once, such "
         "as a database can bear. Default none: every worker uses what its own limit allows.",
     )
-    rate: str | float | None = Field(
+    rate: Rate = Field(
         None,
         description="Most starts of all workers together in a span of time, in Celery's notation: "
         "'50/s', '10/m', '100/h', or a number a second. Default none: work starts as soon as a "
@@ -131,13 +163,6 @@ class QueueConfig(BaseModel):
         "comes back from a holiday finds it.",
     )
 
-    @field_validator("rate", mode="before")
-    @classmethod
-    def _rate_is_one(cls, value: Any) -> Any:
-        if value is not None:
-            starts_per_second(value)
-        return value
-
     @property
     def starts_per_second(self) -> float | None:
         """The rate as starts a second; None for no bound."""
@@ -169,26 +194,4 @@ class LiveQueue(QueueConfig):
         description="Whether new work is refused with QueueDraining, while what was accepted is "
         "worked off: retries, links, delays and replays of it still go in. Default false. Only a "
         "setting, as a queue that takes nothing is no queue of a table.",
-    )
-
-
-def starts_per_second(value: Any) -> float:
-    """Return what a rate in Celery's notation means.
-
-    Raises:
-        ValueError: it is none, or nothing would ever start.
-
-    >>> [starts_per_second(rate) for rate in ("50/s", "30/m", 2)]
-    [50.0, 0.5, 2.0]
-    """
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            found = float(per_second(value))
-        except (ValueError, KeyError, OverflowError):
-            found = 0.0
-        if 0 < found < math.inf:
-            return found
-    raise ValueError(
-        "rate must be a number of starts a second that is more than 0, or such as '50/s', '10/m' "
-        f"or '100/h', got {value!r}"
     )

@@ -49,7 +49,7 @@ class OwnBell:
 
         Arguments:
             queues: the queues whose bells are listened to.
-            deaf: the others; they have no room now.
+            deaf: the others; they have no room now, or are asked with the next exchange.
             due_in: seconds until the next delayed message is due.
         """
         self._listened = queues
