@@ -189,36 +189,45 @@ class CountedSlots:
     ) -> Any:
         exits = exits_in(self._pool, kwargs.get("timeout"))
         target, args = surely_ending(target, args, exits)
-        left = self._on_enter()
-        began = False
+        leave = self._count_in()
 
         def run(*target_args: Any, **target_kwargs: Any) -> Any:
-            nonlocal began
-            began = True
             try:
                 return target(*target_args, **target_kwargs)
             except BaseException as error:
                 # It escaped Celery's tracer. These pools would forget it, and the message would be
                 # held for ever; prefork reports it.
                 if exits.has(error):
+                    leave()
                     raise
                 return failure_of(error)
-            finally:
-                self._leave(left)
 
-        kwargs["callback"] = _by_kind(kwargs.get("callback"), kwargs.get("error_callback"))
+        answered = _by_kind(kwargs.get("callback"), kwargs.get("error_callback"))
+        kwargs["callback"] = _before(leave, answered)
         kwargs["accept_callback"] = _guarded(kwargs.get("accept_callback"))
-        self._busy += 1
+        if (timed_out := kwargs.get("timeout_callback")) is not None:
+            kwargs["timeout_callback"] = _before(leave, timed_out)
         outer, self._inline = self._inline, threading.get_ident()
         try:
             return self._enter(run, args, *rest, **kwargs)
         except Exception:
-            if not began:  # the pool did not take it
-                self._busy -= 1
-                left()
+            leave()  # the pool did not take it
             raise
         finally:
             self._inline = outer
+
+    def _count_in(self) -> Callable[[], None]:
+        """Count a unit in; returns what counts it out, once or more."""
+        left = self._on_enter()
+        self._busy += 1
+        inside = [True]
+
+        def leave() -> None:
+            if inside:
+                inside.clear()
+                self._leave(left)
+
+        return leave
 
     def _leave(self, left: Callable[[], None]) -> None:
         if self._inline == threading.get_ident() and not getattr(self._pool, "is_green", False):
@@ -247,6 +256,19 @@ class CountedSlots:
 
     def reset(self) -> None:
         """Do nothing: what still runs is still counted."""
+
+
+def _before(leave: Callable[[], None], callback: Callback) -> Callback:
+    """Return a callback after which a unit is counted out: what is fetched for its slot carries
+    the endings that the callback has noted."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return callback(*args, **kwargs)
+        finally:
+            leave()
+
+    return call
 
 
 def _guarded(callback: Callback | None) -> Callback:

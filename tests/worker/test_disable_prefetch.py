@@ -44,14 +44,15 @@ def test_a_worker_holds_no_more_batches_than_it_runs(valkey: Server, pool: str) 
     url = valkey.fresh_url()
     app, env = create(url), {"CELERIAC_TEST_BROKER": url}
     held: set[int] = set()
-    with Worker("tests.apps.refusals", pool, env=env, options=["--disable-prefetch"]) as worker:
-        for n in range(80):  # in batches of ten, two at a time
-            value = {"name": f"item-{n}", "how": "succeed", "seconds": 0.2}
-            app.tasks["refusals.item"].apply_async((value,), ignore_result=True)
-        with Broker(url) as broker:
-            while broker.length("items"):
-                held.add(broker.unacked("items"))
-            eventually(broker.holds_nothing, message=lambda: worker.log[-5000:])
+    for n in range(80):  # in batches of ten, two at a time
+        value = {"name": f"item-{n}", "how": "succeed", "seconds": 0.2}
+        app.tasks["refusals.item"].apply_async((value,), ignore_result=True)
+    options = ["--disable-prefetch"]
+    worker = Worker("tests.apps.refusals", pool, env=env, options=options)
+    with worker, Broker(url) as broker:
+        while broker.length("items"):
+            held.add(broker.unacked("items"))
+        eventually(broker.holds_nothing, message=lambda: worker.log[-5000:])
     assert 10 <= max(held) <= 20
     close(app)
 
