@@ -43,11 +43,13 @@ class RunTimes:
     def note(self, queue: str, task: str, seconds: float) -> None:
         """Note that a unit of this task, from this queue, has kept a slot for so long."""
         if (of_queue := self._queues.get(queue)) is None:
-            of_queue = self._queues[queue] = _Measured(seconds)
-        of_queue.note(seconds)
+            self._queues[queue] = _Measured(seconds)
+        else:
+            of_queue.note(seconds)
         if (of_task := self._tasks.get((queue, task))) is None:
-            of_task = self._tasks[queue, task] = _Measured(seconds)
-        of_task.note(seconds)
+            self._tasks[queue, task] = _Measured(seconds)
+        else:
+            of_task.note(seconds)
 
     def mean(self, queue: str) -> float | None:
         """Return what a unit of a queue takes; None before any has ended."""

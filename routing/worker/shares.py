@@ -93,30 +93,31 @@ class Shares:
 
     def order(self, queues: Iterable[str], now: float) -> list[str]:
         """Return the queues in the order in which they are to be served."""
-        level, longest = self._level(now), self._times.longest()
-        self._bound_claims(level, longest, now)
+        charges = {queue: self._charge(queue, now) for queue in self._active}
+        level, longest = self._level_of(charges), self._times.longest()
+        self._bound_claims(charges, level, longest)
 
         def rank(queue: str) -> tuple[bool, float]:
             weight = self._weight(queue)
-            charge = self._charge(queue, now)
-            if queue not in self._active:
-                charge += self._begins_with(queue) - self._served.get(queue, 0.0)
+            if (charge := charges.get(queue)) is None:
+                charge = self._begins_with(queue) + self._charge_of_running(queue, now)
             is_ahead = charge > level * weight + TINY
             return is_ahead, (charge + (0.0 if is_ahead else longest)) / weight
 
         return sorted(queues, key=rank)
 
-    def _bound_claims(self, level: float, longest: float, now: float) -> None:
+    def _bound_claims(self, charges: dict[str, float], level: float, longest: float) -> None:
         """Forget what queues are behind by for another reason than their turns.
 
         One whose slots are limited, or of which nothing could be fetched, would have all turns
         for as long afterwards.
         """
-        units = 1 + sum(count for count, _ in self._running.values())
-        for queue in self._active:
-            lack = level * self._weight(queue) - self._charge(queue, now) - units * longest
-            if longest and lack > 0:
+        most = longest * (1 + sum(count for count, _ in self._running.values()))
+        for queue, charge in charges.items() if longest else ():
+            lack = level * self._weight(queue) - charge - most
+            if lack > 0:
                 self._served[queue] += lack
+                charges[queue] += lack
 
     def take(self, queues: Collection[str], now: float) -> str:
         """Return the queue whose turn it is among these, which have work.
@@ -142,10 +143,11 @@ class Shares:
 
     def _level(self, now: float) -> float:
         """Return the slot seconds for each unit of weight that queues with work have had."""
-        weights = sum(map(self._weight, self._active))
-        if not weights:
-            return self._virtual
-        return sum(self._charge(queue, now) for queue in self._active) / weights
+        return self._level_of({queue: self._charge(queue, now) for queue in self._active})
+
+    def _level_of(self, charges: Mapping[str, float]) -> float:
+        weights = sum(map(self._weight, charges))
+        return sum(charges.values()) / weights if weights else self._virtual
 
     def _charge(self, queue: str, now: float) -> float:
         return self._served.get(queue, 0.0) + self._charge_of_running(queue, now)

@@ -98,6 +98,9 @@ class WaitingUnits:
     def __len__(self) -> int:
         return sum(map(len, self._units.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._units)
+
     def queues(self) -> Iterable[str]:
         """Return the queues that have units."""
         return self._units
