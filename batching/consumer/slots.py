@@ -62,12 +62,10 @@ class DispatcherSlots:
 
     def gathers(self, queue: str, task: Any) -> None:
         """Tell those who fetch for the slots; of a keyed task any number may be wanted."""
-        if (holdings := self._dispatcher.holdings) is None:
-            return
-        prefetch = holdings.prefetch
-        if prefetch.demand is not None:
-            size = task.max_size if task.key is None else prefetch.of(queue)
-            prefetch.demand.gathers(queue, size)
+        if (holdings := self._dispatcher.holdings) is not None:
+            is_keyed = task.key is not None
+            size = holdings.prefetch.of(queue) if is_keyed else task.max_size
+            self._dispatcher.sizes.gathers(queue, size, task.name, is_keyed=is_keyed)
 
 
 class StockSlots:

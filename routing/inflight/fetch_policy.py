@@ -200,8 +200,9 @@ def next_step(now: Situation) -> Step:
     looks_at_all = now.since_look >= LISTEN_SECONDS
     asked = [one for one in open_ones if looks_at_all or one.queue not in now.quiet]
     if _calls(asked, now):
-        quiet = (one.queue for one in open_ones if one not in asked)
-        return Exchange(tuple(asked), tuple(quiet), looks_at_all)
+        # Those without room, too: whose turn it is depends on who has something.
+        others = (one.queue for one in now.allowances if one.size_bytes and one not in asked)
+        return Exchange(tuple(asked), tuple(now.quiet.intersection(others)), looks_at_all)
     if now.has_loop and _rests(open_ones, asked, now):
         age = max(now.since_reply, now.ending_age)
         allowances = [one for one in now.allowances if one.queue not in now.quiet]

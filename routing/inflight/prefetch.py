@@ -38,14 +38,15 @@ class Demand(Protocol):
     def rooms(self, queues: Collection[str], ready: Ready) -> tuple[Mapping[str, Room], int]:
         """Return the room of each queue, and for how many slots of all work is to be fetched."""
 
-    def unit_size(self, queue: str) -> int:
-        """Return how many messages of a queue go into one call."""
+    def call_size(self, queue: str) -> int:
+        """Return how many messages of a queue are surely one call."""
 
     def order(self, queues: Sequence[str]) -> list[str]:
         """Return these queues in the order in which they are to be served."""
 
-    def gathers(self, queue: str, size: int) -> None:
-        """Note that so many messages of a queue go into one unit, which its routes did not tell."""
+    @property
+    def limits_text(self) -> str:
+        """What a fetch says of the limits of tasks and keys."""
 
 
 class Prefetch:

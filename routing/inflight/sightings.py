@@ -80,6 +80,10 @@ class Sightings:
         if seconds > STALE_SECONDS:
             self.is_stale = True
 
+    def may_have(self, queue: str) -> bool:
+        """Return whether a queue may have something, as far as it was looked at and listened to."""
+        return queue not in self.quiet
+
     def left(self, queue: str) -> int:
         """Return how many messages of a queue were left behind at the last look."""
         return self._left.get(queue, 0)

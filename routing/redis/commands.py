@@ -176,7 +176,7 @@ class Commands:
         keys = self.keys.records()
         args: list[Any] = [len(groups), len(fetch.asked), fetch.prefix]
         args += [self._lease_ms, FETCH_BYTES, fetch.places, len(fetch.quiet)]
-        args.append(self.topology.limits_text if fetch.gates else "")
+        args.append((fetch.limits or self.topology.limits_text) if fetch.gates else "")
         for (queue, ending), tags in groups.items():
             keys.append(self._ledger(queue))
             args += [ending, len(tags), *tags]

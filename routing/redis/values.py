@@ -99,7 +99,8 @@ class Fetch:
     `places` is for how many slots work is fetched, and `per_slot` says of each queue how many of
     its messages take one; 0 for those that are over at once, and take none. `quiet` are queues that
     are not asked: the reply says which of them may have something. `gates` says of each asked queue
-    what limits it, as `routing.topology.limits` writes it; without them nothing does.
+    what limits it, as `routing.topology.limits` writes it; without them nothing does. `limits` are
+    those of tasks and keys, where the table's text does not say which are of batches.
     """
 
     prefix: str
@@ -109,6 +110,7 @@ class Fetch:
     per_slot: tuple[int, ...] = ()
     quiet: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
+    limits: str = ""
 
     def tags(self, position: int) -> list[str]:
         """Return every tag that messages of the queue at this position may have got."""

@@ -62,17 +62,50 @@ def prefetch_needed(queue: QueueConfig, concurrency: int, sizes: Mapping[str, in
     return (slots + 1) * max(sizes.values(), default=0)
 
 
-def unit_sizes(app: Any, prefetch_of: Callable[[str], int]) -> dict[str, int]:
-    """Return how many messages of a queue are wanted for one slot, where that is not one.
+def largest_batches(app: Any, prefetch_of: Callable[[str], int]) -> dict[str, int]:
+    """Return the size of the largest batch of each queue that batch tasks go to.
 
-    Those of the largest batch that goes there; with a key, which only the worker can see, as many
-    as it may hold, or none of the batches could be filled.
+    With a key, which only the worker can see, it is as many messages as it may hold, or none of the
+    batches could be filled.
     """
     sizes = {}
     for queue, batches in batches_by_queue(app).items():
-        is_keyed = any(getattr(app.tasks[name], "key", None) is not None for name in batches)
+        is_keyed = any(_is_keyed(app.tasks[name]) for name in batches)
         sizes[queue] = prefetch_of(queue) if is_keyed else max(batches.values())
     return sizes
+
+
+def only_batches(app: Any) -> dict[str, tuple[str, int]]:
+    """Return the queues that one batch task without a key has for itself: its name and max_size.
+
+    Celery's own tasks do not count: they come to the default queue, and seldom.
+    """
+    found = {
+        queue: next(iter(batches.items()))
+        for queue, batches in batches_by_queue(app).items()
+        if len(batches) == 1
+    }
+    for name, task in app.tasks.items():
+        is_it = not _is_keyed(task)
+        for queue in app.amqp.router.reachable_queues(task) if found else ():
+            is_other = queue in found and not (found[queue][0] == name and is_it)
+            if is_other and not name.startswith("celery."):
+                del found[queue]
+    return found
+
+
+def limited_batches(app: Any, limits: Iterable[str]) -> dict[str, int]:
+    """Return the limits that are a batch task's own, with its max_size."""
+    tasks = {name: app.tasks[name] for name in limits if name in app.tasks}
+    return {
+        name: task.max_size
+        for name, task in tasks.items()
+        if hasattr(task, "run_batch") and not _is_keyed(task)
+    }
+
+
+def _is_keyed(task: Any) -> bool:
+    return getattr(task, "key", None) is not None
 
 
 def usable_slots(table: Topology, queue: str, concurrency: int, *, taken: Iterable[str]) -> int:

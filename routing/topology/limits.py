@@ -119,7 +119,8 @@ def gate_text(config: QueueConfig, *, unit: int, has_limits: bool) -> str:
 
     Arguments:
         config: what holds for the queue now.
-        unit: messages of one call: of a batch, its max_size.
+        unit: messages that are surely one call: of a queue that one batch task has for itself, its
+            max_size.
         has_limits: whether the table limits tasks, whose messages may come to any queue.
     """
     rate = config.starts_per_second
@@ -128,11 +129,17 @@ def gate_text(config: QueueConfig, *, unit: int, has_limits: bool) -> str:
     return f"{config.concurrency or 0}:{interval_ms(rate)}:{unit}"
 
 
-def limits_text(limits: Mapping[str, Limit]) -> str:
-    """Return what a fetch says of the limits of tasks and keys."""
+def limits_text(limits: Mapping[str, Limit], units: Mapping[str, int] | None = None) -> str:
+    """Return what a fetch says of the limits of tasks and keys.
+
+    Arguments:
+        limits: by name.
+        units: messages of one call, of those that limit a batch task alone.
+    """
     return "".join(
         f"{name}\n{limit.concurrency or 0}\n"
         f"{interval_ms(None if limit.rate is None else starts_per_second(limit.rate))}\n"
+        f"{(units or {}).get(name, 1)}\n"
         for name, limit in limits.items()
     )
 

@@ -142,6 +142,7 @@ class Allowances:
             per_slot=tuple(one.per_slot for one in order),
             quiet=quiet,
             gates=self._gates([one.queue for one in order]),
+            limits=demand.limits_text if demand is not None else "",
         )
 
     def with_slots(self, queues: Iterable[str]) -> Iterable[str]:
@@ -152,7 +153,7 @@ class Allowances:
     def _gates(self, queues: Sequence[str]) -> tuple[str, ...]:
         """Return what limits each of these queues now; nothing where nothing does."""
         prefetch = self._holdings.prefetch
-        unit = prefetch.demand.unit_size if prefetch.demand else (lambda _: 1)
+        unit = prefetch.demand.call_size if prefetch.demand else (lambda _: 1)
         texts = tuple(
             gate_text(prefetch.table.queue(q), unit=unit(q), has_limits=prefetch.has_limits)
             for q in queues

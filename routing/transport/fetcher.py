@@ -161,7 +161,7 @@ class Fetcher:
         settlement = self._holdings.outbox.take_settlement(rides=True)
         self._holdings.asking(fetch)
         self._state = Exchanging(fetch, settlement, step.looks_at_all)
-        self._holdings.ready.hears(self.coming)
+        self._holdings.ready.hears(self._state.coming)
         self._settler.rides = True
         self._send(command("exchange", *self._commands.exchange_call(settlement, fetch)))
 
@@ -300,8 +300,9 @@ class Fetcher:
 
     @property
     def coming(self) -> Sequence[str]:
-        """The queues that an exchange which is out asks."""
-        return self._state.coming
+        """The queues of which something may be here in a moment: an exchange asks them, or nobody
+        could hear of them."""
+        return self._consumed.engine_queues if self.sightings.is_stale else self._state.coming
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""

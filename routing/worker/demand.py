@@ -13,6 +13,7 @@ from routing.inflight.prefetch import Room
 from routing.inflight.ready import Ready
 from routing.worker.fairness import startable
 from routing.worker.scheduler import AHEAD_SECONDS, Scheduler
+from routing.worker.unit_sizes import UnitSizes
 
 #: What it takes to fetch and deliver one message; a batch of 500 has to be fetched earlier.
 ITEM_SECONDS = 50e-6
@@ -25,7 +26,9 @@ class Demand:
         scheduler: knows what runs and what it takes, and whose turn it is.
         free: returns the slots that are free, or would be added to the pool.
         has_more: returns whether more of a queue is known to wait at the broker.
-        unit_sizes: how many messages of a queue go into one unit, where that is not one.
+        sizes: how many messages a slot takes.
+        gathered: returns how many messages of each queue wait in a batch that others may join.
+        limits_text: what a fetch says of the limits of tasks and keys.
         ahead_seconds: for how long before a slot is free work is fetched for it.
     """
 
@@ -35,21 +38,16 @@ class Demand:
         *,
         free: Callable[[], int],
         has_more: Callable[[str], bool],
-        unit_sizes: Mapping[str, int],
+        sizes: UnitSizes,
+        gathered: Callable[[], Mapping[str, int]] = dict,
+        limits_text: str = "",
         ahead_seconds: float = AHEAD_SECONDS,
     ) -> None:
         self._running, self._times = scheduler.running, scheduler.times
         self._rules, self.order = scheduler.rules, scheduler.order
-        self._free, self._has_more, self._unit_sizes = free, has_more, dict(unit_sizes)
+        self._free, self._has_more, self._gathered = free, has_more, gathered
+        self.sizes, self.call_size, self.limits_text = sizes, sizes.of_call, limits_text
         self._ahead_seconds = ahead_seconds
-
-    def gathers(self, queue: str, size: int) -> None:
-        """Note that so many messages of a queue go into one unit, which its routes did not tell."""
-        self._unit_sizes[queue] = max(size, self.unit_size(queue))
-
-    def unit_size(self, queue: str) -> int:
-        """Return how many messages of a queue go into one call."""
-        return self._unit_sizes.get(queue, 1)
 
     def rooms(self, queues: Collection[str], ready: Ready) -> tuple[dict[str, Room], int]:
         """Return the room of each of these queues, and for how many slots work is to be fetched.
@@ -65,17 +63,22 @@ class Demand:
         rules, places, rooms = self._rules(), 0, {}
         is_first = True
         for queue in self._in_turn(queues, ready):
-            size, units = self.unit_size(queue), self._units_per_slot(queue)
-            is_long, waiting = units == 1, ready.count(queue)
+            size, units = self.sizes.of(queue), self._units_per_slot(queue)
+            is_long, waiting, joining = units == 1, ready.count(queue), 0
+            if waiting and self._ahead_seconds and self.sizes.is_mixed(queue):
+                joining = self._gathered().get(queue, 0)
             free = max(0, soon) if is_first or not is_long else 0
             if rules and free:
-                seconds = self._times.queue_peak(queue)
+                seconds = self._running.peak(queue)
                 free = startable(queue, rules, free=free, running=occupied, seconds=seconds)
+            waiting -= joining
             taken = min(free, -(-waiting // size)) if is_long else 0
-            if size > 1 and self._ahead_seconds and self._running.counts.get(queue):
+            if self._fills(queue, size) and self._running.counts.get(queue):
                 free = max(1, free)  # one batch fills while another runs
+            # A batch that gathers beside plain tasks doubles: what comes may not be for it.
+            more = min(joining, max(0, self.sizes.largest(queue) - joining))
             # What gets no slot here is for others; to ask for more of it would hide that.
-            most = 0 if ready.is_stuck(queue) else free * units * size
+            most = 0 if ready.is_stuck(queue) else free * units * size + more
             rooms[queue] = Room(most - waiting, most, size if is_long else 0)
             if is_long:
                 places = max(places, -(-(most - waiting) // size))
@@ -83,6 +86,10 @@ class Demand:
             elif waiting and free and self._has_more(queue):
                 is_first = False  # the slots are for what is still to come of it
         return rooms, places
+
+    def _fills(self, queue: str, size: int) -> bool:
+        """Return whether nearly all of a queue goes into batches."""
+        return size > 1 and self._ahead_seconds > 0 and 2 * size >= self.sizes.largest(queue)
 
     def _in_turn(self, queues: Collection[str], ready: Ready) -> Iterable[str]:
         """Return the queues in the order of their turns, where that makes a difference."""
@@ -96,6 +103,6 @@ class Demand:
         if mean is None:
             return 1
         ahead = self._ahead_seconds
-        if (size := self.unit_size(queue)) > 1 and ahead:
+        if (size := self.sizes.of(queue)) > 1 and ahead:
             ahead = max(ahead, size * ITEM_SECONDS)
         return 1 + int(ahead / max(mean, 1e-6))

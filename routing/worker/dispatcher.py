@@ -21,7 +21,8 @@ from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.values import Mark
-from routing.topology.checks import unit_sizes
+from routing.topology.checks import largest_batches, limited_batches, only_batches
+from routing.topology.limits import limits_text
 from routing.topology.queue import QueueConfig
 from routing.transport.channel import EngineMixin
 from routing.transport.message import EngineMessage
@@ -39,6 +40,7 @@ from routing.worker.scheduler import AHEAD_SECONDS, YIELD_SECONDS, Scheduler
 from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
 from routing.worker.stopping import STOP
+from routing.worker.unit_sizes import UnitSizes
 from routing.worker.units import RequestUnit, Unit, UnitSource, WaitingUnits, can_travel
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self._running = False
         self._pumping = False
         self._thread = threading.get_ident()
+        self.sizes = UnitSizes({}, {})
         soon_free = Wakeup(self._make_room, self._loop)
         self._scheduler = Scheduler(
             self._consumed_queues,
@@ -116,12 +119,15 @@ class Dispatcher(bootsteps.StartStopStep):
         """Fetch for the slots that are free soon; with ``--disable-prefetch``, that are free:
         Celery's own way stops the channel, which has endings to carry."""
         cast("Any", channel).qos.__dict__.pop("can_consume", None)
-        app = self._consumer.app
+        app, limits = self._consumer.app, channel.runtime.topology.limits
+        self.sizes = UnitSizes(largest_batches(app, holdings.prefetch.of), only_batches(app))
         holdings.prefetch.demand = Demand(
             self._scheduler,
             free=lambda: self._free() + growth_of(self._consumer),
             has_more=lambda queue: channel.fetcher.sightings.known(queue) > 0,
-            unit_sizes=unit_sizes(app, holdings.prefetch.of),
+            sizes=self.sizes,
+            gathered=self._units.buffered,
+            limits_text=limits_text(limits, limited_batches(app, limits)) if limits else "",
             ahead_seconds=0.0 if app.conf.worker_disable_prefetch else AHEAD_SECONDS,
         )
         holdings.ready.may_return = lambda: not growth_of(self._consumer)
@@ -141,7 +147,7 @@ class Dispatcher(bootsteps.StartStopStep):
         if channel is None:
             return False
         is_ready = channel.link.holdings.ready.count(queue) > 0
-        return is_ready or channel.fetcher.sightings.known(queue) > 0
+        return is_ready or channel.fetcher.sightings.may_have(queue)
 
     def stop(self, consumer: Any) -> None:
         """Requeue what was not handed over: the pool is closing, or the connection is lost."""
@@ -212,6 +218,8 @@ class Dispatcher(bootsteps.StartStopStep):
         self._units.add(unit)
         self._channel.link.holdings.has_turn(unit.queue)
         self._scheduler.shares.arrive(unit.queue)
+        if isinstance(unit, RequestUnit):
+            self.sizes.came(unit.queue, 1, batched=False)
         self.pump()
 
     def add_source(self, source: UnitSource) -> None:
@@ -301,7 +309,7 @@ class Dispatcher(bootsteps.StartStopStep):
                 return
             queue = self._scheduler.next(eligible)
             if self._scheduler.yields(self._units.first(queue), to=channel.fetcher.coming):
-                self._again.within(YIELD_SECONDS)
+                self._again.within(YIELD_SECONDS / 4)
                 return
             slots.acquire()
             self._hand_over(queue, self._units.take(queue))
@@ -328,6 +336,8 @@ class Dispatcher(bootsteps.StartStopStep):
                 request.fail_early(error)
         finally:
             self._handing = None
+        if not isinstance(unit, RequestUnit):
+            self.sizes.came(queue, len(unit.requests), batched=True)
         if self._channel is not None:  # the solo pool has run it by now
             self._channel.fetcher.sightings.held_up(time.monotonic() - began)
 

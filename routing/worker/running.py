@@ -69,6 +69,18 @@ class Running:
 
         return leave
 
+    def peak(self, queue: str, task: str | None = None) -> float | None:
+        """Return the most that a unit of a queue, or of one of its tasks, keeps a slot for.
+
+        As measured, or as what runs now shows already; None when nobody knows.
+        """
+        times = self._times
+        measured = times.queue_peak(queue) if task is None else times.peak(queue, task)
+        if measured is None:
+            return None
+        runs = [r for r in self._runs.values() if r.queue == queue and task in (None, r.task)]
+        return max([measured, *(self._clock() - run.began for run in runs)])
+
     def staying(self, seconds: float) -> Counter[str]:
         """Return how many slots of each queue are not expected to be free within so many seconds.
 

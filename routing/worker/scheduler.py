@@ -19,6 +19,9 @@ AHEAD_SECONDS = 0.015
 #: Long work leaves its slot for so long to a fetch that is out and may bring what is more urgent.
 YIELD_SECONDS = 0.002
 
+#: Longer work does so for this part of what it takes, at most for so many seconds.
+YIELD_PART, YIELD_AT_MOST = 0.05, 0.01
+
 #: Work that keeps a slot for longer is worth a moment's look at who else wants it.
 LONG_SECONDS = 0.02
 
@@ -79,7 +82,7 @@ class Scheduler:
 
     def may_take(self, queue: str, task: str, *, free: int, rules: Mapping[str, Rule]) -> bool:
         """Return whether a unit of a task of this queue may take one of the free slots."""
-        seconds, running = self.times.peak(queue, task), self.running.counts
+        seconds, running = self.running.peak(queue, task), self.running.counts
         return startable(queue, rules, free=free, running=running, seconds=seconds) > 0
 
     def next(self, queues: Sequence[str]) -> str:
@@ -92,6 +95,9 @@ class Scheduler:
             return list(queues)
         for queue in self.shares.active:
             self._leave_if_idle(queue)
+        for queue in queues:  # also what gets no room yet, or it would begin anew for ever
+            if self._has_work(queue):
+                self.shares.arrive(queue)
         return self.shares.order(queues, self._clock())
 
     def yields(self, unit: Unit, *, to: Sequence[str]) -> bool:
@@ -100,10 +106,11 @@ class Scheduler:
         Only one that would keep it for long.
         """
         others = [queue for queue in to if queue != unit.queue]
-        if not others or self.expected(unit) <= LONG_SECONDS:
+        if not others or (expected := self.expected(unit)) <= LONG_SECONDS:
             return False
         if self._yielding[0] is not unit:
-            self._yielding = unit, self._clock() + YIELD_SECONDS
+            patience = min(YIELD_AT_MOST, max(YIELD_SECONDS, YIELD_PART * expected))
+            self._yielding = unit, self._clock() + patience
         if self._clock() >= self._yielding[1]:
             return False
         return self.order([unit.queue, *others])[0] != unit.queue

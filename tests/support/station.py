@@ -106,6 +106,7 @@ def station(
     arguments: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
+    app_module: str = "tests.apps.basic",
 ) -> Iterator[Station]:
     """Run a worker of the basic app on a broker.
 
@@ -117,6 +118,7 @@ def station(
         broker_prefix: the key prefix among these options.
         arguments: further command line options of the worker.
         settings: further settings of the worker's app; its "table" is the sender's too.
+        app_module: the worker's app, which has the basic tasks among others.
     """
     environment = {
         "CELERIAC_TEST_BROKER": url,
@@ -128,7 +130,7 @@ def station(
     table = (settings or {}).get("table", TABLE)
     app = create(url, store=store or url, options=options, table=table)
     worker = Worker(
-        "tests.apps.basic",
+        app_module,
         pool,
         concurrency,
         queues=queues,

@@ -9,6 +9,7 @@ from routing.inflight.ready import Ready
 from routing.topology.queue import QueueConfig
 from routing.worker.demand import AHEAD_SECONDS, Demand
 from routing.worker.scheduler import Scheduler
+from routing.worker.unit_sizes import UnitSizes
 
 
 class Pool:
@@ -29,13 +30,16 @@ class Pool:
         scheduler = Scheduler(lambda: list(queues), lambda queue: False, clock=lambda: self.now)
         scheduler.configure(queues)
         self.times, self.running = scheduler.times, scheduler.running
+        #: Messages that wait in a batch which others may join.
+        self.joining: dict[str, int] = {}
         self._demand = Demand(
             scheduler,
             free=lambda: slots - sum(self.running.counts.values()),
             has_more=lambda queue: queue in self.more,
-            unit_sizes=sizes,
+            sizes=UnitSizes(sizes, {queue: ("batch", size) for queue, size in sizes.items()}),
+            gathered=lambda: self.joining,
         )
-        self.gathers = self._demand.gathers
+        self.sizes = self._demand.sizes
 
     def knows(self, queue: str, seconds: float) -> None:
         self.times.note(queue, queue, seconds)
@@ -117,10 +121,63 @@ def test_a_queue_that_turns_out_to_have_batches_asks_for_a_batch_a_slot() -> Non
     pool = Pool(2)
     pool.wait("rows", 2)
     assert pool.free("rows") == 0
-    pool.gathers("rows", 100)
+    pool.sizes.gathers("rows", 100, "big", is_keyed=False)
+    pool.sizes.came("rows", 200, batched=True)
     assert pool.free("rows") == 198
-    pool.gathers("rows", 10)
+    pool.sizes.gathers("rows", 10, "small", is_keyed=False)
     assert pool.free("rows") == 198, "another task has bigger ones"
+
+
+def test_plain_work_takes_a_slot_each_also_where_batches_may_come() -> None:
+    pool = Pool(2)
+    pool.sizes.gathers("mixed", 60, "batch", is_keyed=False)
+    pool.knows("mixed", 2.0)
+    assert pool.free("mixed") == 2
+    pool.start("mixed")
+    pool.start("mixed")
+    assert pool.free("mixed") == 0, "no batch is known to fill while they run"
+
+
+def test_a_batch_that_gathers_beside_plain_work_asks_for_as_many_again() -> None:
+    pool = Pool(2)
+    pool.sizes.gathers("mixed", 60, "batch", is_keyed=False)
+    pool.knows("mixed", 2.0)
+    for _ in range(2):
+        pool.start("mixed")
+    pool.wait("mixed", 8)
+    pool.joining["mixed"] = 8
+    assert pool.free("mixed") == 8
+    pool.wait("mixed", 48)
+    pool.joining["mixed"] = 56
+    assert pool.free("mixed") == 4, "then it is full"
+    pool.wait("mixed", 3)
+    assert pool.free("mixed") == 1, "plain ones have come instead"
+
+
+def test_a_limit_counts_calls_by_messages_that_are_surely_in_one() -> None:
+    sizes = UnitSizes({"rows": 60, "both": 60}, {"rows": ("load", 60)})
+    assert (sizes.of_call("rows"), sizes.of_call("both"), sizes.of_call("plain")) == (60, 1, 1)
+    sizes.gathers("rows", 60, "load", is_keyed=False)
+    assert sizes.of_call("rows") == 60
+    sizes.gathers("rows", 60, "other", is_keyed=False)
+    assert sizes.of_call("rows") == 1
+
+
+def test_a_plain_message_shows_that_a_queue_is_not_for_batches_alone() -> None:
+    sizes = UnitSizes({"rows": 60}, {"rows": ("load", 60)})
+    sizes.came("rows", 60, batched=True)
+    assert (sizes.of_call("rows"), sizes.is_mixed("rows")) == (60, False)
+    sizes.came("rows", 1, batched=False)
+    assert (sizes.of_call("rows"), sizes.is_mixed("rows")) == (1, True)
+
+
+def test_a_run_that_is_longer_than_any_before_is_known_before_it_ends() -> None:
+    pool = Pool(2)
+    pool.knows("bulk", 0.005)
+    assert pool.running.peak("new") is None
+    pool.start("bulk")
+    pool.now = 1.0
+    assert pool.running.peak("bulk") == pool.running.peak("bulk", "bulk") == 1.0
 
 
 def test_a_reserved_slot_is_asked_for_by_its_own_queue_only() -> None:

@@ -14,10 +14,12 @@ local parking, parking_bytes = MOST / 2, MOST_BYTES
 -- Gates with parked messages that one call looks at, of all queues together.
 local looks = 100
 
--- The limits of tasks and keys: name -> concurrency and milliseconds from one start to the next, 0 for none.
-local limits = {}
-for name, concurrency, interval in string.gmatch(ARGV[8], '([^\n]*)\n([^\n]*)\n([^\n]*)\n') do
-  limits[name] = {tonumber(concurrency), tonumber(interval)}
+-- The limits of tasks and keys: name -> concurrency and milliseconds from one start to the next, 0 for
+-- none, and messages of one call.
+local limits, no_limit = {}, {0, 0, 1}
+for name, numbers in string.gmatch(ARGV[8], '([^\n]*)\n([^\n]*\n[^\n]*\n[^\n]*)\n') do
+  local concurrency, interval, unit = string.match(numbers, '(.*)\n(.*)\n(.*)')
+  limits[name] = {tonumber(concurrency), tonumber(interval), tonumber(unit)}
 end
 
 -- What a key is asked for by its type. One of another type is told when nothing else is found: what it
@@ -30,9 +32,9 @@ end
 
 -- The state of a gate, read once a call. It is closed when its keys cannot be used.
 local gates = {}
-local function gate_of(name, concurrency, interval)
+local function gate_of(name, concurrency, interval, unit)
   if gates[name] then return gates[name] end
-  local gate = {name = name, slots = math.huge, starts = math.huge, interval = interval, room = 0, counts = {}, parked = {}}
+  local gate = {name = name, slots = math.huge, starts = math.huge, interval = interval, unit = unit, room = 0, counts = {}, parked = {}}
   if concurrency > 0 then
     gate.limited = true
     gate.slots = concurrency - (ask('hash', OURS .. 'gate:' .. name) or concurrency)
@@ -48,14 +50,13 @@ end
 
 -- The gate of a task or a key, nil for none; one that no limit is about any more is open.
 local function gate_for(mark)
-  local limit = mark and (limits[string.match(mark, '^[^|]*')] or {0, 0})
-  return limit and gate_of('task:' .. mark, limit[1], limit[2])
+  return mark and gate_of('task:' .. mark, unpack(limits[string.match(mark, '^[^|]*')] or no_limit))
 end
 
--- How many messages may start; a slot, and a start, is one call of up to fetch.unit of them.
+-- How many messages may start; a slot, and a start, is one call of up to gate.unit of them.
 local function room_of(gate, fetch)
   local own = gate.fetch == fetch and gate.room or 0
-  return own + math.max(0, math.min(gate.slots, gate.starts)) * fetch.unit
+  return own + math.max(0, math.min(gate.slots, gate.starts)) * gate.unit
 end
 
 -- Whether a queue's own gate lets more start.
@@ -67,7 +68,7 @@ end
 local function pass(gate, fetch)
   if gate.fetch ~= fetch then gate.fetch, gate.room = fetch, 0 end
   if gate.room == 0 then
-    gate.room, gate.taken, gate.starts = fetch.unit, (gate.taken or 0) + 1, gate.starts - 1
+    gate.room, gate.taken, gate.starts = gate.unit, (gate.taken or 0) + 1, gate.starts - 1
     gate.slots, gate.slot = gate.slots - 1, fetch.prefix .. gate.taken
     if gate.at then gate.at = gate.at + gate.interval end
   end
@@ -109,15 +110,19 @@ local function park(take, message, gate, fetch)
   return true
 end
 
--- Counts what was fetched before its queue had a concurrency.
+-- Counts what was fetched while its queue had no concurrency.
 local function enlist(gate, fetch)
-  if tonumber(redis.call('HGET', fetch.ledger, 'unacked') or 0) < 1 then return end
+  local uncounted = tonumber(redis.call('HGET', fetch.ledger, 'unacked') or 0)
+  for _, count in ipairs(redis.call('HVALS', OURS .. 'gate:' .. gate.name)) do
+    uncounted = uncounted - (tonumber(count) or 0)
+  end
+  if uncounted < 1 then return end
   local ours, all = {}, redis.call('HGETALL', ORIGINS)
   for l = 1, fetch.lists do ours[KEYS[fetch.key + 3 + l]] = true end
   for i = 1, #all, 2 do
     local tag = all[i]
-    if ours[all[i + 1]] and redis.call('ZSCORE', LEASES, tag) then
-      local noted = redis.call('HGET', GATED, tag) or fetch.queue .. '\n'
+    local noted = ours[all[i + 1]] and (redis.call('HGET', GATED, tag) or fetch.queue .. '\n')
+    if noted and not string.find(noted, '\n' .. gate.name .. '\n', 1, true) and redis.call('ZSCORE', LEASES, tag) then
       redis.call('HSET', GATED, tag, noted .. tag .. '\n' .. gate.name .. '\n')
       redis.call('HINCRBY', OURS .. 'gate:' .. gate.name, tag, 1)
       gate.slots, is_gated = gate.slots - 1, true
@@ -128,14 +133,13 @@ end
 -- Opens the gate of an asked queue. What was parked may start also when no limit holds any more.
 local function open_gate(fetch)
   local concurrency, interval, unit = string.match(fetch.limits, '^(%d+):([%d.]+):(%d+)$')
-  fetch.unit = tonumber(unit or 1)
   if not concurrency and not fetch.has_blocked then return end
   fetch.parked, fetch.touched = 0, {}
   if ARGV[8] ~= '' or fetch.has_blocked then fetch.blocked = OURS .. 'blocked:' .. fetch.queue end
   concurrency, interval = tonumber(concurrency or 0), tonumber(interval or 0)
   if concurrency + interval > 0 then
-    fetch.gate = gate_of('queue:' .. fetch.queue, concurrency, interval)
-    if fetch.gate.slots == concurrency then enlist(fetch.gate, fetch) end
+    fetch.gate = gate_of('queue:' .. fetch.queue, concurrency, interval, tonumber(unit))
+    if concurrency > 0 then enlist(fetch.gate, fetch) end
     fetch.credit = math.min(fetch.credit, room_of(fetch.gate, fetch))
   end
 end
