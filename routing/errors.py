@@ -150,13 +150,13 @@ class QueueDraining(QueueFull):
     """A queue takes no new work for now, as ``drain`` was set; nothing was published.
 
     What was accepted before is worked off, its retries and links included. Send it elsewhere, or
-    again when ``celery queues reset <queue> drain`` has ended that.
+    again when ``celery -A <app> queues reset <queue> drain`` has ended that.
     """
 
     def __str__(self) -> str:
         return (
             f"queue {self.queue!r} is draining and takes no new work: send it elsewhere, or let "
-            f"the queue take work again (celery queues reset {self.queue} drain)"
+            f"the queue take work again (celery -A <app> queues reset {self.queue} drain)"
         )
 
 

@@ -23,7 +23,7 @@ settings.load_profile("calm")
 
 #: What waits most, first: a file that begins last should not be what everybody waits for.
 FOLDERS = ("tasks", "cluster", "worker", "cli", "redis")
-LONGEST = {"test_unstored.py", "test_urls.py"}
+LONGEST = {"test_settings.py", "test_unstored.py", "test_urls.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from routing.cli.output import Column, lines, terminal_width
 from routing.errors import SettingRefused
 from routing.redis import consumers
 from routing.settings import QueueControl
-from routing.topology.live import SETTABLE, LiveTable, QueueSettings
+from routing.topology.live import SETTABLE, LiveTable, QueueSettings, shown
 
 _BY = click.option(
     "--by",
@@ -45,7 +45,7 @@ def set_(ctx: click.Context, queue: str, fields: Sequence[str], by: str, **_: ob
         before = control.live().queue(queue)
         now = control.set(queue, values, by=by)
         parts = [
-            f"{name} {_shown(getattr(now, name))} (was {_shown(getattr(before, name))})"
+            f"{name} {shown(getattr(now, name))} (was {shown(getattr(before, name))})"
             for name in values
         ]
         told = len(consumers.read(channel.plain_client, channel.commands.keys, [queue]))
@@ -67,7 +67,7 @@ def reset(ctx: click.Context, queue: str, fields: Sequence[str], by: str, **_: o
         what = f"none of {', '.join(fields)}" if fields else "nothing"
         ctx.obj.echo(f"{queue}: {what} is set, the table holds already")
         return
-    parts = [f"{name} {_shown(getattr(now, name, None))}" for name in names]
+    parts = [f"{name} {shown(getattr(now, name, None))}" for name in names]
     ctx.obj.echo(f"{queue}: as in the table again: {', '.join(parts)}")
 
 
@@ -103,7 +103,7 @@ def settings(ctx: click.Context, as_json: bool, of_log: bool, **_: object) -> No
         ctx.obj.echo("nothing is set: the queue table holds for every queue")
         return
     names = [name for name in rows[0] if name not in ("queue", "at_ms")]
-    columns = [Column(name, [_shown(row[name]) for row in rows], is_text=True) for name in names]
+    columns = [Column(name, [shown(row[name]) for row in rows], is_text=True) for name in names]
     columns.append(Column("at", [_clock(row["at_ms"]) for row in rows], is_text=True))
     first = Column("queue", [row["queue"] for row in rows], is_text=True)
     for line in lines(first, columns, [], width=max(terminal_width(), 100)):
@@ -169,12 +169,6 @@ def value_of(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _shown(value: Any) -> str:
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
 
 
 def _workers(count: int) -> str:

@@ -98,11 +98,11 @@ class Presence:
 
     def _look(self, channel: EngineMixin) -> None:
         for queue in self._neglect.look(read(channel.plain_client, channel.commands)):
+            waiting = queue.waiting + queue.due
             logger.warning(
-                "queue %r: %d messages wait and no live worker consumes it: start one, with -Q %s "
-                "or without -Q",
+                "queue %r: %s and no live worker consumes it: start one, with -Q %s or without -Q",
                 queue.queue,
-                queue.waiting + queue.due,
+                "1 message waits" if waiting == 1 else f"{waiting} messages wait",
                 queue.queue,
                 extra={"event": "no_consumer", "queue": queue.queue, "waiting": queue.waiting},
             )

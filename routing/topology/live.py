@@ -63,6 +63,17 @@ class _Checked(BaseModel):
     queues: dict[str, LiveQueue]
 
 
+def shown(value: Any) -> str:
+    """Return a value as people write it.
+
+    >>> [shown(value) for value in (None, True, 16, "50/s")]
+    ['none', 'true', '16', '50/s']
+    """
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Change(NamedTuple):
     """What has just been set or reset."""
 
@@ -143,6 +154,13 @@ class LiveTable:
     def queues(self) -> Mapping[str, LiveQueue]:
         """Every queue of the table, as it is now."""
         return MappingProxyType(dict(self._state.queues))
+
+    def set_for(self, name: str) -> dict[str, str]:
+        """Return what is set for a queue, by field, as people write it."""
+        values = self.queue(name)
+        return {
+            key: shown(getattr(values, key)) for key in sorted(self._state.settings.get(name, ()))
+        }
 
     def queue(self, name: str) -> LiveQueue:
         """Return what holds for a queue; the defaults for one that is not in the table."""

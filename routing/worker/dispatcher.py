@@ -100,7 +100,7 @@ class Dispatcher(bootsteps.StartStopStep):
         channel.runtime.is_worker = holdings.durable = True
         holdings.is_stopping = lambda: STOP.told
         channel.keep_leases(consumer.hostname)
-        follow_settings(self, channel)
+        follow_settings(self, channel, self._consumer.app.amqp.queues.consume_from)
         self._fetch_what_can_start(channel, holdings)
         if self._slots is None:
             self._slots = slots_of(

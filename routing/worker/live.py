@@ -7,14 +7,14 @@ later (`routing.maintenance.presence`); they hold in the consumer's loop.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from routing.inflight.held import State
 from routing.redis.faults import ANY_FAULT
-from routing.topology.live import Change
+from routing.topology.live import Change, shown
 from routing.topology.queue import QueueConfig
 from routing.transport.channel import EngineMixin
 
@@ -38,7 +38,7 @@ class Follows(Protocol):
 _FOLLOWING: WeakKeyDictionary[Follows, EngineMixin] = WeakKeyDictionary()
 
 
-def follow_settings(dispatcher: Follows, channel: EngineMixin) -> None:
+def follow_settings(dispatcher: Follows, channel: EngineMixin, queues: Iterable[str]) -> None:
     """Share a worker's slots by what holds for its queues now, and whenever that changes."""
     live = channel.runtime.live
     try:
@@ -53,6 +53,14 @@ def follow_settings(dispatcher: Follows, channel: EngineMixin) -> None:
     is_new = dispatcher not in _FOLLOWING
     _FOLLOWING[dispatcher] = channel
     if is_new:
+        for queue in queues:
+            if given := live.set_for(queue):
+                logger.info(
+                    "queue %r: %s",
+                    queue,
+                    ", ".join(f"{name} is set to {value}" for name, value in given.items()),
+                    extra={"event": "settings_hold", "queue": queue, "fields": list(given)},
+                )
         live.listeners.append(lambda change: dispatcher.soon(partial(_follow, dispatcher, change)))
 
 
@@ -62,12 +70,14 @@ def _follow(dispatcher: Follows, change: Change) -> None:
     live, holdings = channel.runtime.live, channel.link.holdings
     queue, fields = live.queue(change.queue), sorted(change.fields)
     dispatcher.share_out(live.queues)
-    logger.info(
-        "queue %r: %s",
-        change.queue,
-        ", ".join(f"{name} is now {getattr(queue, name, 'unknown here')}" for name in fields),
-        extra={"event": "settings_changed", "queue": change.queue, "fields": fields},
-    )
+    if change.queue in channel.engine_queues:
+        now = {name: shown(getattr(queue, name, "unknown here")) for name in fields}
+        logger.info(
+            "queue %r: %s",
+            change.queue,
+            ", ".join(f"{name} is now {value}" for name, value in now.items()),
+            extra={"event": "settings_changed", "queue": change.queue, "fields": fields},
+        )
     if queue.paused:
         # What waits here and in batches is nobody's then, and is left out when its turn comes.
         holdings.requeue_all(up_to=State.WAITING, queue=change.queue)

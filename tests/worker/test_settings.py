@@ -62,7 +62,7 @@ def test_a_busy_worker_pauses_a_queue_and_goes_on_with_it(at: Station) -> None:
     names = at.send_many("mark", 150, 0.05, queue="bulk")
     eventually(lambda: starts(at) >= 5)
     set_queue(at.app, "bulk", paused=True)
-    assert followed(at, "queue 'bulk': paused is now True") < 1
+    assert followed(at, "queue 'bulk': paused is now true") < 1
     eventually(at.broker.holds_nothing)
     so_far = starts(at)
     assert so_far < 150
@@ -87,7 +87,7 @@ def test_a_worker_without_any_queue_that_is_not_paused_hears_of_the_end(
 ) -> None:
     with station(valkey.fresh_url(), pool, 1, queues=["fast"]) as at:
         set_queue(at.app, "fast", paused=True)
-        assert followed(at, "queue 'fast': paused is now True") < 1
+        assert followed(at, "queue 'fast': paused is now true") < 1
         at.send_many("mark", 3, queue="fast")
         throughout(lambda: starts(at) == 0, 2.5)
         reset_queue(at.app, "fast", "paused")
@@ -100,7 +100,7 @@ def test_a_worker_without_any_queue_that_is_not_paused_hears_of_the_end(
 @pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
 def test_an_idle_worker_hears_of_a_pause_and_of_its_end(at: Station) -> None:
     set_queue(at.app, "fast", paused=True)
-    assert followed(at, "queue 'fast': paused is now True") < 1
+    assert followed(at, "queue 'fast': paused is now true") < 1
     at.send_many("mark", 3, queue="fast")
     throughout(lambda: starts(at) == 0, 1.5)
     set_queue(at.app, "fast", paused=False)
@@ -117,6 +117,8 @@ def test_a_setting_survives_a_restart_of_the_worker(at: Station) -> None:
     at.send_many("mark", 3, queue="fast")
     at.worker.start()
     assert prefetch(at, "slow") == 5
+    assert "queue 'fast': paused is set to true" in at.worker.log
+    assert "queue 'slow': prefetch is set to 5" in at.worker.log
     at.send_many("mark", 10, queue="slow")
     at.wait_until_ran(10)
     throughout(lambda: at.broker.length("fast") == 3, 1.5)
@@ -128,7 +130,8 @@ def test_a_setting_survives_a_restart_of_the_worker(at: Station) -> None:
 def test_a_stored_prefetch_wins_over_remote_control_before_it(at: Station) -> None:
     def tell(count: int) -> None:
         arguments = {"queue": "slow", "count": count}
-        at.app.control.broadcast("queue_prefetch", arguments=arguments, reply=True, timeout=5)
+        options: Any = {"arguments": arguments, "reply": True, "timeout": 5, "limit": 1}
+        assert at.app.control.broadcast("queue_prefetch", **options)
 
     set_queue(at.app, "slow", prefetch=6)
     eventually(lambda: prefetch(at, "slow") == 6)
@@ -176,7 +179,7 @@ def test_a_batch_that_waits_is_given_back_when_its_queue_is_paused(
         eventually(lambda: given_back(broker, "default", 30))
         traces.open("gate")
         eventually(lambda: "blocker" in traces.counts())
-        worker.wait_log("queue 'default': paused is now True")
+        worker.wait_log("queue 'default': paused is now true")
         throughout(lambda: len(traces.counts()) == 1, 0.5)
         reset_queue(app, "default")
         eventually(lambda: len(traces.counts()) == 31, 10)
@@ -262,9 +265,9 @@ def test_a_draining_queue_is_worked_off_with_its_retries(valkey: Server) -> None
 def test_a_server_that_has_forgotten_the_settings_has_the_table_hold_again(valkey: Server) -> None:
     with station(valkey.fresh_url(), "threads", 2) as at:
         set_queue(at.app, "fast", paused=True)
-        at.worker.wait_log("queue 'fast': paused is now True")
+        at.worker.wait_log("queue 'fast': paused is now true")
         at.broker.client.delete("celeriac:settings", "celeriac:settings:version")
-        at.worker.wait_log("queue 'fast': paused is now False")
+        at.worker.wait_log("queue 'fast': paused is now false")
 
 
 def test_a_worker_goes_on_with_the_table_where_it_cannot_use_a_setting(valkey: Server) -> None:
