@@ -19,6 +19,7 @@ from routing.topology.checks import (
     batches_by_queue,
     check_worker,
     prefetch_needed,
+    unknown_keys,
     usable_slots,
 )
 from routing.topology.model import Topology
@@ -78,6 +79,7 @@ class CheckTable(bootsteps.Step):
             if lack := prefetch_lack(prefetch, queue):
                 logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
         warn_of_early_acks(parent.app, table, queues)
+        warn_of_unknown_keys(parent.app, table)
 
 
 def warn_of_early_acks(app: Any, table: Topology, queues: Collection[str]) -> None:
@@ -93,6 +95,27 @@ def warn_of_early_acks(app: Any, table: Topology, queues: Collection[str]) -> No
             "falls under does not hold: its slot is free again when it starts",
             name,
             extra={"event": "early_ack_unlimited", "task_name": name},
+        )
+
+
+def warn_of_unknown_keys(app: Any, table: Topology) -> None:
+    """Warn of limits for each value of an argument that their tasks do not have."""
+    for unknown in unknown_keys(app, table):
+        parameters = ", ".join(unknown.parameters) or "none"
+        logger.warning(
+            "limit %r: key %r is no argument of task %r, whose parameters are %s: all of its calls "
+            "share one gate; correct the key in [limits]",
+            unknown.limit,
+            unknown.key,
+            unknown.task,
+            parameters,
+            extra={
+                "event": "limit_key_unknown",
+                "limit": unknown.limit,
+                "key": unknown.key,
+                "task_name": unknown.task,
+                "parameters": list(unknown.parameters),
+            },
         )
 
 
