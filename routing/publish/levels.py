@@ -185,10 +185,21 @@ def check_policy(given: Any) -> None:
 
 
 def level_policy(given: LevelPolicy | str | None) -> LevelPolicy | None:
-    """Return the policy that is given, itself or as ``"module:function"``."""
-    found: Any = symbol_by_name(given) if isinstance(given, str) else given
-    check_policy(found)
-    policy: LevelPolicy | None = found
+    """Return the policy that is given, itself or as ``"module:function"``.
+
+    Raises:
+        LevelPolicyFailed: nothing can be imported by that name, or what cannot be called.
+    """
+    if not isinstance(given, str):
+        return given
+    expected = f"level_policy={given!r}: expected the 'module:function' of a function"
+    try:
+        found: Any = symbol_by_name(given)
+    except Exception as error:
+        raise LevelPolicyFailed(f"{expected}, which cannot be imported: {error!r}") from error
+    if not callable(found):
+        raise LevelPolicyFailed(f"{expected}, got {found!r}")
+    policy: LevelPolicy = found
     return policy
 
 

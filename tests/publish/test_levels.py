@@ -379,6 +379,27 @@ def test_a_policy_may_be_named_and_survives_pickling(app: Celery) -> None:
     assert make is not None
 
 
+@pytest.mark.parametrize(
+    ("policy", "cause"),
+    [
+        ("no.such.policy:x", "ModuleNotFoundError"),
+        (f"{__name__}:nothing", "AttributeError"),
+        ("nowhere", "which cannot be imported"),
+        (f"{__name__}:TABLE", "got {'queues'"),
+        ("os:sep", "got '/'"),
+    ],
+)
+def test_a_policy_that_cannot_be_imported_is_named(
+    app: Celery, broker: Broker, policy: str, cause: str
+) -> None:
+    install(app, TABLE, level_policy=policy)
+    expected = f"level_policy={policy!r}: expected the 'module:function' of a function.*{cause}"
+    for _ in range(2):
+        with pytest.raises(LevelPolicyFailed, match=expected):
+            app.tasks["load"].apply_async((1,), priority="high")
+    assert lengths(broker) == {}
+
+
 def test_installing_another_policy_takes_the_place_of_the_first(app: Celery) -> None:
     install(app, TABLE, level_policy=cautious)
     kind = app.amqp_cls
