@@ -257,8 +257,8 @@ def _say_engine_is_off(connection: Any, topology: Topology) -> None:
         return
     _SAID.add(uri)
     logger.info(
-        "the broker %s is not Redis: routes and levels work; bounds, prefetch per queue and "
-        "delay_many in few round trips do not",
+        "the broker %s is not Redis: routes and levels work; bounds, limits, prefetch per queue "
+        "and delay_many in few round trips do not",
         uri,
         extra={"event": "engine_off"},
     )
@@ -275,4 +275,18 @@ def _say_engine_is_off(connection: Any, topology: Topology) -> None:
             uri,
             ", ".join(bounded),
             extra={"event": "bounds_off"},
+        )
+    paced = [
+        name
+        for name, queue in topology.queues.items()
+        if queue.concurrency is not None or queue.rate is not None
+    ]
+    limited = [f"queue {name!r}" for name in paced] + [f"{name!r}" for name in topology.limits]
+    if limited:
+        logger.warning(
+            "no concurrency or rate is kept on %s, which is not Redis: the limits of %s do not "
+            "hold; use Redis or Valkey where they must",
+            uri,
+            ", ".join(limited),
+            extra={"event": "limits_off"},
         )

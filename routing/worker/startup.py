@@ -70,6 +70,11 @@ class CheckTable(bootsteps.Step):
             queue: usable_slots(table, queue, slots, taken=queues) for queue in queues
         }
         prefetch.slots = partial(_slots_now, parent, slots)
+        # Celery's own prefetch holds on other brokers, and no limit does, as the connection says.
+        if is_engine_connection(parent.app.connection_for_read()):
+            self._tell(parent.app, table, queues, prefetch)
+
+    def _tell(self, app: Any, table: Topology, queues: list[str], prefetch: Prefetch) -> None:
         logger.info(
             "prefetch by queue: %s",
             prefetch_line(prefetch, table, queues),
@@ -78,8 +83,8 @@ class CheckTable(bootsteps.Step):
         for queue in queues:
             if lack := prefetch_lack(prefetch, queue):
                 logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
-        warn_of_early_acks(parent.app, table, queues)
-        warn_of_unknown_keys(parent.app, table)
+        warn_of_early_acks(app, table, queues)
+        warn_of_unknown_keys(app, table)
 
 
 def warn_of_early_acks(app: Any, table: Topology, queues: Collection[str]) -> None:
