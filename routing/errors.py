@@ -79,7 +79,8 @@ class UnknownOption(RoutingError, TypeError):
 
 
 class LevelPolicyFailed(RoutingError):
-    """The app's level policy raised, or returned what is no level; nothing was published.
+    """The app's level policy raised, returned what is no level, or cannot be imported; nothing was
+    published.
 
     Correct the policy; its own error is the cause of this one.
     """

@@ -111,6 +111,7 @@ class QueueControl:
 
     def reset(self, queue: str, fields: Sequence[str] = (), *, by: str = "") -> list[str]:
         """Let the table hold again; see `reset_queue`."""
+        _check_type(queue)
         if not (known := self.stored().queues.get(queue, {})):
             self._check_name(queue)  # one that has left the table may have left settings behind
         check_names(queue, (name for name in fields if name not in known))
@@ -134,6 +135,7 @@ class QueueControl:
         return self._live
 
     def _check_name(self, queue: str) -> None:
+        _check_type(queue)
         known = self._live.queues
         if queue not in known:
             meant = close_to(queue, known)
@@ -200,6 +202,11 @@ def _holding(queue: str, table: LiveQueue, stored: QueueSettings) -> LiveQueue:
     """Return what holds with these; what another version has stored is left to that one."""
     values = {name: one.value for name, one in stored.items() if name in SETTABLE}
     return with_values(queue, table, values)
+
+
+def _check_type(queue: Any) -> None:
+    if not isinstance(queue, str):
+        raise SettingRefused(f"queue must be the name of a queue of the table, got {queue!r}")
 
 
 def _somebody() -> str:

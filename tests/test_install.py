@@ -318,6 +318,29 @@ def test_on_another_broker_the_engine_is_off_and_says_so_once(
     assert "the bounds are not enforced" in lines[1]
 
 
+def test_limits_that_do_not_hold_on_another_broker_are_named(
+    make_app: AppFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app("amqp://no-limits//")
+    queues = {"a": {"concurrency": 2}, "b": {"rate": "1/s"}, "free": {"weight": 2}}
+    install(app, {"queues": queues, "limits": {"shop.*": {"rate": 1}}})
+    app.connection()
+    (line,) = (vars(r) for r in caplog.records if vars(r).get("event") == "limits_off")
+    assert "the limits of queue 'a', queue 'b', 'shop.*' do not hold" in line["message"]
+
+
+def test_a_worker_on_another_broker_says_nothing_that_holds_on_redis_alone(
+    make_app: AppFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app = make_app("amqp://no-prefetch//")
+    install(app, {"queues": {"a": {"prefetch": 1}}})
+    CheckTable(worker(app, 4)).create(worker(app, 4))
+    events = {vars(record).get("event") for record in caplog.records}
+    assert "engine_off" in events
+    assert not events & {"prefetch", "small_prefetch"}
+
+
 def test_an_unreachable_broker_at_delay_is_named_with_what_to_do(make_app: AppFactory) -> None:
     policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
     app = make_app("redis://:secret@127.0.0.1:1/0", task_publish_retry_policy=policy)
@@ -385,7 +408,7 @@ def test_a_worker_says_the_prefetch_of_each_queue(
     make_app: AppFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    app = make_app()
+    app = make_app(REDIS)
     install(app, TABLE)
     CheckTable(worker(app, 1)).create(worker(app, 1))
     assert "prefetch by queue: main 4, bulk 32" in caplog.text

@@ -8,6 +8,7 @@ needed, so that settings which are loaded or changed after ``install`` count.
 from __future__ import annotations
 
 import copyreg
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
+from kombu.utils.objects import cached_property
 
 from routing.errors import BrokerUnreachable
 from routing.publish.attempt import Attempt, unreachable
@@ -125,13 +127,28 @@ class RoutingAMQP:
             "the broker", lambda: send._retry_publish(publish, *args, **kwargs)
         )
 
+    @cached_property
+    def create_task_message(self) -> Callable[..., Any]:
+        """Return what makes a task message, and refuses what it carries that nobody can send.
+
+        Not where it is sent: there, kombu takes a KeyError, as QueueNotFound is, for a lost broker.
+        """
+        make = super().create_task_message  # type: ignore[misc]
+
+        @functools.wraps(make)
+        def create(*args: Any, **kwargs: Any) -> Any:
+            message = make(*args, **kwargs)
+            check_carried(self.router, message)
+            return message
+
+        return create
+
     def _create_task_sender(self) -> Callable[..., Any]:
         send = super()._create_task_sender()  # type: ignore[misc]
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if is_captured := isinstance(producer, Capture):
                 producer.note_event(message.sent_event, options)
-            check_carried(self.router, message)
             note_gate(self.app, producer.connection, name, message)
             waiting_of(self.app).before_sending(message)
             # A captured message is told of by who captured it.
@@ -240,8 +257,8 @@ def _say_engine_is_off(connection: Any, topology: Topology) -> None:
         return
     _SAID.add(uri)
     logger.info(
-        "the broker %s is not Redis: routes and levels work; bounds, prefetch per queue and "
-        "delay_many in few round trips do not",
+        "the broker %s is not Redis: routes and levels work; bounds, limits, prefetch per queue "
+        "and delay_many in few round trips do not",
         uri,
         extra={"event": "engine_off"},
     )
@@ -258,4 +275,18 @@ def _say_engine_is_off(connection: Any, topology: Topology) -> None:
             uri,
             ", ".join(bounded),
             extra={"event": "bounds_off"},
+        )
+    paced = [
+        name
+        for name, queue in topology.queues.items()
+        if queue.concurrency is not None or queue.rate is not None
+    ]
+    limited = [f"queue {name!r}" for name in paced] + [f"{name!r}" for name in topology.limits]
+    if limited:
+        logger.warning(
+            "no concurrency or rate is kept on %s, which is not Redis: the limits of %s do not "
+            "hold; use Redis or Valkey where they must",
+            uri,
+            ", ".join(limited),
+            extra={"event": "limits_off"},
         )

@@ -38,6 +38,9 @@ LevelPolicy: TypeAlias = Callable[[str, str, Mapping[str, Any]], str | None]
 
 _LOW = "low"
 
+#: Celery's highest number, where no queue of the broker is declared with more.
+HIGHEST = 9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
@@ -63,10 +66,7 @@ def level_of(
     """
     priority = options.get("priority")
     if priority is not None and not isinstance(priority, str | Real):
-        raise UnknownLevel(
-            f"task {task_name!r}: priority must be the name of a level or a number from 0 to 9, "
-            f"got {priority!r}"
-        )
+        raise _no_priority(task_name, priority, HIGHEST)
     # The plain string of one whose class is derived, such as a StrEnum's member.
     named = str.__str__(priority) if isinstance(priority, str) else None
     if not options.get("low_priority"):
@@ -77,6 +77,39 @@ def level_of(
             "use one of them"
         )
     return _LOW
+
+
+def check_wishes(
+    task_name: str, options: Mapping[str, Any], *, highest: Callable[[], int] = lambda: HIGHEST
+) -> None:
+    """Refuse a priority, or a wish for a low one, that can mean nothing.
+
+    Arguments:
+        task_name: the task's name, for messages.
+        options: the options of a call.
+        highest: returns the highest number that a queue may know; asked where it is above 9.
+
+    Raises:
+        UnknownLevel: the message says what was expected.
+    """
+    priority, low = options.get("priority"), options.get("low_priority")
+    if not (priority is None or isinstance(priority, str) or _is_number(priority, highest)):
+        raise _no_priority(task_name, priority, highest())
+    if low not in (None, True, False):
+        raise UnknownLevel(f"task {task_name!r}: low_priority must be True or False, got {low!r}")
+
+
+def _is_number(value: Any, highest: Callable[[], int]) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return value in range(HIGHEST + 1) or value in range(HIGHEST + 1, highest() + 1)
+
+
+def _no_priority(task_name: str, priority: Any, highest: int) -> UnknownLevel:
+    return UnknownLevel(
+        f"task {task_name!r}: priority must be the name of a level or a number from 0 to "
+        f"{highest}, got {priority!r}"
+    )
 
 
 def grant(
@@ -185,10 +218,21 @@ def check_policy(given: Any) -> None:
 
 
 def level_policy(given: LevelPolicy | str | None) -> LevelPolicy | None:
-    """Return the policy that is given, itself or as ``"module:function"``."""
-    found: Any = symbol_by_name(given) if isinstance(given, str) else given
-    check_policy(found)
-    policy: LevelPolicy | None = found
+    """Return the policy that is given, itself or as ``"module:function"``.
+
+    Raises:
+        LevelPolicyFailed: nothing can be imported by that name, or what cannot be called.
+    """
+    if not isinstance(given, str):
+        return given
+    expected = f"level_policy={given!r}: expected the 'module:function' of a function"
+    try:
+        found: Any = symbol_by_name(given)
+    except Exception as error:
+        raise LevelPolicyFailed(f"{expected}, which cannot be imported: {error!r}") from error
+    if not callable(found):
+        raise LevelPolicyFailed(f"{expected}, got {found!r}")
+    policy: LevelPolicy = found
     return policy
 
 

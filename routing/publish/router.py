@@ -19,14 +19,17 @@ from celery.exceptions import QueueNotFound
 from kombu.transport.virtual.exchange import TopicExchange
 
 from routing import upstream
-from routing.errors import UnknownOption
+from routing.errors import UnknownLevel, UnknownOption
 from routing.message.exemption import follows_from_accepted
 from routing.publish.decision import Decision, decide_queue
 from routing.publish.levels import (
+    HIGHEST,
     LEVEL,
     LevelPolicy,
     check_known,
     check_served,
+    check_unrouted,
+    check_wishes,
     level_of,
     note_downgrade,
 )
@@ -66,7 +69,7 @@ class Router(routes.Router):
 
         Raises:
             UnknownOption: an option is misspelt.
-            UnknownLevel: no queue serves the level that the call asks for.
+            UnknownLevel: no queue serves the level that the call asks for, or it is none.
             LevelPolicyFailed: the level policy gave no usable answer.
             QueueNotFound: the call or ``task_routes`` names a queue that does not exist.
         """
@@ -85,18 +88,33 @@ class Router(routes.Router):
     def check_later(self, options: Mapping[str, Any], name: str) -> None:
         """Raise what would be wrong with the options of a call that a worker is going to make.
 
-        Its table may have queues, and routes of tasks, which are not known here.
+        Its table may have queues, and routes of tasks, which are not known here: what a task of
+        another app asks for is its own to judge.
+
+        Raises:
+            UnknownOption: an option is misspelt.
+            UnknownLevel: no queue serves the level, or it is none.
+            QueueNotFound: a task of this app is sent to a queue that does not exist.
         """
         check_options(name, options, levels=self._levels)
+        check_wishes(name, options, highest=self._highest_number)
         task = upstream.APP_TASKS.of(self.app).get(name)
+        is_own = task is not None and not name.startswith("celery.")
+        queue = options.get("queue")
+        if is_own and isinstance(queue, str):
+            self.expand_destination(queue)
         level = level_of(name, options, default_priority=getattr(task, "priority", None))
         if level is None:
             return
         route = self._route_of(name)
-        if route is None or options.get("queue") or options.get("exchange"):
+        if queue or options.get("exchange") or getattr(task, "exchange", None):
             check_known(name, level, self._levels)
-        else:
+        elif route is not None:
             check_served(name, level, route)
+        elif is_own:
+            check_unrouted(name, level)
+        else:
+            check_known(name, level, self._levels)
 
     def _decide(
         self, options: Mapping[str, Any], name: str, task_type: Any, **more: Any
@@ -116,11 +134,28 @@ class Router(routes.Router):
     def _check_options(self, options: Mapping[str, Any], name: str) -> None:
         try:
             check_options(name, options, levels=self._levels)
-        except UnknownOption as error:
+            check_wishes(name, self._own_wishes(options), highest=self._highest_number)
+        except (UnknownOption, UnknownLevel) as error:
             # A task that ran must not fail for how what follows from it was written.
             if not follows_from_accepted():
                 raise
             logger.warning("%s It is passed on.", error, extra={"event": "unknown_option"})
+
+    def _own_wishes(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options without the running task's priority, which its retry has too."""
+        task = self.app.current_worker_task
+        given = ((task and task.request.delivery_info) or {}).get("priority")
+        if given is None or options.get("priority") != given:
+            return options
+        return {**options, "priority": None}
+
+    def _highest_number(self) -> int:
+        """Return the highest number that means something: a queue of RabbitMQ may know more."""
+        declared = [getattr(self.queues, "max_priority", None)]
+        for queue in self.queues.values():
+            declared.append(queue.max_priority)
+            declared.append((queue.queue_arguments or {}).get("x-max-priority"))
+        return max([HIGHEST, *(number for number in declared if isinstance(number, int))])
 
     def _destination(
         self, decision: Decision, name: str, args: Any, kwargs: Any, task_type: Any
@@ -200,7 +235,8 @@ class Router(routes.Router):
         except QueueNotFound:
             meant = close_to(str(name), self.queues)
             hint = f", did you mean {meant!r}?" if meant else ": add it to the queue table"
-            raise QueueNotFound(f"queue {name!r} is not in the queue table{hint}") from None
+            told = _Plain(f"queue {name!r} is not in the queue table{hint}")
+            raise QueueNotFound(told) from None
         return expanded
 
     def _is_ours_to_know(self, queue: str) -> bool:
@@ -213,6 +249,18 @@ class Router(routes.Router):
         task = self.app.current_worker_task
         delivery_info = (task and task.request.delivery_info) or {}
         return bool(delivery_info.get("routing_key") == queue)
+
+
+class _Plain(str):
+    """A message that a KeyError, as Celery's error is, shows as it is: it shows its repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)  # who reads a pickled error may not have this package
 
 
 def _leaves_the_level(options: Mapping[str, Any]) -> bool:

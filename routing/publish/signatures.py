@@ -30,6 +30,7 @@ def check_carried(router: Router, message: Any) -> None:
     Raises:
         UnknownOption: an option is misspelt.
         UnknownLevel: no queue serves a level.
+        QueueNotFound: a task of this app is to go to a queue that does not exist.
     """
     body = message.body
     embed = body[2] if isinstance(body, tuple) and len(body) == 3 else body

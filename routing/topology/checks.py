@@ -1,8 +1,10 @@
-"""Which workers can work with a queue table, and what the batch tasks of an app ask of it."""
+"""Which workers can work with a queue table, and whether it fits the tasks of an app."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from routing.errors import TopologyError
@@ -139,3 +141,46 @@ def batches_by_queue(app: Any) -> dict[str, dict[str, int]]:
             for queue in app.amqp.router.reachable_queues(task):
                 found.setdefault(queue, {})[name] = task.max_size
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownKey:
+    """A limit's key that no call of a task has, so that all of its calls share one gate."""
+
+    limit: str
+    key: str | int
+    task: str
+    parameters: Sequence[str]
+
+
+def unknown_keys(app: Any, topology: Topology) -> Iterator[UnknownKey]:
+    """Yield the keys of limits that no call of a task of the app's own can have."""
+    for task_name, task in app.tasks.items():
+        if task_name.startswith("celery.") or (found := topology.limit_for(task_name)) is None:
+            continue
+        name, limit = found
+        if limit.key is not None and (names := _without(limit.key, task.run)) is not None:
+            yield UnknownKey(limit=name, key=limit.key, task=task_name, parameters=names)
+
+
+def _without(key: str | int, run: Any) -> Sequence[str] | None:
+    """Return the parameters of a function none of which a key can mean, else None.
+
+    >>> _without("hots", lambda host, path: ...), _without(2, lambda host, path: ...)
+    (('host', 'path'), ('host', 'path'))
+    >>> _without("hots", lambda host, **more: ...), _without(1, lambda host, path: ...)
+    (None, None)
+    """
+    try:
+        kinds = {one.name: one.kind for one in inspect.signature(run).parameters.values()}
+    except (TypeError, ValueError):
+        return None
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = tuple(name for name, kind in kinds.items() if kind not in many)
+    if isinstance(key, str):
+        takes_it = key in names or inspect.Parameter.VAR_KEYWORD in kinds.values()
+    else:
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        count = sum(kinds[name] != by_name for name in names)
+        takes_it = key < count or inspect.Parameter.VAR_POSITIONAL in kinds.values()
+    return None if takes_it else names

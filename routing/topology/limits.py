@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from routing.topology.queue import STRICT, LiveQueue, QueueConfig, Rate, starts_per_second
 
@@ -24,6 +24,13 @@ NAME_AT_MOST, KEY_AT_MOST = 80, 64
 #: What stands in a mark as it is.
 _PLAIN_KEY = re.compile(r"[\w.:@/+=, -]*", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.:@/+*?\[\]!-]+", re.ASCII)
+
+
+def _as_key(value: Any) -> Any:
+    is_position = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is None or is_position or (isinstance(value, str) and value):
+        return value
+    raise ValueError(f"key must be the name of a parameter or a position from 0, got {value!r}")
 
 
 class Limit(BaseModel):
@@ -39,7 +46,7 @@ class Limit(BaseModel):
         description="Most of them that start in a span of time, such as '50/s', '10/m', or a "
         "number a second. Default none: they start as soon as a slot is free.",
     )
-    key: str | Annotated[int, Field(ge=0)] | None = Field(
+    key: Annotated[str | Annotated[int, Field(ge=0)] | None, BeforeValidator(_as_key)] = Field(
         None,
         description="The argument, by keyword or position, each value of which has a gate of its "
         "own. Default none: all calls share one.",

@@ -2,8 +2,9 @@
 
 One TOML file (or an equal mapping), read into frozen models. Whatever cannot be used is refused
 with every problem on a line of its own, each naming the queue or route, the field, what was
-expected and what was got; nothing is clamped or guessed. Everybody reads this table; nobody
-changes it after ``Topology.load``.
+expected and what was got; nothing is clamped or guessed. Only what two fields of one queue say
+together is looked at when each of them is right. Everybody reads this table; nobody changes it
+after ``Topology.load``.
 """
 
 from __future__ import annotations
@@ -159,7 +160,10 @@ class Topology(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             lines = problem_lines(error, fields=_FIELDS)
-            raise TopologyError(f"{origin} cannot be used:\n" + "\n".join(lines)) from None
+            if isinstance(data.get("queues"), Mapping):
+                lines += _names_of(data)._name_problems()
+            told = "\n".join(dict.fromkeys(lines))
+            raise TopologyError(f"{origin} cannot be used:\n{told}") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +247,30 @@ _FIELDS = {
     "limits": list(Limit.model_fields),
     "": list(Topology.model_fields),
 }
+
+
+def _names_of(data: Mapping[str, Any]) -> Topology:
+    """Return the names of a table that cannot be used, with those routes that can be read."""
+    queues, routes, limits = (_texts(data.get(name)) for name in ("queues", "routes", "limits"))
+    default = data.get("default_queue")
+    return Topology.model_construct(
+        queues=dict.fromkeys(queues, _DEFAULTS),
+        routes={pattern: route for pattern, given in routes.items() if (route := _route(given))},
+        limits=dict.fromkeys(limits, Limit.model_construct()),
+        default_queue=default if isinstance(default, str) else next(iter(queues), None),
+    )
+
+
+def _texts(table: Any) -> dict[str, Any]:
+    entries = table.items() if isinstance(table, Mapping) else ()
+    return {name: entry for name, entry in entries if isinstance(name, str)}
+
+
+def _route(given: Any) -> Route | None:
+    try:
+        return Route.model_validate(given)
+    except ValidationError:
+        return None
 
 
 def _parse(path: Path) -> dict[str, Any]:

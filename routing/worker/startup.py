@@ -19,6 +19,7 @@ from routing.topology.checks import (
     batches_by_queue,
     check_worker,
     prefetch_needed,
+    unknown_keys,
     usable_slots,
 )
 from routing.topology.model import Topology
@@ -69,6 +70,11 @@ class CheckTable(bootsteps.Step):
             queue: usable_slots(table, queue, slots, taken=queues) for queue in queues
         }
         prefetch.slots = partial(_slots_now, parent, slots)
+        # Celery's own prefetch holds on other brokers, and no limit does, as the connection says.
+        if is_engine_connection(parent.app.connection_for_read()):
+            self._tell(parent.app, table, queues, prefetch)
+
+    def _tell(self, app: Any, table: Topology, queues: list[str], prefetch: Prefetch) -> None:
         logger.info(
             "prefetch by queue: %s",
             prefetch_line(prefetch, table, queues),
@@ -77,7 +83,8 @@ class CheckTable(bootsteps.Step):
         for queue in queues:
             if lack := prefetch_lack(prefetch, queue):
                 logger.warning("%s", lack, extra={"event": "small_prefetch", "queue": queue})
-        warn_of_early_acks(parent.app, table, queues)
+        warn_of_early_acks(app, table, queues)
+        warn_of_unknown_keys(app, table)
 
 
 def warn_of_early_acks(app: Any, table: Topology, queues: Collection[str]) -> None:
@@ -93,6 +100,27 @@ def warn_of_early_acks(app: Any, table: Topology, queues: Collection[str]) -> No
             "falls under does not hold: its slot is free again when it starts",
             name,
             extra={"event": "early_ack_unlimited", "task_name": name},
+        )
+
+
+def warn_of_unknown_keys(app: Any, table: Topology) -> None:
+    """Warn of limits for each value of an argument that their tasks do not have."""
+    for unknown in unknown_keys(app, table):
+        parameters = ", ".join(unknown.parameters) or "none"
+        logger.warning(
+            "limit %r: key %r is no argument of task %r, whose parameters are %s: all of its calls "
+            "share one gate; correct the key in [limits]",
+            unknown.limit,
+            unknown.key,
+            unknown.task,
+            parameters,
+            extra={
+                "event": "limit_key_unknown",
+                "limit": unknown.limit,
+                "key": unknown.key,
+                "task_name": unknown.task,
+                "parameters": list(unknown.parameters),
+            },
         )
 
 

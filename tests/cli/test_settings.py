@@ -11,7 +11,7 @@ from celery import Celery
 from routing.cli.queues import queues
 from routing.errors import SettingRefused
 from routing.redis.consumers import Consumer
-from routing.settings import queue_settings, set_queue, settings_log
+from routing.settings import queue_settings, reset_queue, set_queue, settings_log
 from routing.transport.channel import EngineMixin
 from routing.transport.gathering import Destination
 from tests.apps import batches
@@ -110,6 +110,13 @@ def test_what_cannot_be_used_is_refused_before_it_is_stored(
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())
     assert queue_settings(app) == {}
+
+
+@pytest.mark.parametrize("queue", [5, None, b"fast", ["fast"]])
+def test_what_is_no_name_of_a_queue_is_refused(app: Celery, queue: Any) -> None:
+    for call in (lambda: set_queue(app, queue, weight=3), lambda: reset_queue(app, queue)):
+        with pytest.raises(SettingRefused, match="must be the name of a queue of the table, got"):
+            call()
 
 
 def test_reserves_above_the_slots_of_a_live_worker_are_refused(

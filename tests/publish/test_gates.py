@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from celery import Celery, chain, group
 
+from batching import Batch, BatchTask
 from routing import TopologyError, enqueue_many, install
+from routing.topology.checks import unknown_keys
 from routing.topology.limits import KEY_AT_MOST, NAME_AT_MOST, Limit, mark_of
 from routing.topology.model import Topology
+from routing.worker.startup import warn_of_unknown_keys
 from tests.support.apps import AppFactory
 from tests.support.broker import Broker
 
@@ -110,3 +113,65 @@ def test_a_limit_says_what_is_wrong_with_it() -> None:
     with pytest.raises(TopologyError, match="at most"):
         Topology.load({"queues": {"q": {}}, "limits": {"x" * (NAME_AT_MOST + 1): {"rate": 1}}})
     assert Limit(rate=1).concurrency is None
+
+
+@pytest.mark.parametrize("key", ["", -1, True, 1.5, ["host"]])
+def test_a_key_that_can_mean_no_argument_is_refused_in_one_line(key: Any) -> None:
+    limits = {"d": {"rate": 1, "key": key}}
+    with pytest.raises(TopologyError) as caught:
+        Topology.load({"queues": {"q": {}}, "limits": limits})
+    assert str(caught.value).splitlines()[1:] == [
+        f"limit 'd': key must be the name of a parameter or a position from 0, got {key!r}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "told"),
+    [
+        ("hooks.send", "host", None),
+        ("hooks.send", 1, None),
+        ("hooks.send", "hots", ("host", "path")),
+        ("hooks.send", 2, ("host", "path")),
+        ("hooks.second", "self", ("a", "b")),
+        ("hooks.other", 7, None),
+        ("hooks.other", "host", ()),
+        ("hooks.named", "retry_to", None),
+        ("hooks.named", 0, ("retry_to",)),
+        ("hooks.any", "hots", None),
+        ("hooks.retried", "hots", ("host",)),
+        ("hooks.batch", "host", None),
+    ],
+)
+def test_a_key_that_no_call_can_have_is_known(
+    app: Celery, task: str, key: str | int, told: tuple[str, ...] | None
+) -> None:
+    @app.task(name="hooks.named", shared=False)
+    def named(*, retry_to: str) -> None: ...
+
+    @app.task(name="hooks.any", shared=False)
+    def anything(**_: Any) -> None: ...
+
+    @app.task(name="hooks.retried", shared=False, autoretry_for=(OSError,))
+    def retried(host: str) -> None: ...
+
+    @app.task(name="hooks.batch", shared=False, base=BatchTask)
+    def batch(batch: Batch[Any]) -> None: ...
+
+    table = Topology.load({"queues": {"q": {}}, "limits": {task: {"rate": 1, "key": key}}})
+    found = [(one.limit, one.key, one.task, one.parameters) for one in unknown_keys(app, table)]
+    assert found == ([] if told is None else [(task, key, task, told)])
+
+
+def test_a_worker_warns_of_a_key_that_no_call_can_have(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = {"hooks.s*": {"rate": 1, "key": "hots"}, "*": {"rate": 1}}
+    warn_of_unknown_keys(app, Topology.load({"queues": {"q": {}}, "limits": limits}))
+    told = [vars(record) for record in caplog.records]
+    assert [(one["event"], one["limit"], one["key"], one["task_name"]) for one in told] == [
+        ("limit_key_unknown", "hooks.s*", "hots", "hooks.send"),
+        ("limit_key_unknown", "hooks.s*", "hots", "hooks.second"),
+    ]
+    assert "key 'hots' is no argument of task 'hooks.send', whose parameters are host, path" in (
+        caplog.text
+    )

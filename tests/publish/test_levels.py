@@ -16,9 +16,11 @@ from celery.beat import ScheduleEntry, Scheduler
 from celery.exceptions import QueueNotFound, Retry
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu import Queue
 
 from batching import Batch, BatchTask
 from routing import LevelPolicyFailed, Topology, UnknownLevel, enqueue_many, install
+from routing.message.exemption import accepted_before
 from routing.publish import levels
 from routing.publish.decision import decide_queue
 from routing.publish.levels import ASKED, LEVEL, with_level
@@ -88,6 +90,67 @@ def test_a_misspelt_level_is_refused_with_what_was_meant(app: Celery, level: str
 def test_what_is_neither_a_level_nor_a_number_is_refused(app: Celery, priority: Any) -> None:
     with pytest.raises(UnknownLevel, match="name of a level or a number from 0 to 9"):
         app.tasks["load"].apply_async((1,), priority=priority)
+
+
+@pytest.mark.parametrize("priority", [11, 10, -1, 3.5, float("nan"), True, False])
+def test_a_number_that_is_no_priority_is_refused(
+    app: Celery, broker: Broker, priority: Any
+) -> None:
+    load = app.tasks["load"]
+    wrong = {"priority": priority}
+    calls = [
+        lambda: load.apply_async((1,), **wrong),
+        lambda: load.apply((1,), **wrong),
+        lambda: load.delay_many([1], **wrong),
+        lambda: app.send_task("no.route", **wrong),
+        lambda: load.apply_async((1,), queue="default", **wrong),
+        lambda: chain(load.si(1), load.si(2).set(**wrong)).delay(),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownLevel, match=f"a number from 0 to 9, got {priority!r}"):
+            call()
+    (receipt,) = load.delay_many([1], priority=lambda row: priority)
+    assert not receipt.accepted
+    assert lengths(broker) == {}
+
+
+@pytest.mark.parametrize("low", ["yes", "no", 2, ["low"]])
+def test_a_low_priority_is_true_or_false(app: Celery, broker: Broker, low: Any) -> None:
+    load = app.tasks["load"]
+    for call in (load.apply_async, load.apply):
+        with pytest.raises(UnknownLevel, match="low_priority must be True or False, got"):
+            call((1,), low_priority=low)
+    assert lengths(broker) == {}
+
+
+def test_every_number_of_celery_is_taken_and_those_that_a_queue_is_declared_with(
+    app: Celery, broker: Broker
+) -> None:
+    for priority in (None, 0, 9, 3.0):
+        app.tasks["load"].apply_async((1,), priority=priority, low_priority=None)
+    assert lengths(broker) == {"ingest": 4}
+    app.amqp.queues.add(Queue("urgent", max_priority=20))
+    assert app.amqp.router.route({"priority": 20}, "load")["priority"] == 20
+    with pytest.raises(UnknownLevel, match="a number from 0 to 20, got 21"):
+        app.tasks["load"].apply_async((1,), priority=21)
+
+
+def test_a_retry_keeps_a_number_that_a_stock_producer_gave(
+    app: Celery, broker: Broker, parent: Any
+) -> None:
+    parent.request.delivery_info["priority"] = 11
+    assert parent.signature_from_request().delay().id == "parent"
+    with pytest.raises(UnknownLevel):
+        app.tasks["load"].apply_async((1,), priority=12)
+
+
+def test_a_step_that_was_accepted_is_not_lost_for_its_number(
+    app: Celery, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with accepted_before():
+        app.tasks["load"].apply_async((1,), priority=11)
+    assert lengths(broker) == {"ingest": 1}
+    assert "got 11 It is passed on." in caplog.text
 
 
 def test_the_level_travels_in_the_headers(app: Celery, broker: Broker) -> None:
@@ -379,6 +442,27 @@ def test_a_policy_may_be_named_and_survives_pickling(app: Celery) -> None:
     assert make is not None
 
 
+@pytest.mark.parametrize(
+    ("policy", "cause"),
+    [
+        ("no.such.policy:x", "ModuleNotFoundError"),
+        (f"{__name__}:nothing", "AttributeError"),
+        ("nowhere", "which cannot be imported"),
+        (f"{__name__}:TABLE", "got {'queues'"),
+        ("os:sep", "got '/'"),
+    ],
+)
+def test_a_policy_that_cannot_be_imported_is_named(
+    app: Celery, broker: Broker, policy: str, cause: str
+) -> None:
+    install(app, TABLE, level_policy=policy)
+    expected = f"level_policy={policy!r}: expected the 'module:function' of a function.*{cause}"
+    for _ in range(2):
+        with pytest.raises(LevelPolicyFailed, match=expected):
+            app.tasks["load"].apply_async((1,), priority="high")
+    assert lengths(broker) == {}
+
+
 def test_installing_another_policy_takes_the_place_of_the_first(app: Celery) -> None:
     install(app, TABLE, level_policy=cautious)
     kind = app.amqp_cls
@@ -430,6 +514,50 @@ def test_a_group_is_not_begun_for_a_level_that_one_member_does_not_have(
     assert lengths(broker) == {}
     group(members, app=app).apply_async(priority="low")
     assert lengths(broker) == {"bulk": 2}
+
+
+@pytest.mark.parametrize("where", ["chain", "body", "link", "errback", "group"])
+def test_a_step_to_a_queue_that_does_not_exist_is_refused_before_the_first(
+    app: Celery, broker: Broker, where: str
+) -> None:
+    load = app.tasks["load"]
+    bad = load.si(2).set(queue="ingset")
+    calls = {
+        "chain": lambda: chain(load.si(1), load.si(3), bad).delay(),
+        "body": lambda: chord([load.si(1)], app=app)(bad),
+        "link": lambda: load.apply_async((1,), link=bad),
+        "errback": lambda: load.apply_async((1,), link_error=bad),
+        "group": lambda: chain(load.si(1), group([load.si(1), bad], app=app)).delay(),
+    }
+    with pytest.raises(QueueNotFound, match="is not in the queue table, did you mean 'ingest'"):
+        calls[where]()
+    assert lengths(broker) == {}
+
+
+def test_a_step_may_go_to_any_queue_that_celery_knows_or_of_another_app(
+    app: Celery, broker: Broker
+) -> None:
+    load = app.tasks["load"]
+    app.amqp.queues.add(Queue("own"))
+    elsewhere = app.signature("elsewhere.task", immutable=True).set(queue="theirs")
+    chain(load.si(1), load.si(2).set(queue="own")).delay()
+    chain(load.si(1), elsewhere).delay()
+    assert lengths(broker) == {"ingest": 2}
+
+
+def test_a_level_of_a_step_whose_task_has_no_route_is_refused_before_the_first(
+    app: Celery, broker: Broker
+) -> None:
+    @app.task(name="unrouted", shared=False)
+    def unrouted() -> None: ...
+
+    load = app.tasks["load"]
+    with pytest.raises(UnknownLevel, match=r"task 'unrouted': no queue for level 'low', as the"):
+        chain(load.si(1), unrouted.si().set(priority="low")).delay()
+    chain(load.si(1), unrouted.si().set(priority="normal")).delay()
+    chain(load.si(1), unrouted.si().set(priority="low", queue="bulk")).delay()
+    chain(load.si(1), group([load.si(2)], app=app).set(priority="low")).delay()
+    assert lengths(broker) == {"ingest": 3}
 
 
 def test_a_level_of_a_task_that_only_workers_know_is_theirs_to_judge(

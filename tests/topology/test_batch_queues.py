@@ -156,7 +156,7 @@ def test_what_cannot_be_routed_goes_nowhere(make_app: AppFactory) -> None:
 
 def test_defaults_fit_defaults(make_app: AppFactory, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    app = make_app()
+    app = make_app("redis://localhost")
     install(app, {"queues": {"main": {}, "other": {}}})
     add(app)
     start(app, slots=2)
@@ -184,7 +184,7 @@ def test_the_largest_batch_of_a_queue_counts(make_app: AppFactory) -> None:
 def test_a_smaller_prefetch_of_the_table_is_kept_and_warned_of(
     make_app: AppFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = make_app()
+    app = make_app("redis://localhost")
     install(app, {"queues": {"main": {"prefetch": 299}, "enough": {"prefetch": 300}}})
     add(app)
     add(app, "other", queue="enough")

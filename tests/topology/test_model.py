@@ -134,6 +134,11 @@ def test_a_bad_table_is_refused_with_the_reason(table: Any, line: str) -> None:
     assert line in problems(table)
 
 
+@pytest.mark.parametrize("queues", [{}, {"queues": []}, {"queues": {}}])
+def test_without_queues_that_is_the_only_problem(queues: dict[str, Any]) -> None:
+    assert len(problems(queues).splitlines()) == 2
+
+
 def test_all_problems_are_listed_one_a_line() -> None:
     text = problems({"queues": {"a": {"prefetch": 0, "weight": 0}}, "lease_seconds": 1})
     assert len(text.splitlines()) == 4
@@ -250,3 +255,24 @@ def test_any_mapping_is_a_table_or_a_topology_error(data: dict[str, Any]) -> Non
 def test_a_table_survives_pickling() -> None:
     table = Topology.load(TABLE)
     assert pickle.loads(pickle.dumps(table)) == table
+
+
+def test_names_and_fields_that_are_wrong_are_listed_together() -> None:
+    table = {
+        "queues": {"x": {"prefech": 3}, "y": {"lend_below": 1.0}, " z": {}},
+        "routes": {"a": "nope", "b": {"queue": "x", "low": "yy"}, "c": 5, "d": "y"},
+        "limits": {"e": {"rate": 0}, "f g": {"rate": 1}},
+        "default_queue": "w",
+    }
+    told = [line.split(", did")[0] for line in problems(table).splitlines()[1:]]
+    assert [line.split(":", 1)[0] for line in told] == [
+        "queue 'x'",
+        "queue 'y'",
+        "route 'c'",
+        "limit 'e'",
+        "queue ' z'",
+        "default_queue must be a queue of the table, got 'w'",
+        "limit 'f g'",
+        "route 'a'",
+        "route 'b'",
+    ]
