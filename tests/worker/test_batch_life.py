@@ -103,12 +103,15 @@ def gather(
 ) -> tuple[Sequence[AsyncResult], list[str]]:
     """Let items wait in the worker for their batch while others have all its slots.
 
-    A worker fetches what a free slot could start. So these come in one delivery with the one that
-    takes the last slot.
+    A worker fetches what a free slot could start, of a queue that it knows for its batches. So these
+    come in one delivery with the one that takes the last slot.
 
     Returns:
         What `send` returns, and the gates that the others wait for.
     """
+    double = scene.task("double")
+    for result in [double.delay(number) for number in range(100)]:
+        result.get(timeout=10)
     gates = [secrets.token_hex(4) for _ in range(scene.worker.slots)]
     for gate in gates[1:]:
         block(scene, gate)
