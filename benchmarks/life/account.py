@@ -64,7 +64,7 @@ class Findings:
 
 @dataclass(slots=True)
 class Run:
-    """One run of one attempt."""
+    """One run of one attempt; `answered` is when all items of its call had been settled."""
 
     number: int
     attempt: int
@@ -75,6 +75,7 @@ class Run:
     ended: float | None = None
     step: Step | None = None
     settled: float | None = None
+    answered: float | None = None
 
 
 def runs_of(notes: Iterable[Note]) -> list[Run]:
@@ -94,6 +95,14 @@ def runs_of(notes: Iterable[Note]) -> list[Run]:
         elif run_ := open_.pop(key, None):
             run_.ended, run_.step = note.at, note.step
             over[key] = run_
+    calls: dict[tuple[int, float], list[Run]] = defaultdict(list)
+    for run in runs:
+        calls[run.pid, run.started].append(run)
+    for call in calls.values():
+        settled = [run.settled for run in call if run.settled is not None]
+        if len(settled) == len(call):
+            for run in call:  # a batch is answered as a whole, when its last item is settled
+                run.answered = max(settled)
     return runs
 
 
@@ -168,8 +177,8 @@ def unjustly_charged(found: Findings) -> list[str]:
 def hit_by(run: Run, found: Findings) -> Event | None:
     """Return the event that may have kept a run's end from being acknowledged."""
     last = math.inf if run.ended is None else run.ended + SETTLING_SECONDS
-    if run.settled is not None:
-        last = run.settled + MARGIN_SECONDS
+    if run.answered is not None:
+        last = run.answered + MARGIN_SECONDS
     for end in found.ends:
         if end.cause and {run.pid, run.parent} & end.processes and run.started <= end.at <= last:
             return end.cause

@@ -104,6 +104,17 @@ def test_what_had_ended_and_was_not_settled_when_it_was_killed_may_run_again() -
     assert caused_and_not(killed) == ({"worker": 1}, 0)
 
 
+@pytest.mark.parametrize(("killed_at", "unexplained"), [(6.0, 0), (8.5, 0), (9.5, 1)])
+def test_an_item_may_run_again_while_others_of_its_call_are_settled(
+    killed_at: float, unexplained: int
+) -> None:
+    call = [note(2.0, Step.STARTED, number=n) for n in (0, 1)]
+    call += [note(3.0, Step.REFUSED, number=n) for n in (0, 1)]
+    call += [note(3.1, Step.SETTLED), note(7.0, Step.SETTLED, number=1)]
+    again = [note(11.0, Step.STARTED, pid=7), note(12.0, Step.DONE, pid=7)]
+    assert caused_and_not(findings(*call, *again, ends=[ended(killed_at)]))[1] == unexplained
+
+
 def test_a_run_that_ended_and_was_never_settled_is_counted_unless_it_was_hit() -> None:
     notes = [note(2.0, Step.STARTED), note(3.0, Step.DONE)]
     assert counts(findings(*notes)) == {"never_settled": 1}
