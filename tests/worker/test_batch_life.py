@@ -103,8 +103,8 @@ def gather(
 ) -> tuple[Sequence[AsyncResult], list[str]]:
     """Let items wait in the worker for their batch while others have all its slots.
 
-    A worker fetches what a free slot could start, of a queue that it knows for its batches. So these
-    come in one delivery with the one that takes the last slot.
+    A worker fetches what a free slot could start, of a queue that it knows for its batches. So
+    these come in one delivery with the one that takes the last slot.
 
     Returns:
         What `send` returns, and the gates that the others wait for.

@@ -18,6 +18,9 @@ from tests.support.wait import eventually
 from tests.support.worker import Worker
 
 BULK_SECONDS = 0.4
+
+#: A call of a batch: long beside what a busy machine delays a start by.
+BATCH_SECONDS = 0.8
 QUEUES = {**TABLE["queues"], "high": {"reserve": 1, "prefetch": 8}}
 
 
@@ -62,7 +65,7 @@ def test_urgent_work_starts_beside_batches_at_once(valkey: Server, pool: str) ->
     }
     with Worker("tests.apps.refusals", pool, env=env):
         for n in range(200):  # more than the worker holds, in batches of ten
-            value = {"name": f"item-{n}", "how": "succeed", "seconds": BULK_SECONDS}
+            value = {"name": f"item-{n}", "how": "succeed", "seconds": BATCH_SECONDS}
             app.tasks["refusals.item"].apply_async((value,), ignore_result=True)
         traces.next_run()
         waited = []
@@ -72,8 +75,8 @@ def test_urgent_work_starts_beside_batches_at_once(valkey: Server, pool: str) ->
             eventually(lambda name=name: traces.counts().get(name))  # type: ignore[misc]
             waited.append(time.monotonic() - sent)
         assert traces.total() < 212, "there was nothing to wait for"
-        assert statistics.median(waited) < BULK_SECONDS / 4
-        assert sorted(waited)[-2] < BULK_SECONDS / 2
+        assert statistics.median(waited) < BATCH_SECONDS / 4
+        assert sorted(waited)[-2] < BATCH_SECONDS / 2
     traces.client.close()
     close(app)
 
