@@ -22,21 +22,26 @@ settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("calm")
 
 #: What takes longest, first: a file that begins last should not be what everybody waits for.
-FOLDERS = ("cluster", "tasks", "worker", "cli", "redis")
 LONGEST = {"test_settings.py", "test_life.py", "test_demo.py", "test_books_balance.py"}
 LONGEST |= {"test_unstored.py", "test_urls.py", "test_batch_life.py", "test_conservation.py"}
+#: These mostly wait; the others compute. All the way there is some of both, so no core is idle.
+WAITING = ("cluster", "tasks", "worker", "cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, then the folders in this order; else the order stays."""
+    """Put the longest files first, then those that wait among those that compute, evenly."""
     root = Path(__file__).parent
-
-    def rank(item: pytest.Item) -> tuple[bool, int]:
-        folder = item.path.relative_to(root).parts[0]
-        place = FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
-        return item.path.name not in LONGEST, place
-
-    items.sort(key=rank)
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    first = [path for path in files if path.name in LONGEST]
+    kinds: tuple[list[Path], list[Path]] = ([], [])
+    for path in files:
+        if path not in first:
+            kinds[path.relative_to(root).parts[0] in WAITING].append(path)
+    places = {path: n / len(kind) for kind in kinds for n, path in enumerate(kind)}
+    order = [*first, *sorted(places, key=places.__getitem__)]
+    items[:] = [item for path in order for item in files[path]]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -209,5 +209,5 @@ def test_a_queue_that_nobody_declared_is_refused_by_name(at: Station) -> None:
 
 def test_an_idle_worker_asks_the_broker_about_once_a_second(at: Station) -> None:
     at.wait_until_settled()
-    assert at.broker.calls_per_second(seconds=2) < 5
+    assert at.broker.calls_per_second(seconds=3) < 5  # it announces itself once in that time
     assert psutil.Process(at.worker.pid).cpu_percent(interval=1) < 40
