@@ -44,12 +44,12 @@ class Station:
 
     def stop_consuming(self, queue: str) -> None:
         """Let the worker no longer consume from a queue, and wait until it does not."""
-        self.app.control.cancel_consumer(queue, destination=[self.worker.name])
+        self.tell("cancel_consumer", queue)
         eventually(lambda: queue not in self.consumed())
 
     def consume(self, queue: str) -> None:
         """Let the worker consume from a queue, and wait until it does."""
-        self.app.control.add_consumer(queue, destination=[self.worker.name])
+        self.tell("add_consumer", queue)
         eventually(lambda: queue in self.consumed())
 
     def limit_rate(self, task: str, rate: str) -> None:
@@ -57,11 +57,18 @@ class Station:
 
         What a rate keeps waiting is held by the worker, as no slot could start it.
         """
-        ask: Any = {"destination": [self.worker.name], "reply": True, "timeout": 5, "limit": 1}
+        self.tell("rate_limit", f"basic.{task}", rate)
+
+    def tell(self, command: str, *arguments: Any) -> None:
+        """Have the worker carry out a remote command.
+
+        It says that it is ready a moment before it listens to them, so it is told until it answers.
+        """
+        ask: Any = {"destination": [self.worker.name], "reply": True, "timeout": 2, "limit": 1}
 
         def told() -> Any:
             with suppress(redis.ConnectionError):  # of before, when the broker was away
-                return self.app.control.rate_limit(f"basic.{task}", rate, **ask)
+                return getattr(self.app.control, command)(*arguments, **ask)
 
         eventually(told, 20)
 

@@ -16,7 +16,7 @@ BLOCKED_SECONDS = 6
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_has_ended_is_settled_while_the_next_task_computes(pool: str, valkey: Server) -> None:
     with station(valkey.fresh_url(), pool, concurrency=1, queues=["default"]) as at:
-        at.app.control.revoke("unwanted", reply=True)
+        at.tell("revoke", "unwanted")
         at.send("add", 1, 2)
         at.send("fail", "no")
         at.send("rejects", "no")
