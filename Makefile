@@ -21,7 +21,7 @@ up: $(VENV)/run.stamp ## Run broker, two workers and Flower (http://127.0.0.1:55
 # Hundreds of processes import the same modules, which are compiled once, whatever the shell says.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/dev.stamp ## Run all tests
-	@$(PY) -m pytest -q -n 6 --dist loadfile --no-loadscope-reorder --durations 10
+	@$(PY) -m pytest -q -n 7 --dist loadfile --no-loadscope-reorder --durations 10
 
 upstream: $(VENV)/upstream.stamp ## Run Celery's own integration suite on the engine
 	@$(PY) -m tests.upstream

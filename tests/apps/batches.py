@@ -28,7 +28,8 @@ from tests.apps.basic import Traces
 GATHERING_SECONDS = 8.0
 
 TABLE: Mapping[str, Any] = {
-    "queues": {"default": {"prefetch": 500}, "other": {"prefetch": 500}},
+    "queues": {"default": {"prefetch": 500}, "other": {"prefetch": 500}, "alone": {"prefetch": 60}},
+    "routes": {"batches.alone": "alone"},
 }
 
 
@@ -141,6 +142,11 @@ def _add_gathered(app: Celery, traces: Traces) -> None:
         time.sleep(0.05)
         for item in batch:
             traces.ran(str(item.value))
+
+    @_batch_task(app, max_size=20)
+    def alone(batch: Batch[int]) -> None:
+        """Take a moment, in a queue of its own."""
+        time.sleep(0.05)
 
     @_batch_task(app, rate_limit="5/m")
     def limited(batch: Batch[str]) -> None:

@@ -206,12 +206,13 @@ def test_a_push_to_a_blocked_queue_wakes_nobody(valkey: Server) -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_batch_takes_one_slot_of_all_workers(valkey: Server, pool: str) -> None:
     with Scene(valkey.fresh_url(), pool) as at, at.worker.twin():
-        set_queue(at.app, "default", by="test", concurrency=2)
+        set_queue(at.app, "alone", by="test", concurrency=2)
         elapse(1)  # a setting holds within a second
-        watch = Watch(at, "queue:default")
+        watch = Watch(at, "queue:alone")
         with watch.looking():
-            at.task("pausing").delay_many(range(200), ignore_result=True)
-            eventually(lambda: at.broker.ledger("default").get("done") == 200, 20)
+            at.task("alone").delay_many(range(400), ignore_result=True)
+            # One message a slot would take ten seconds.
+            eventually(lambda: at.broker.ledger("alone").get("done") == 400, 6)
             eventually(at.settled)
         assert 1 <= watch.most <= 2
         assert watch.held() == 0
