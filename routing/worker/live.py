@@ -7,7 +7,7 @@ later (`routing.maintenance.presence`); they hold in the consumer's loop.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -34,11 +34,11 @@ class Follows(Protocol):
         """Hand over what may run."""
 
 
-#: Dispatchers, with the channel that each consumes with.
-_FOLLOWING: WeakKeyDictionary[Follows, EngineMixin] = WeakKeyDictionary()
+#: Dispatchers, with the channel that each consumes with, and the queues.
+_FOLLOWING: WeakKeyDictionary[Follows, tuple[EngineMixin, Collection[str]]] = WeakKeyDictionary()
 
 
-def follow_settings(dispatcher: Follows, channel: EngineMixin, queues: Iterable[str]) -> None:
+def follow_settings(dispatcher: Follows, channel: EngineMixin, queues: Collection[str]) -> None:
     """Share a worker's slots by what holds for its queues now, and whenever that changes."""
     live = channel.runtime.live
     try:
@@ -51,7 +51,7 @@ def follow_settings(dispatcher: Follows, channel: EngineMixin, queues: Iterable[
         )
     dispatcher.share_out(live.queues)
     is_new = dispatcher not in _FOLLOWING
-    _FOLLOWING[dispatcher] = channel
+    _FOLLOWING[dispatcher] = channel, queues
     if is_new:
         for queue in queues:
             if given := live.set_for(queue):
@@ -65,12 +65,13 @@ def follow_settings(dispatcher: Follows, channel: EngineMixin, queues: Iterable[
 
 
 def _follow(dispatcher: Follows, change: Change) -> None:
-    if (channel := _FOLLOWING[dispatcher]).closed:
+    channel, consumed = _FOLLOWING[dispatcher]
+    if channel.closed:
         return  # it shares out anew when it is connected again
     live, holdings = channel.runtime.live, channel.link.holdings
     queue, fields = live.queue(change.queue), sorted(change.fields)
     dispatcher.share_out(live.queues)
-    if change.queue in channel.engine_queues:
+    if change.queue in consumed:
         now = {name: shown(getattr(queue, name, "unknown here")) for name in fields}
         logger.info(
             "queue %r: %s",

@@ -60,8 +60,8 @@ class Traces:
 
     def ran(self, name: str) -> None:
         """Note a run to the end."""
-        self.client.hincrby("ran", name, 1)
         self.client.rpush("runs", name)
+        self.client.hincrby("ran", name, 1)
 
     def wait(self, gate: str, *, seconds: float = WAIT_SECONDS) -> bool:
         """Wait for a token of this gate."""

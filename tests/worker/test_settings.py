@@ -230,6 +230,7 @@ def test_a_worker_that_connects_again_is_one_consumer_and_goes_by_what_was_set(a
     eventually(lambda: at.broker.client.zcard("celeriac:consumers:fast") == 1)
     at.broker.client.client_kill_filter(_type="normal", skipme=True)
     set_queue(at.app, "fast", paused=True)
+    at.worker.wait_log("queue 'fast': paused is now true")
     at.send_many("mark", 3, queue="fast")
     at.send_many("mark", 3, queue="low")
     at.wait_until_ran(3)
