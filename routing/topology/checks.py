@@ -83,16 +83,16 @@ def only_batches(app: Any) -> dict[str, tuple[str, int]]:
     Celery's own tasks do not count: they come to the default queue, and seldom.
     """
     found = {
-        queue: next(iter(batches.items()))
+        queue: (name, size)
         for queue, batches in batches_by_queue(app).items()
-        if len(batches) == 1
+        for name, size in batches.items()
+        if len(batches) == 1 and not _is_keyed(app.tasks[name])
     }
-    for name, task in app.tasks.items():
-        is_it = not _is_keyed(task)
-        for queue in app.amqp.router.reachable_queues(task) if found else ():
-            is_other = queue in found and not (found[queue][0] == name and is_it)
-            if is_other and not name.startswith("celery."):
-                del found[queue]
+    for name, task in app.tasks.items() if found else ():
+        if not name.startswith("celery."):
+            for queue in app.amqp.router.reachable_queues(task):
+                if queue in found and found[queue][0] != name:
+                    del found[queue]
     return found
 
 

@@ -308,7 +308,7 @@ class Fetcher:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
         if self.inbox.waiting(queue) > 0 or self.sightings.left(queue) > 0:
             return True
-        may_come = queue in self.coming or self._holdings.credit.of(queue) > 0
+        may_come = queue in self._state.coming or self._holdings.credit.of(queue) > 0
         return self.sightings.is_stale and may_come
 
     def _look_again(self) -> None:

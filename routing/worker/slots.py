@@ -96,15 +96,12 @@ class SemaphoreSlots:
         """Count a unit in; returns what counts it out, once or more."""
         left = self._on_enter()
         self._inside += 1
-        inside = [True]
 
         def leave() -> None:
-            if inside:
-                inside.clear()
-                self._inside -= 1
-                left()
+            self._inside -= 1
+            left()
 
-        return leave
+        return _once(leave)
 
     def _after(self, left: Callable[[], None], callback: Callback | None) -> Callback:
         """Return a callback before which the unit is counted out and its slot given on."""
@@ -203,10 +200,10 @@ class CountedSlots:
                 return failure_of(error)
 
         answered = _by_kind(kwargs.get("callback"), kwargs.get("error_callback"))
-        kwargs["callback"] = _before(leave, answered)
+        kwargs["callback"] = _then(answered, leave)
         kwargs["accept_callback"] = _guarded(kwargs.get("accept_callback"))
         if (timed_out := kwargs.get("timeout_callback")) is not None:
-            kwargs["timeout_callback"] = _before(leave, timed_out)
+            kwargs["timeout_callback"] = _then(timed_out, leave)
         outer, self._inline = self._inline, threading.get_ident()
         try:
             return self._enter(run, args, *rest, **kwargs)
@@ -220,14 +217,7 @@ class CountedSlots:
         """Count a unit in; returns what counts it out, once or more."""
         left = self._on_enter()
         self._busy += 1
-        inside = [True]
-
-        def leave() -> None:
-            if inside:
-                inside.clear()
-                self._leave(left)
-
-        return leave
+        return _once(partial(self._leave, left))
 
     def _leave(self, left: Callable[[], None]) -> None:
         if self._inline == threading.get_ident() and not getattr(self._pool, "is_green", False):
@@ -258,7 +248,18 @@ class CountedSlots:
         """Do nothing: what still runs is still counted."""
 
 
-def _before(leave: Callable[[], None], callback: Callback) -> Callback:
+def _once(callback: Callable[[], None]) -> Callable[[], None]:
+    """Return what calls back the first time, and does nothing again."""
+    pending = [callback]
+
+    def call() -> None:
+        if pending:
+            pending.pop()()
+
+    return call
+
+
+def _then(callback: Callback, leave: Callable[[], None]) -> Callback:
     """Return a callback after which a unit is counted out: what is fetched for its slot carries
     the endings that the callback has noted."""
 

@@ -168,6 +168,21 @@ class TestConcurrency:
         assert workers.fetch() == []
         assert len(workers.exchange(settled=before[:2], q=9).arrivals) == 2
 
+    def test_what_was_fetched_while_there_was_none_counts_beside_what_was_before(
+        self, rig: Rig, workers: Workers
+    ) -> None:
+        rig.push([marked(n) for n in range(12)])
+        workers.limit(concurrency=2)
+        first = workers.fetch()
+        workers.limit()
+        between = workers.fetch(4)
+        assert (len(first), len(between), workers.holding()) == (2, 4, 2)
+        workers.limit(concurrency=2)
+        assert workers.fetch() == []
+        assert workers.holding() == 6
+        assert workers.exchange(settled=[*first, *between[:2]], q=9).arrivals == []
+        assert len(workers.exchange(settled=between[2:], q=9).arrivals) == 2
+
     def test_a_batch_takes_one_slot(self, rig: Rig, workers: Workers) -> None:
         workers.limit(concurrency=2)
         workers.unit = 10

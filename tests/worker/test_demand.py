@@ -171,13 +171,14 @@ def test_a_plain_message_shows_that_a_queue_is_not_for_batches_alone() -> None:
     assert (sizes.of_call("rows"), sizes.is_mixed("rows")) == (1, True)
 
 
-def test_a_run_that_is_longer_than_any_before_is_known_before_it_ends() -> None:
-    pool = Pool(2)
-    pool.knows("bulk", 0.005)
-    assert pool.running.peak("new") is None
+def test_a_reserve_is_not_lent_once_a_run_has_shown_that_it_is_long() -> None:
+    pool = Pool(3, table={"urgent": QueueConfig(reserve=1, lend_below=0.05)})
+    pool.knows("bulk", 0.04)
+    pool.start("other")
     pool.start("bulk")
+    assert pool.free("bulk", "urgent") == 1
     pool.now = 1.0
-    assert pool.running.peak("bulk") == pool.running.peak("bulk", "bulk") == 1.0
+    assert pool.free("bulk", "urgent") == 0
 
 
 def test_a_reserved_slot_is_asked_for_by_its_own_queue_only() -> None:

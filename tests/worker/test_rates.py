@@ -22,7 +22,7 @@ def at(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Station]:
 def set_rate(app: Any, task: str, rate: str) -> None:
     """Change a task's rate limit in the worker."""
     ask = {"reply": True, "timeout": 2, "limit": 1}  # it is ready before it listens
-    (reply,) = eventually(lambda: app.control.rate_limit(task, rate, **ask), 20)
+    (reply,) = eventually(lambda: app.control.rate_limit(task, rate, **ask))
     assert all("ok" in answer for answer in reply.values()), reply
 
 

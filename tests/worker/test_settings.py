@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -228,11 +230,13 @@ def test_weights_and_limits_change_while_a_worker_is_busy(valkey: Server) -> Non
 @pytest.mark.parametrize("at", POOLS, indirect=True, ids=str)
 def test_a_worker_that_connects_again_is_one_consumer_and_goes_by_what_was_set(at: Station) -> None:
     eventually(lambda: at.broker.client.zcard("celeriac:consumers:fast") == 1)
+    os.kill(at.worker.pid, signal.SIGSTOP)  # so that it connects again after that was set
     at.broker.client.client_kill_filter(_type="normal", skipme=True)
     set_queue(at.app, "fast", paused=True)
-    at.worker.wait_log("queue 'fast': paused is now true")
     at.send_many("mark", 3, queue="fast")
     at.send_many("mark", 3, queue="low")
+    os.kill(at.worker.pid, signal.SIGCONT)
+    at.worker.wait_log("queue 'fast': paused is now true")
     at.wait_until_ran(3)
     throughout(lambda: starts(at) == 3, 1.0)
     reset_queue(at.app, "fast")
