@@ -21,9 +21,20 @@ from tests.support.servers import Server, redis_binary, valkey_binary
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")
 
-#: What takes longest, first: a file that begins last should not be what everybody waits for.
-LONGEST = {"test_settings.py", "test_life.py", "test_demo.py", "test_books_balance.py"}
-LONGEST |= {"test_unstored.py", "test_urls.py", "test_batch_life.py", "test_conservation.py"}
+#: What takes longest, first: a file that begins last should not be what everybody waits for. The
+#: life-like load has to be worked off in time, so what computes most comes after those that wait.
+LONGEST = (
+    "cluster/test_life.py",
+    "worker/test_settings.py",
+    "worker/test_unstored.py",
+    "worker/test_urls.py",
+    "worker/test_batch_life.py",
+    "worker/test_leases.py",
+    "worker/test_gate.py",
+    "tasks/test_demo.py",
+    "redis/test_books_balance.py",
+    "redis/test_conservation.py",
+)
 #: These mostly wait; the others compute. All the way there is some of both, so no core is idle.
 WAITING = ("cluster", "tasks", "worker", "cli")
 
@@ -31,17 +42,16 @@ WAITING = ("cluster", "tasks", "worker", "cli")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, then those that wait among those that compute, evenly."""
     root = Path(__file__).parent
-    files: dict[Path, list[pytest.Item]] = {}
+    files: dict[str, list[pytest.Item]] = {}
     for item in items:
-        files.setdefault(item.path, []).append(item)
-    first = [path for path in files if path.name in LONGEST]
-    kinds: tuple[list[Path], list[Path]] = ([], [])
-    for path in files:
-        if path not in first:
-            kinds[path.relative_to(root).parts[0] in WAITING].append(path)
-    places = {path: n / len(kind) for kind in kinds for n, path in enumerate(kind)}
-    order = [*first, *sorted(places, key=places.__getitem__)]
-    items[:] = [item for path in order for item in files[path]]
+        files.setdefault(item.path.relative_to(root).as_posix(), []).append(item)
+    kinds: tuple[list[str], list[str]] = ([], [])
+    for name in files:
+        if name not in LONGEST:
+            kinds[name.partition("/")[0] in WAITING].append(name)
+    places = {name: n / len(kind) for kind in kinds for n, name in enumerate(kind)}
+    order = [*filter(files.__contains__, LONGEST), *sorted(places, key=places.__getitem__)]
+    items[:] = [item for name in order for item in files[name]]
 
 
 @pytest.fixture(scope="session", autouse=True)
