@@ -6,15 +6,19 @@
     ├── InvalidOutcome     an outcome's method was given what it cannot use        (TypeError)
     ├── OutcomeTwice       an item was given a second outcome
     ├── ResultCountError   as many results as items were expected
-    ├── ResultTypeError    the function returned something that is not a sequence  (TypeError)
+    ├── ResultIdsError     the function returned results by id, and not for each item
+    ├── ResultTypeError    the function returned something without results         (TypeError)
     └── NotSettled         the outcomes could not be stored; the items come back
 
-`InvalidItem` is one item's own failure. `OutcomeTwice`, `ResultCountError` and `ResultTypeError`
-are errors of the whole batch: nobody can say which item they belong to, so every item of the call
-fails or retries with them. All of them survive pickle and the JSON of a result backend.
+`InvalidItem` and `OutcomeTwice` are one item's own failure. `ResultCountError`, `ResultIdsError`
+and `ResultTypeError` are errors of the whole batch: nobody can say which item they belong to, so
+every item of the call that had no outcome before fails or retries with them. All of them survive
+pickle and the JSON of a result backend.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class BatchError(Exception):
@@ -81,15 +85,38 @@ class ResultCountError(BatchError):
         return f"expected one result for each of {self.expected} items, got {self.got}"
 
 
+class ResultIdsError(BatchError):
+    """The function returned results by id, and not for each item. Use `item.id` of all of them."""
+
+    def __init__(self, expected: int, missing: Sequence[str], unknown: Sequence[str]) -> None:
+        super().__init__(expected, list(missing), list(unknown))
+        self.expected = expected
+        self.missing = list(missing)
+        self.unknown = list(unknown)
+
+    def __str__(self) -> str:
+        problems = []
+        if self.missing:
+            problems.append(f"{len(self.missing)} have none, such as {self.missing[0]!r}")
+        if self.unknown:
+            problems.append(f"{len(self.unknown)} are no item's id, such as {self.unknown[0]!r}")
+        return f"expected a result for the id of each of {self.expected} items: " + "; ".join(
+            problems
+        )
+
+
 class ResultTypeError(BatchError, TypeError):
-    """The function returned something that is not a sequence. Return a list, a tuple, or None."""
+    """The function returned what has no results. Return a list, a mapping by item.id, or None."""
 
     def __init__(self, got: str) -> None:
         super().__init__(got)
         self.got = got
 
     def __str__(self) -> str:
-        return f"expected a list or tuple with one result per item, or None, got {self.got}"
+        return (
+            "expected one result per item, as a list, a tuple or a mapping by item.id, or None, "
+            f"got {self.got}"
+        )
 
 
 class NotSettled(BatchError):

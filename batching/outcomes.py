@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -21,6 +22,14 @@ class Failed:
 
     error: Exception
     # Kept apart, because an error that many items share grows with each raise.
+    traceback: TracebackType | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """The item's call has failed without naming any: further calls tell whose fault that was."""
+
+    error: Exception
     traceback: TracebackType | None = field(default=None, repr=False, compare=False)
 
 
@@ -54,11 +63,23 @@ class Repeated:
     """The item already succeeded in an earlier delivery: it is not run again, only settled."""
 
 
-Outcome: TypeAlias = Done | Failed | Retried | Dead | Replaced | Repeated
+Outcome: TypeAlias = Done | Failed | Suspected | Retried | Dead | Replaced | Repeated
 
 
 DONE = Done()
 
 
+class Blame(StrEnum):
+    """Who has failed when a call fails without naming anybody."""
+
+    EACH = "each"  #: every item that has no outcome
+    ALONE = "alone"  #: an item that was called alone; several are suspected
+    NOBODY = "nobody"  #: whoever was called is suspected
+
+
 #: In an item's request: its outcome, until it is replayed.
 OUTCOME = "_batching_outcome"
+
+#: There, too: the countdowns of the retries of its batch, by what they are for. Items that share an
+#: error share its jitter, so that they meet again.
+COUNTDOWNS = "_batching_countdowns"

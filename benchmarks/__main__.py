@@ -13,7 +13,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batch, bound, crash, drain, enqueue, gate, queue_size, scale, stages, trickle
+from benchmarks import (
+    batch,
+    bound,
+    crash,
+    drain,
+    enqueue,
+    exchange,
+    gate,
+    ingest,
+    queue_size,
+    scale,
+    stages,
+    trickle,
+)
 from benchmarks.life import command as life
 from benchmarks.machine import is_busy, machine, versions
 from benchmarks.priority import study as priority
@@ -32,12 +45,14 @@ SCENARIOS: dict[str, Scenario | Study | Grid] = {
         queue_size.STUDY,
         crash.STUDY,
         bound.STUDY,
+        exchange.STUDY,
         priority.GRID,
         scale.GRID,
         stages.GRID,
         life.STUDY,
         trickle.STUDY,
         gate.STUDY,
+        ingest.GRID,
     )
 }
 ALL = "all"

@@ -167,9 +167,6 @@ def run(_: Server, size: int) -> dict[str, dict[str, Any]]:
             broker=broker.url,
             backend=broker.url,
             directory=directory,
-            store=False,
-            prefetch=1,
-            batch_size=1,
         )
         trouble = Trouble(settings, broker)
         try:

@@ -201,9 +201,6 @@ def fleet(server: Server, plan: Plan, *, app: Side = "queued") -> Iterator[Fleet
             broker=server.broker_url,
             backend=server.backend_url,
             directory=Path(name),
-            store=False,
-            prefetch=1,
-            batch_size=1,
         )
         plan.write(settings.directory)
         made = Fleet(settings=settings, app=app)

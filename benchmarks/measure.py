@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +101,10 @@ class Drain:
             raise BenchmarkError(f"expected {expected} stored results, got {server.results()}")
 
 
-def add_consumer(broker_url: str, queue: str) -> None:
-    """Tell all workers to consume from one more queue."""
+def add_consumer(broker_url: str, queue: str, *, workers: Sequence[str] | None = None) -> None:
+    """Tell workers, by their names, or all of them, to consume from one more queue."""
     with Celery("bench-control", broker=broker_url, set_as_current=False) as app:
-        app.control.add_consumer(queue, reply=False)
+        app.control.add_consumer(queue, destination=workers, reply=False)
 
 
 def wait_drained(

@@ -56,9 +56,6 @@ def run(server: Server, size: int) -> dict[str, dict[str, Any]]:
             broker=server.broker_url,
             backend=server.backend_url,
             directory=Path(directory),
-            store=False,
-            prefetch=1,
-            batch_size=1,
         )
         with running("sampled", Crew(pool="solo"), settings):
             for name, queue, size_bytes in cells():

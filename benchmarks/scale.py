@@ -3,7 +3,9 @@
 One to eight workers of one process each. First they rest, then single messages wake them, then they
 are busy with tasks that sleep, so that no core is the limit, and at last they drain no-op tasks.
 Figures of the rest are for a worker and second, all others for a message; ``_to_one`` divides by
-what they are with one worker.
+what they are with one worker. Processes on the same cores cost each other something whatever they
+do, so each count is measured apart as well: every worker with queues that only it consumes.
+``_to_apart`` divides by that, and tells what it costs to share a queue.
 
 A worker that joins is to have work within a second, also when the others could hold all there is.
 Of those that leave every message must have run once, else the run fails.
@@ -12,6 +14,7 @@ Of those that leave every message must have run once, else the run fails.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +26,7 @@ from benchmarks.apps.runs import Run
 from benchmarks.apps.settings import WARM_QUEUE
 from benchmarks.crash import problems
 from benchmarks.fleet import Fleet, fleet
-from benchmarks.load import Meter
+from benchmarks.load import Cost, Meter
 from benchmarks.measure import add_consumer, wait_for
 from benchmarks.runner import Cell, Grid, ratio
 from benchmarks.server import Server
@@ -32,11 +35,20 @@ from benchmarks.workers import BenchmarkError, Crew, children_of
 ONE = Crew(pool="prefork", concurrency=1)
 COUNTS = (1, 2, 4, 8)
 
-#: ``WORK`` is consumed from the start, ``DRAIN`` when it has been filled.
-WORK, DRAIN = "work", "drain"
-PLAN = Plan(side="ours", queues={WORK: {}, DRAIN: {"prefetch": 200}, WARM_QUEUE: {}})
+#: ``WORK`` is consumed from the start, the others when they have been filled.
+WORK, SLEEP, DRAIN = "work", "sleep", "drain"
+PLAN = Plan(
+    side="ours",
+    queues={WARM_QUEUE: {}}
+    | {
+        f"{queue}{number}": {"prefetch": 200} if queue == DRAIN else {}
+        for queue in (WORK, SLEEP, DRAIN)
+        for number in ("", *range(max(COUNTS)))
+    },
+)
 
-REST_SECONDS = 5.0
+#: Twice as long as from one look of a worker at all queues to the next (`maintenance.presence`).
+REST_SECONDS = 12.0
 PUSHES, PUSHES_PER_SECOND = 80, 20.0
 SLEEP_SECONDS, SLEEPS = 0.02, 200
 
@@ -52,32 +64,41 @@ COMPARED = ("rest_cpu_ms", "rest_commands", "push_cpu_ms", "sleep_cpu_ms", "noop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """So many workers, at rest and at work."""
+    """So many workers, at rest and at work.
+
+    Arguments:
+        count: how many.
+        apart: whether each has queues that no other consumes.
+    """
 
     count: int
+    apart: bool = False
 
     @property
     def name(self) -> str:
         """Return its name in the report."""
-        return f"workers_{self.count}"
+        return f"{'apart' if self.apart else 'workers'}_{self.count}"
+
+    def _queues(self, queue: str) -> list[str]:
+        """Return the queue of each worker, in the place of one that all of them share."""
+        return [f"{queue}{number}" if self.apart else queue for number in range(self.count)]
 
     def measure(self, server: Server, size: int) -> dict[str, Any]:
         """Rest, wake, sleep, and drain ``size`` no-op tasks."""
         with fleet(server, PLAN) as workers, redis.Redis.from_url(server.broker_url) as client:
-            start(workers, self.count)
+            start(workers, work := self._queues(WORK))
             meter = Meter(workers=workers.workers, client=client)
             # Every process has run something, and then nothing for a while.
-            workers.call(WORK, 20 * self.count, per_second=200)
+            for queue in work:
+                workers.call(queue, 20, per_second=200)
             time.sleep(1)
             rest = meter.of(lambda: time.sleep(REST_SECONDS))
             push = meter.of(
-                lambda: workers.call(WORK, PUSHES, per_second=PUSHES_PER_SECOND, warm=0)
+                lambda: workers.call(work[0], PUSHES, per_second=PUSHES_PER_SECOND, warm=0)
             ).beyond(rest)
-            count = SLEEPS * self.count
-            sleep = meter.of(lambda: self._sleep(workers, count)).beyond(rest)
-            slept = workers.runs(WORK)
-            workers.fill(DRAIN, size, seconds=0)
-            noop = meter.of(lambda: self._drain(workers, size)).beyond(rest)
+            sleep, slept = self._work_off(workers, meter, SLEEP, SLEEPS, seconds=SLEEP_SECONDS)
+            noop, _ = self._work_off(workers, meter, DRAIN, size // self.count, seconds=0)
+        sleeps = SLEEPS * self.count
         return {
             "rest_cpu_ms": round(rest.cpu_ms / rest.seconds / self.count, 2),
             "rest_commands": round(rest.all_commands / rest.seconds / self.count, 1),
@@ -85,19 +106,27 @@ class Workers:
             "push_exchanges": round(push.commands["evalsha"] / PUSHES - 1, 2),
             "push_listens": round(push.commands.get("brpop", 0) / PUSHES, 2),
             "push_cpu_ms": round(push.cpu_ms / PUSHES, 3),
-            "sleep_cpu_ms": round(sleep.cpu_ms / count, 3),
+            "sleep_cpu_ms": round(sleep.beyond(rest).cpu_ms / sleeps, 3),
             "sleep_used_percent": round(100 * used(slept, slots=self.count), 1),
-            "noop_cpu_ms": round(noop.cpu_ms / size, 3),
+            "noop_cpu_ms": round(noop.beyond(rest).cpu_ms / size, 3),
         }
 
-    def _sleep(self, workers: Fleet, count: int) -> None:
-        workers.forget(WORK)
-        workers.fill(WORK, count, seconds=SLEEP_SECONDS)
-        workers.wait_runs(WORK, count)
+    def _work_off(
+        self, workers: Fleet, meter: Meter, queue: str, each: int, *, seconds: float
+    ) -> tuple[Cost, list[Run]]:
+        """Let every worker consume a backlog of so many messages for each of them."""
+        queues = self._queues(queue)
+        for name, times in Counter(queues).items():
+            workers.fill(name, each * times, seconds=seconds)
 
-    def _drain(self, workers: Fleet, count: int) -> None:
-        add_consumer(workers.settings.broker, DRAIN)
-        workers.wait_runs(DRAIN, count)
+        def consume() -> None:
+            for number, name in enumerate(queues):
+                add_consumer(workers.settings.broker, name, workers=[f"scale{number}@bench"])
+            for name, times in Counter(queues).items():
+                workers.wait_runs(name, each * times)
+
+        cost = meter.of(consume)
+        return cost, [run for name in set(queues) for run in workers.runs(name)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +151,7 @@ class Joining:
     def _join(self, server: Server) -> float | None:
         """Return the milliseconds from its readiness to its first start; None when none came."""
         with fleet(server, PLAN) as workers:
-            start(workers, 2)
+            start(workers, [WORK] * 2)
             workers.fill(WORK, self.tasks, seconds=JOINED_SECONDS)
             workers.start("joined", ONE, WORK)
             workers.wait_ready()
@@ -147,7 +176,7 @@ class Leaving:
         """Let workers leave; a message that did not run once fails the run."""
         took = []
         with fleet(server, PLAN) as workers:
-            start(workers, LEAVING_WORKERS)
+            start(workers, [WORK] * LEAVING_WORKERS)
             workers.fill(WORK, LEAVING_TASKS, seconds=LEAVING_SECONDS)
             for number in range(LEAVES):
                 worker = workers.workers[f"scale{number}"]
@@ -172,10 +201,10 @@ class Leaving:
         }
 
 
-def start(workers: Fleet, count: int) -> None:
-    """Start so many workers of one process each."""
-    for number in range(count):
-        workers.start(f"scale{number}", ONE, WARM_QUEUE, WORK)
+def start(workers: Fleet, queues: Sequence[str]) -> None:
+    """Start a worker of one process for each of these queues."""
+    for number, queue in enumerate(queues):
+        workers.start(f"scale{number}", ONE, WARM_QUEUE, queue)
     workers.wait_ready()
 
 
@@ -191,20 +220,23 @@ def used(runs: Sequence[Run], *, slots: int) -> float:
 
 
 def compare(cases: Mapping[str, dict[str, Any]]) -> None:
-    """Add what a worker or a message costs, divided by what it does with one worker."""
-    one = cases.get("workers_1", {})
+    """Add what a worker or a message costs, divided by what it does with one worker, and apart."""
     for name, case in cases.items():
-        if name.startswith("workers_"):
-            found = {
-                f"{figure}_to_one": ratio(case[figure], one.get(figure)) for figure in COMPARED
-            }
-            case.update(found)
+        kind, _, count = name.partition("_")
+        beside = {"to_one": f"{kind}_1", "to_apart": f"apart_{count}"}
+        if kind not in ("workers", "apart"):
+            continue
+        for suffix, other in beside.items():
+            if name != other:
+                found = cases.get(other, {})
+                case.update({f"{f}_{suffix}": ratio(case[f], found.get(f)) for f in COMPARED})
 
 
 def cells() -> Iterator[Cell]:
     """Yield every cell."""
     for count in COUNTS:
         yield Workers(count=count)
+        yield Workers(count=count, apart=True)
     yield Joining(name="joining_backlog", tasks=JOINED_BACKLOG)
     yield Joining(name="joining_held", tasks=JOINED_HELD)
     yield Leaving()

@@ -1,9 +1,14 @@
 """``trickle``: how full batches are, and how long items wait, while items come one by one.
 
 The other scenarios begin with a backlog, which fills batches whatever the worker does. Here items
-arrive steadily at busy slots, first at a third of what a worker can do at most (prefork -c2: 100
-items a second, 100 a batch, calls of 0.3 s), then in bursts, then steadily again, and at last at 80
-% of it. A burst on a fresh worker shows what the worker had to lose.
+arrive steadily at busy slots, first at a seventh of what a worker can do at most (prefork -c2: 100
+items a second, 100 a batch, calls of 0.3 s), then in bursts, then steadily again, and at last at
+50, 80 and 95 % of it. A burst on a fresh worker shows what the worker had to lose; `calls_to_full`
+is how many call times after a burst all slots run full batches. `keys`: a thousand keys, items of
+which come in turn.
+
+The same load on celery-batches is beside it (`elsewhere`), in an environment of its own, which is
+made from the package index for the time of the run; without one that is left out, and said.
 
 It asserts nothing about time. Every item must have run once, else the run fails.
 """
@@ -13,12 +18,13 @@ from __future__ import annotations
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from benchmarks.apps.settings import Settings
 from benchmarks.measure import wait_for
@@ -26,18 +32,23 @@ from benchmarks.queue_size import quantile
 from benchmarks.runner import Study
 from benchmarks.server import Server
 from benchmarks.workers import (
+    QUIET,
     BenchmarkError,
     Crew,
     Pool,
+    environment,
+    environment_with,
     logs,
+    run_json,
     run_module,
     start,
     stop,
     wait_ready,
 )
+from tasks.child import Child
 
 # As in `benchmarks.apps.trickled`, which is imported in the workers' processes only.
-QUEUE = "trickle"
+QUEUE, KEYED_QUEUE = "trickle", "keys"
 MAX_SIZE = 100
 CALL_SECONDS = 0.3
 CALL = struct.Struct("=qqi")
@@ -45,8 +56,17 @@ CALL = struct.Struct("=qqi")
 STEADY_RATE = 100
 STEADY_SECONDS = 5
 LOADED_SECONDS = 8
+LOADS_PERCENT = (50, 80, 95)
+KEYED_ITEMS = 4_000
 BURSTS = 2
 DRAIN_SECONDS = 60.0
+
+#: The other library, which does not run on the Celery that we need.
+PACKAGES = ("celery-batches", "celery[redis]<5.7")
+ELSEWHERE = Path(__file__).parent / "apps" / "elsewhere.py"
+ELSEWHERE_POOLS: tuple[Pool, ...] = ("prefork", "threads")
+
+MakeWorker: TypeAlias = "Callable[[Server, Crew], AbstractContextManager[Load]]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,26 +80,43 @@ class Call:
 
 def run(server: Server, size: int) -> dict[str, dict[str, Any]]:
     """Send each pool's worker its trickle, and bursts of ``size`` items."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, cases: Mapping[str, dict[str, Any]]) -> None:
+        for case, figures in cases.items():
+            found[f"{name}_{case}"] = figures
+            print(f"trickle: {name} {case}: {figures}", file=sys.stderr, flush=True)
+
     for pool in get_args(Pool):
-        for name, case in _pool(server, Crew(pool=pool), size).items():
-            found[f"{pool}_{name}"] = case
-            print(f"trickle: {pool} {name}: {case}", file=sys.stderr, flush=True)
+        add(pool, _pool(server, Crew(pool=pool), size, _worker))
+    with tempfile.TemporaryDirectory(prefix="celery-batches-") as folder:
+        try:
+            python = environment_with(Path(folder), PACKAGES)
+        except BenchmarkError as error:
+            print(f"trickle: without celery-batches: {error}", file=sys.stderr, flush=True)
+            return found
+        for pool in ELSEWHERE_POOLS:
+            case = _pool(server, Crew(pool=pool), size, partial(_elsewhere, python))
+            add(f"elsewhere_{pool}", case)
     return found
 
 
-def _pool(server: Server, crew: Crew, size: int) -> dict[str, dict[str, Any]]:
-    with _worker(server, crew) as load:
-        fresh = _items_per_second(load.burst(size))
+def _pool(server: Server, crew: Crew, size: int, worker: MakeWorker) -> dict[str, dict[str, Any]]:
     slots = 1 if crew.pool == "solo" else crew.concurrency
+    with worker(server, crew) as load:
+        fresh = _items_per_second(load.burst(size))
     capacity = slots * MAX_SIZE / CALL_SECONDS
-    with _worker(server, crew) as load:
+    with worker(server, crew) as load:
         cases = {"steady": _waits(load.trickle(STEADY_RATE, STEADY_SECONDS))}
         for number in range(1, BURSTS + 1):
             calls = load.burst(size)
             cases[f"steady_after_{number}"] = _waits(load.trickle(STEADY_RATE, STEADY_SECONDS))
-            cases[f"burst_{number}"] = _burst(calls, fresh)
-        cases["at_80_percent"] = _waits(load.trickle(0.8 * capacity, LOADED_SECONDS))
+            cases[f"burst_{number}"] = _burst(calls, fresh, slots)
+        for percent in LOADS_PERCENT:
+            calls = load.trickle(capacity * percent / 100, LOADED_SECONDS)
+            cases[f"at_{percent}_percent"] = _waits(calls)
+        if load.has_keys:
+            cases["keys"] = _batches(load.keys(KEYED_ITEMS))
     return dict(sorted(cases.items(), key=lambda case: "fresh_items_s" in case[1]))
 
 
@@ -88,6 +125,8 @@ class Load:
     """Publishes to one worker, and reads what it noted."""
 
     settings: Settings
+    publish: Callable[..., dict[str, Any]]
+    has_keys: bool
     seen: int = 0
 
     def trickle(self, rate: float, seconds: int) -> list[Call]:
@@ -98,8 +137,12 @@ class Load:
         """Send items at once; return the calls that they ran in."""
         return self._send("burst", str(count))
 
+    def keys(self, count: int) -> list[Call]:
+        """Send items of many keys at once; return the calls that they ran in."""
+        return self._send("keys", str(count))
+
     def _send(self, *arguments: str) -> list[Call]:
-        sent = int(run_module("benchmarks.apps.trickled", self.settings, *arguments)["count"])
+        sent = int(self.publish(*arguments)["count"])
         expected = self.seen + sent
 
         def is_over() -> bool:
@@ -141,24 +184,48 @@ def read_calls(data: bytes) -> Iterator[Call]:
 @contextmanager
 def _worker(server: Server, crew: Crew) -> Iterator[Load]:
     """Run one worker with nothing to do yet."""
+    with _settings(server) as settings:
+        queues = f"{QUEUE},{KEYED_QUEUE}"
+        workers = [start("trickled", "trickle@bench", crew, settings, queue=queues)]
+        publish = partial(run_module, "benchmarks.apps.trickled", settings)
+        with _running(workers, Load(settings=settings, publish=publish, has_keys=True)) as load:
+            yield load
+
+
+@contextmanager
+def _elsewhere(python: Path, server: Server, crew: Crew) -> Iterator[Load]:
+    """Run one worker of celery-batches."""
+    with _settings(server) as settings:
+        variables = environment(settings) | {"PYTHONPATH": str(ELSEWHERE.parent)}
+        command = [str(python), "-m", "celery", "-A", f"{ELSEWHERE.stem}:app", "worker"]
+        command += ["-n", "elsewhere@bench", *crew.options(), *QUIET]
+        log = settings.directory / "elsewhere.log"
+        workers = [Child(command, log=log, cwd=ELSEWHERE.parent, env=variables).start()]
+        publish = partial(run_json, [str(python), str(ELSEWHERE)], variables)
+        with _running(workers, Load(settings=settings, publish=publish, has_keys=False)) as load:
+            yield load
+
+
+@contextmanager
+def _running(workers: list[Child], load: Load) -> Iterator[Load]:
+    try:
+        wait_ready(workers, load.settings.directory)
+        load.burst(1)
+        yield load
+    finally:
+        stop(workers)
+
+
+@contextmanager
+def _settings(server: Server) -> Iterator[Settings]:
     server.flush()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         settings = Settings(
             broker=server.broker_url,
             backend=server.backend_url,
             directory=Path(name),
-            store=False,
-            prefetch=1,
-            batch_size=1,
         )
-        workers = [start("trickled", "trickle@bench", crew, settings, queue=QUEUE)]
-        try:
-            wait_ready(workers, settings.directory)
-            load = Load(settings=settings)
-            load.burst(1)
-            yield load
-        finally:
-            stop(workers)
+        yield settings
 
 
 def _waits(calls: list[Call]) -> dict[str, Any]:
@@ -174,10 +241,11 @@ def _waits(calls: list[Call]) -> dict[str, Any]:
     }
 
 
-def _burst(calls: list[Call], fresh: float) -> dict[str, Any]:
+def _burst(calls: list[Call], fresh: float, slots: int = 1) -> dict[str, Any]:
     rate = _items_per_second(calls)
     return {
         **_batches(calls),
+        "calls_to_full": _calls_to_full(calls, slots),
         "items_s": round(rate, 1),
         "fresh_items_s": round(fresh, 1),
         "ratio_to_fresh": round(rate / fresh, 2),
@@ -190,6 +258,15 @@ def _batches(calls: list[Call]) -> dict[str, Any]:
         "mean_batch": round(mean(len(call.waits) for call in calls), 1),
         "call_ms": round(median(call.took for call in calls) / 1e6, 1),
     }
+
+
+def _calls_to_full(calls: list[Call], slots: int) -> float | None:
+    """Return after how many call times since the burst all slots run full batches."""
+    full = [call.began for call in calls if len(call.waits) >= MAX_SIZE]
+    if len(full) < slots:
+        return None
+    sent = min(call.began - max(call.waits) for call in calls)
+    return round((full[slots - 1] - sent) / median(call.took for call in calls), 2)
 
 
 def _items_per_second(calls: list[Call]) -> float:

@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import venv
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,16 @@ from benchmarks.apps.settings import WARM_QUEUE, Settings
 from tasks.child import Child
 
 Side = Literal[
-    "ours", "stock", "sampled", "crashing", "living", "trickled", "queued", "gated", "staged"
+    "ours",
+    "stock",
+    "sampled",
+    "crashing",
+    "living",
+    "trickled",
+    "queued",
+    "gated",
+    "staged",
+    "ingested",
 ]
 Pool = Literal["prefork", "threads", "gevent", "solo"]
 
@@ -144,19 +154,50 @@ def run_module(
     module: str, settings: Settings, *arguments: str, within_seconds: float = 300.0
 ) -> dict[str, Any]:
     """Run a module in a process of its own and return the JSON of its last line."""
+    command = [sys.executable, "-m", module]
+    return run_json(command, environment(settings), *arguments, within_seconds=within_seconds)
+
+
+def run_json(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    *arguments: str,
+    within_seconds: float = 300.0,
+) -> dict[str, Any]:
+    """Run a command in this environment and return the JSON of its last line."""
+    answer: dict[str, Any] = json.loads(
+        _run([*command, *arguments], variables, within_seconds=within_seconds).splitlines()[-1]
+    )
+    return answer
+
+
+def environment_with(folder: Path, packages: Sequence[str]) -> Path:
+    """Make an environment with these packages and return its interpreter.
+
+    Raises:
+        BenchmarkError: they could not be installed.
+    """
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    _run(pip, os.environ, within_seconds=300)
+    return python
+
+
+def _run(command: Sequence[str], variables: Mapping[str, str], *, within_seconds: float) -> str:
+    words = " ".join(command[1:])
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            command,
             cwd=ROOT,
-            env=environment(settings),
+            env=variables,
             capture_output=True,
             text=True,
             timeout=within_seconds,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"{module} took more than {within_seconds:g} s") from error
+        raise BenchmarkError(f"{words} took more than {within_seconds:g} s") from error
     if done.returncode:
-        raise BenchmarkError(f"{module} {' '.join(arguments)} failed\n{done.stderr[-4000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+        raise BenchmarkError(f"{words} failed\n{done.stderr[-4000:]}")
+    return done.stdout

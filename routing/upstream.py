@@ -115,6 +115,9 @@ JSON_ENCODERS = Private(
 JSON_DECODERS = Private(
     "kombu.serialization:SerializerRegistry", "_decoders", "whether JSON is kombu's own", True
 )
+CONNECTION_INFO = Private(
+    "kombu.connection:Connection", "_info", "what a pool's connections are made from"
+)
 PREPARE = Private("kombu.messaging:Producer", "_prepare", "the body of one item of a bulk call")
 PRIORITY = Private(_CHANNEL, "_get_message_priority", "which ready list a message goes to")
 AUGMENT = Private(_CHANNEL, "_inplace_augment_message", "the properties of a published message")

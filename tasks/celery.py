@@ -25,7 +25,7 @@ PLATFORM = frozenset(
 )
 
 #: Task modules of ours with the package that they need.
-OPTIONAL = {"tasks.flights": "sqlalchemy"}
+OPTIONAL = {"tasks.flights": "sqlalchemy", "tasks.webhooks": "httpx"}
 
 
 def task_modules(settings: Settings) -> list[str]:

@@ -1,7 +1,7 @@
 """The demo's tables, on any database that SQLAlchemy knows: SQLite, PostgreSQL, MySQL.
 
-One multi-row insert a batch, keyed by the item's id: an item that is delivered again finds its row
-there and changes nothing, so "at least once" becomes exactly one row.
+Rows are keyed by their item's id: an item that is delivered again finds its row there and changes
+nothing, so "at least once" becomes exactly one row.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.schema import CreateTable
 
+from batching import Batch
+from batching.sinks.sql import SqlSink
 from tasks.settings import Settings
 
 #: SQLite lets one writer in at a time; the others wait this long for their turn.
@@ -58,9 +57,8 @@ batches = sa.Table(
 )
 
 
-@functools.cache
-def engine() -> sa.Engine:
-    """This process's connections, with the tables made; a forked child gets its own."""
+def connect() -> sa.Engine:
+    """Return connections of their own to the database, with the tables made."""
     created = sa.create_engine(Settings().database)
     if created.dialect.name == "sqlite":
         sa.event.listen(created, "connect", _tune_sqlite)
@@ -70,41 +68,25 @@ def engine() -> sa.Engine:
     return created
 
 
+@functools.cache
+def engine() -> sa.Engine:
+    """This process's connections, but for the sink's; a forked child gets its own."""
+    return connect()
+
+
 os.register_at_fork(after_in_child=engine.cache_clear)
 
 
-def insert_flights(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the rows that are not there yet, and note the batch, in one transaction."""
-    with engine().begin() as connection:
-        inserted = _insert_new(connection, rows)
-        now = time.time()
-        notes = [{"run": run, "inserted": count, "at": now} for run, count in inserted.items()]
-        if notes:
-            connection.execute(sa.insert(batches), notes)
+def flight_sink() -> SqlSink:
+    """What writes batches of flights of one run: rows that are not there yet, and a note of it."""
+    # A sender whose broker went away in the middle of an answer may send a row twice, as two items.
+    return SqlSink("flights", connect, on_conflict="skip_any", within=_note)
 
 
-def _insert_new(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """Insert, and return how many rows of each run were new."""
-    match connection.dialect.name:
-        case "mysql" | "mariadb":
-            return _insert_new_mysql(connection, rows)
-        case "postgresql":
-            insert = postgresql.insert(flights).on_conflict_do_nothing()
-            new = connection.execute(insert.returning(flights.c.run), list(rows))
-        case _:
-            lite = sqlite.insert(flights).on_conflict_do_nothing()
-            new = connection.execute(lite.returning(flights.c.run), list(rows))
-    return Counter(new.scalars())
-
-
-def _insert_new_mysql(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """MySQL returns no rows from an insert; its count is asked for run by run."""
-    inserted: Counter[str] = Counter()
-    for run in {row["run"] for row in rows}:
-        insert = mysql.insert(flights).prefix_with("IGNORE")
-        mine = [row for row in rows if row["run"] == run]
-        inserted[run] += connection.execute(insert.values(mine)).rowcount
-    return +inserted
+def _note(connection: sa.Connection, batch: Batch[Any], inserted: int) -> None:
+    if inserted:
+        note = {"run": batch[0].value.run, "inserted": inserted, "at": time.time()}
+        connection.execute(sa.insert(batches), note)
 
 
 def find_flight(item_id: str) -> sa.RowMapping | None:

@@ -10,7 +10,6 @@ import time
 from typing import Annotated, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import OperationalError
 
 from batching import Batch, BatchTask
 from tasks import database
@@ -46,22 +45,23 @@ class Status(TypedDict):
     started_at: float
 
 
+sink = database.flight_sink()
+
+
 @app.task(
     base=BatchTask,
     shared=False,  # this app's, not every app's of the process
     model=Flight,
-    max_size=500,  # 8,000 parameters a statement; SQLite takes 32,766, PostgreSQL 65,535
+    key="run",  # loads do not mix, so that each call belongs to one
+    max_size=500,
     max_wait=0.2,  # seconds; a lone row lands at once when a slot is idle
     ignore_result=True,  # the row is the result
     store_errors_even_if_ignored=True,  # and whoever asks for a refused one learns why
-    autoretry_for=(OperationalError,),  # the database is away or busy, the rows are fine
-    retry_backoff=True,
-    retry_backoff_max=60,
-    max_retries=20,  # with this backoff about a quarter of an hour
+    max_retries=20,  # while the database is away: all come again, for about a quarter of an hour
 )
 def load(batch: Batch[Flight]) -> None:
     """Insert the batch; rows that a first delivery inserted are left as they are."""
-    database.insert_flights([{"id": item.id, **item.value.model_dump()} for item in batch])
+    return sink.write(batch)
 
 
 @app.task(shared=False)

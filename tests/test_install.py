@@ -394,7 +394,7 @@ def test_a_worker_that_does_not_fit_the_table_does_not_start(make_app: AppFactor
     def batch() -> None: ...
 
     install(app, {"queues": {"a": {"reserve": 2, "prefetch": 4}}})
-    batch.max_size, batch.run_batch = 100, print
+    batch.max_size, batch.run_item = 100, print
     with pytest.raises(StartRefused) as caught:
         CheckTable(worker(app, 1)).create(worker(app, 1))
     assert str(caught.value).splitlines() == [

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from celery.worker import state
 
-from routing.inflight.held import State
+from batching.message import Parcel, pack
+from batching.pool.settle import Left
 from routing.transport.message import EngineMessage
 from routing.worker.followers import count_success, send_links
+from routing.worker.interruption import holdings_of
 from routing.worker.request import Request
 from routing.worker.stopping import STOP
+from routing.worker.traced import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,10 @@ class ItemRequest(Request):
 
     #: Where its message goes when it is acknowledged with its batch; None for one by one.
     acks: list[Any] | None = None
-    #: Why it cannot run although it could be decoded: it fails alone, in the pool.
-    invalid: str | None = None
+    #: Why it has no key, or no cost: it fails alone, in the pool.
+    unmeasured: str | None = None
+    #: What it adds to the cost of its call.
+    cost: float = 0.0
     #: Its batch, which the pool keeps while it runs.
     batch: weakref.ref[Run] | None = None
 
@@ -51,6 +56,31 @@ class ItemRequest(Request):
         """Length of its message's body."""
         return len(self.message.body or b"")
 
+    @property
+    def limits_of_call(self) -> tuple[float | None, float | None]:
+        """The hard and soft limit of its call: those of its message, or the task's."""
+        hard, soft = self.time_limits
+        return hard or self.task.time_limit, soft or self.task.soft_time_limit
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the engine has written on it more than when it was pushed."""
+        return len(getattr(self.message, "noted", None) or ()) > 1
+
+    @property
+    def rounds(self) -> int:
+        """How often its call failed when nothing succeeded, through no fault of its own."""
+        return self._noted("rounds")
+
+    @property
+    def company(self) -> int:
+        """With how many it ran when its worker ended with it; 0 for never."""
+        return self._noted("company")
+
+    def _noted(self, name: str) -> int:
+        noted = getattr(self.message, "noted", None) or {}
+        return value if isinstance(value := noted.get(name), int) else 0
+
     def is_gone(self) -> bool:
         """Whether it must not run: it was revoked or has expired, and if so has been ended now."""
         if self.expires or state.revoked or state.revoked_stamps or self._already_revoked:
@@ -59,22 +89,26 @@ class ItemRequest(Request):
 
     def start(self, pid: int, started_at: float) -> None:
         """Do what `on_accepted` does, but for the counters, which are the batch's business."""
-        self.mark(State.STARTED)
         self.worker_pid = pid
         self.time_start = started_at
         state.requests[self.id] = self
         state.active_requests.add(self)
         self.send_event("task-started")
 
-    def end(self, ended: Any) -> None:
+    def wait_again(self) -> None:
+        """Wait for another call: its call has failed, and it has not ended."""
+        state.active_requests.discard(self)
+        self.time_start = self.worker_pid = None  # type: ignore[assignment]
+
+    def end(self, ended: Answer | Left) -> None:
         """End it the way its run in the pool ended, also when that was cancelled too late."""
         self._already_cancelled = False
-        if ended.unstored:
+        if isinstance(ended, Left):
             self.requeue()
-        elif ended.outcome[0]:
-            self.on_success(ended.outcome)
+        elif ended[0]:
+            self.on_success(ended)
         else:
-            self._succeed(ended.outcome[1], ended.outcome[2])
+            self._succeed(ended[1], ended[2])
 
     def _succeed(self, result: str, runtime: float | None) -> None:
         """Do what `on_success` does, without the costly note of ids that only tracers read."""
@@ -142,6 +176,34 @@ class ItemRequest(Request):
 def wants_task_events(eventer: Any) -> bool:
     """Whether a worker sends task events now (`-E`, or `celery control enable_events`)."""
     return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+
+
+def packed(requests: Sequence[ItemRequest], outcomes: Mapping[ItemRequest, bytes]) -> list[Parcel]:
+    """Return the parcels of a batch.
+
+    Arguments:
+        requests: its items, of one connection.
+        outcomes: what of these has an outcome already, pickled.
+    """
+    if (holdings := holdings_of(requests[0].message)) is None:
+        return [pack(request, outcomes.get(request)) for request in requests]
+    now_ms = holdings.clock.now_ms()
+    parcels = []
+    for request in requests:
+        held, age = holdings.get(request.message.delivery_tag), None
+        if held is not None and held.at_ms:
+            age = max(0.0, (now_ms - held.at_ms) / 1000)
+        parcels.append(pack(request, outcomes.get(request), age))
+    return parcels
+
+
+def end_each(requests: Sequence[ItemRequest], end: Callable[[ItemRequest], None]) -> None:
+    """End these; what one of the endings raises is not the neighbours' business."""
+    for request in requests:
+        try:
+            end(request)
+        except Exception:
+            logger.exception("Item %s could not be updated", request)
 
 
 @contextmanager

@@ -9,7 +9,11 @@ without a line of them here.
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import states
@@ -18,7 +22,8 @@ from celery.exceptions import BackendStoreError
 from kombu.exceptions import OperationalError
 
 from batching.batch import Item
-from batching.outcomes import OUTCOME
+from batching.outcomes import COUNTDOWNS, OUTCOME
+from batching.pool.entry import replaying
 from routing.redis.faults import is_final
 from routing.worker.exits import Exits
 from routing.worker.failure import failure, forget_frames
@@ -27,13 +32,47 @@ from routing.worker.traced import Answer, end_escaped, raise_exit
 logger = logging.getLogger(__name__)
 
 
-class Ended(NamedTuple):
-    """How one item ended, for its request in the parent."""
+#: The errors that were logged while a batch is settled, with their tracebacks; None at other times.
+_logged: ContextVar[set[int] | None] = ContextVar("batching_logged", default=None)
 
-    # What the pool returns for a plain task.
-    outcome: Answer
-    # Its outcome could not be stored: its message is requeued.
-    unstored: bool = False
+
+class _OneBatch(logging.Filter):
+    """Has a batch's items logged as parts of one: what went well at DEBUG, each traceback once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line of Celery's tracer is logged."""
+        if (logged := _logged.get()) is None:
+            return True
+        if record.msg == trace.LOG_SUCCESS:
+            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+            return bool(trace.logger.isEnabledFor(logging.DEBUG))
+        if record.exc_info:
+            if (error := id(record.exc_info[1])) in logged:
+                record.exc_info = None
+            logged.add(error)
+        return True
+
+
+trace.logger.addFilter(_OneBatch())
+
+
+@contextmanager
+def logged_as_one() -> Iterator[None]:
+    """Log what is settled within as the items of one batch."""
+    token = _logged.set(set())
+    try:
+        yield
+    finally:
+        _logged.reset(token)
+
+
+class Left(Enum):
+    """Why an item has not ended: what is answered for it in the place of what a plain task's is."""
+
+    #: Its outcome could not be stored: its message is requeued.
+    UNSTORED = "unstored"
+    #: Its call failed, and nobody knows yet whose fault that was.
+    SUSPECTED = "suspected"
 
 
 class Clock:
@@ -65,19 +104,21 @@ class Settling:
         self._task = task
         self._exits = exits
         self._clock = Clock(share_seconds)
+        self._countdowns: dict[tuple[int, int], float] = {}
         # By module attribute: monitoring tools replace it.
         self._trace = trace.build_tracer(
             task.name,
-            task,
+            replaying(task),
             task.app.loader,
             hostname,
             app=task.app,
             monotonic=self._clock.time,
         )
 
-    def settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
+    def settle(self, item: Item[Any], request: dict[str, Any]) -> Answer | Left:
         """End one item."""
         request[OUTCOME] = item.outcome
+        request[COUNTDOWNS] = self._countdowns
         self._clock.restart()
         try:
             return self._settle(item, request)
@@ -85,7 +126,7 @@ class Settling:
             # An outcome's error holds the frame of the batch function, and so every item.
             item.forget()
 
-    def _settle(self, item: Item[Any], request: dict[str, Any]) -> Ended:
+    def _settle(self, item: Item[Any], request: dict[str, Any]) -> Answer | Left:
         try:
             result, info, runtime, text = self._trace(item.id, item.args, item.kwargs, request)
         except (BackendStoreError, OperationalError) as error:
@@ -94,15 +135,15 @@ class Settling:
                     self._task.backend.store_result(item.id, error, states.FAILURE)
                 return unstorable(error)
             logger.exception("The outcome of item %s could not be stored", item.id)
-            return Ended((1, None, None), unstored=True)
+            return Left.UNSTORED
         except BaseException as error:
             if self._exits.has(error):
                 raise_exit(error)
-            return Ended(end_escaped(self._task.name, request, error, self._exits))
+            return end_escaped(self._task.name, request, error, self._exits)
         if not info:
-            return Ended((0, text, runtime))
+            return 0, text, runtime
         forget_frames(info.retval)
-        return Ended((1, failure(result), runtime))
+        return 1, failure(result), runtime
 
 
 def ignores_result(task: Any, request: dict[str, Any]) -> bool:
@@ -111,9 +152,9 @@ def ignores_result(task: Any, request: dict[str, Any]) -> bool:
     return bool(task.ignore_result if ignored is None else ignored)
 
 
-def unstorable(error: Exception) -> Ended:
+def unstorable(error: Exception) -> Answer:
     """Return how an item ends whose outcome can never be stored: as a plain task, by that error."""
     try:
         raise error
     except Exception:
-        return Ended((1, failure(ExceptionInfo(internal=True)), None))
+        return 1, failure(ExceptionInfo(internal=True)), None

@@ -17,6 +17,10 @@ from celery.signals import worker_ready
 WARM_QUEUE = "warm"
 BENCH_QUEUE = "bench"
 
+#: Tasks whose calls take as long as a call of a database, one by one and as batches.
+SINK, SINK_LOAD = "bench.sink", "bench.sink_load"
+SINK_SECONDS = 0.005
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -25,9 +29,9 @@ class Settings:
     broker: str
     backend: str
     directory: Path
-    store: bool
-    prefetch: int
-    batch_size: int
+    store: bool = False
+    prefetch: int = 1
+    batch_size: int = 1
 
     @classmethod
     def from_environment(cls) -> Settings:

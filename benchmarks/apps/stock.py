@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 from kombu.entity import Queue
 
 from benchmarks.apps.counters import Counter
-from benchmarks.apps.settings import BENCH_QUEUE, WARM_QUEUE, Settings, create_app
+from benchmarks.apps.settings import (
+    BENCH_QUEUE,
+    SINK,
+    SINK_SECONDS,
+    WARM_QUEUE,
+    Settings,
+    create_app,
+)
 
 settings = Settings.from_environment()
 counter = Counter(settings.directory)
@@ -22,4 +31,11 @@ app.conf.update(
 @app.task(name="bench.noop")
 def noop(value: int) -> None:
     """Do nothing but count the call."""
+    counter.add(1)
+
+
+@app.task(name=SINK)
+def sink(value: int) -> None:
+    """Take as long as a call of a database does."""
+    time.sleep(SINK_SECONDS)
     counter.add(1)

@@ -4,7 +4,8 @@ A call takes the same time however many items it has, as a call of a remote serv
 worker gets done depends on how full its batches are.
 
 ``python -m benchmarks.apps.trickled RATE SECONDS`` publishes so many items a second for so long,
-``... burst COUNT`` publishes so many at once; both print ``{"count": n, "began": t}``.
+``... burst COUNT`` publishes so many at once, ``... keys COUNT`` items of a thousand keys in turn.
+All print ``{"count": n}``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from batching import Batch, BatchTask
 from benchmarks.apps.settings import Settings, create_app
@@ -22,8 +25,13 @@ from routing import install
 QUEUE = "trickle"
 
 MAX_SIZE = 100
-MAX_WAIT_SECONDS = 0.05
+MAX_WAIT_SECONDS = 0.03
 CALL_SECONDS = 0.3
+
+#: Items of many keys come in turn, and calls of one key are short.
+KEYED_QUEUE = "keys"
+KEYS = 1_000
+KEYED_CALL_SECONDS = 0.02
 
 #: The publisher sends what is due that often.
 TICK_SECONDS = 0.005
@@ -34,7 +42,13 @@ CALL = struct.Struct("=qqi")
 settings = Settings.from_environment()
 app = create_app("trickled", settings)
 # With its defaults: a queue of batches holds what they need.
-install(app, {"queues": {QUEUE: {}}})
+install(
+    app,
+    {
+        "queues": {QUEUE: {}, KEYED_QUEUE: {"prefetch": 5 * KEYS}},
+        "routes": {"bench.gather_keyed": KEYED_QUEUE},
+    },
+)
 
 
 @app.task(
@@ -46,9 +60,26 @@ install(app, {"queues": {QUEUE: {}}})
 )
 def gather(batch: Batch[int]) -> None:
     """Take as long as any call, and note it."""
+    _note(batch.values, CALL_SECONDS)
+
+
+@app.task(
+    name="bench.gather_keyed",
+    base=BatchTask,
+    max_size=MAX_SIZE,
+    max_wait=MAX_WAIT_SECONDS,
+    key=lambda sent, key: key,
+    ignore_result=True,
+)
+def gather_keyed(batch: Batch[tuple[Any, Any]]) -> None:
+    """Take as long as any call of one key, and note it."""
+    _note([item.args[0] for item in batch], KEYED_CALL_SECONDS)
+
+
+def _note(sent: Sequence[int], seconds: float) -> None:
     began = time.monotonic_ns()
-    waits = [began - item.value for item in batch]
-    time.sleep(CALL_SECONDS)
+    waits = [began - at for at in sent]
+    time.sleep(seconds)
     took = time.monotonic_ns() - began
     text = CALL.pack(began, took, len(waits)) + struct.pack(f"={len(waits)}q", *waits)
     # One write for a call: threads share the file.
@@ -56,7 +87,7 @@ def gather(batch: Batch[int]) -> None:
         file.write(text)
 
 
-def trickle(rate: float, seconds: float) -> dict[str, float]:
+def trickle(rate: float, seconds: float) -> int:
     """Publish steadily, whatever becomes of it."""
     began = time.monotonic()
     sent, total = 0, int(rate * seconds)
@@ -66,18 +97,24 @@ def trickle(rate: float, seconds: float) -> dict[str, float]:
             gather.delay_many([time.monotonic_ns()] * due).raise_for_refused()
             sent += due
         time.sleep(TICK_SECONDS)
-    return {"count": sent, "began": began}
+    return sent
 
 
-def burst(count: int) -> dict[str, float]:
+def burst(count: int) -> int:
     """Publish everything at once."""
-    began = time.monotonic()
     gather.delay_many([time.monotonic_ns()] * count).raise_for_refused()
-    return {"count": count, "began": began}
+    return count
+
+
+def keys(count: int) -> int:
+    """Publish items of all keys at once, in turn."""
+    now = time.monotonic_ns()
+    gather_keyed.apply_many([((now, n % KEYS), {}) for n in range(count)]).raise_for_refused()
+    return count
 
 
 if __name__ == "__main__":
     first, second = sys.argv[1:]
-    print(
-        json.dumps(burst(int(second)) if first == "burst" else trickle(float(first), int(second)))
-    )
+    at_once = {"burst": burst, "keys": keys}.get(first)
+    sent = at_once(int(second)) if at_once else trickle(float(first), float(second))
+    print(json.dumps({"count": sent}))

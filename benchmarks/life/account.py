@@ -76,6 +76,8 @@ class Run:
     step: Step | None = None
     settled: float | None = None
     answered: float | None = None
+    #: Its call failed without naming it, so it was called again to find out whose fault that was.
+    is_searched: bool = False
 
 
 def runs_of(notes: Iterable[Note]) -> list[Run]:
@@ -95,6 +97,7 @@ def runs_of(notes: Iterable[Note]) -> list[Run]:
         elif run_ := open_.pop(key, None):
             run_.ended, run_.step = note.at, note.step
             over[key] = run_
+    _mark_searched(runs)
     calls: dict[tuple[int, float], list[Run]] = defaultdict(list)
     for run in runs:
         calls[run.pid, run.started].append(run)
@@ -104,6 +107,20 @@ def runs_of(notes: Iterable[Note]) -> list[Run]:
             for run in call:  # a batch is answered as a whole, when its last item is settled
                 run.answered = max(settled)
     return runs
+
+
+def _mark_searched(runs: Iterable[Run]) -> None:
+    """Mark the runs of calls that failed as a whole, of which a search was made.
+
+    That does not settle its items; of those that it calls alone, it settles who is at fault.
+    """
+    searched: set[tuple[int, int]] = set()
+    for run in runs:
+        was_raised = run.step is Step.REFUSED and run.size % 2 == 1  # as the app does it
+        key = (run.number, run.attempt)
+        if was_raised and run.settled is None and (run.size > 1 or key in searched):
+            run.is_searched = True
+            searched.add(key)
 
 
 def counts_of(found: Findings, runs: Sequence[Run]) -> dict[str, int]:
@@ -128,7 +145,10 @@ def counts_of(found: Findings, runs: Sequence[Run]) -> dict[str, int]:
         "wrong_results": len(wrong),
         "unexplained_runs": len(repeats(found, runs)[1]),
         "never_settled": sum(
-            run.ended is not None and run.settled is None and hit_by(run, found) is None
+            run.ended is not None
+            and run.settled is None
+            and not run.is_searched
+            and hit_by(run, found) is None
             for run in runs
         ),
         "unjust_charges": len(unjustly_charged(found)),
@@ -151,7 +171,8 @@ def repeats(found: Findings, runs: Sequence[Run]) -> tuple[Counter[str], list[Ru
         earlier = by_number[run.number]
         if any(one.attempt == run.attempt for one in earlier):
             # A hit between sending a retry and acknowledging its first attempt sends it twice.
-            causes = [cause for one in earlier if (cause := hit_by(one, found))]
+            causes: list[str] = [c for one in earlier if (c := hit_by(one, found))]
+            causes += ["search" for one in earlier if one.is_searched]
             if causes:
                 caused[causes[-1]] += 1
             else:

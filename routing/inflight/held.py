@@ -57,6 +57,10 @@ class Held:
     state: State = State.WAITING
     message_id: str = ""
     delivery_count: DeliveryCount = NOT_COUNTED
+    #: Whether it has run, though it may wait again.
+    has_run: bool = False
+    #: How many messages it runs with, itself included.
+    company: int = 1
     #: When it was pushed, by the server's clock in milliseconds; 0 when that is not known.
     at_ms: int = 0
     #: How often it was requeued because it could not be run then.
@@ -72,9 +76,15 @@ class Held:
         return not (self.state or self.is_limited)
 
     @property
+    def run(self) -> str:
+        """What the broker is told of its run: how many messages that has; nothing before."""
+        return str(self.company) if self.state is State.STARTED else ""
+
+    @property
     def mark(self) -> Mark:
         """What is noted when it is requeued: whether it may have run in part."""
-        return Mark.NONE if self.state is State.WAITING else Mark.REDELIVERED
+        is_new = self.state is State.WAITING and not self.has_run
+        return Mark.NONE if is_new else Mark.REDELIVERED
 
     def say_later(self) -> None:
         """Log that it is requeued and comes again later."""

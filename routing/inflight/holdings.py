@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from routing.inflight.credit import Credit
@@ -25,15 +25,7 @@ from routing.inflight.ready import Ready
 from routing.inflight.settlers import Settlers
 from routing.message.evidence import Evidence
 from routing.redis.clocks import ServerClock
-from routing.redis.values import (
-    NOT_COUNTED,
-    Burial,
-    DeliveryCount,
-    Ending,
-    Fetch,
-    Mark,
-    Return,
-)
+from routing.redis.values import NOT_COUNTED, Burial, DeliveryCount, Ending, Fetch, Mark, Return
 from routing.topology.model import Topology
 
 
@@ -97,10 +89,10 @@ class Holdings:
         """Turn the credit of a fetch into held messages: (tag, queue, bytes) in fetch order."""
         with self._lock:
             self.credit.release(fetch)
-            for tag, queue, size_bytes in arrived:
+            for tag, queue, size_bytes in (arrived := list(arrived)):
                 self._held[tag] = Held(tag, queue, next(self._order), size_bytes)
                 self.credit.take(queue, size_bytes)
-                self.ready.arrived(queue)
+            self.ready.arrived(queue for _, queue, _ in arrived)
         self._watch()
 
     def unanswered(self, fetch: Fetch) -> None:
@@ -148,20 +140,23 @@ class Holdings:
         """Return a message, None when it is not held."""
         return self._held.get(tag)
 
-    def mark(self, tag: str, state: State) -> None:
-        """Note how far a message has come."""
+    def mark(self, tags: Sequence[str], state: State) -> None:
+        """Note how far these messages, of one run, have come."""
         with self._lock:
-            if (held := self._held.get(tag)) is None or held.state is state:
-                return
-            self.ready.change(held, state, held.is_limited)
+            held = filter(None, map(self._held.get, tags))
+            moved = [one for one in held if one.state is not state]
+            self.ready.move(moved, state)
+            for one in moved:
+                one.company = len(tags)
+                one.has_run = one.has_run or state is State.STARTED
         if state is State.STARTED and self.keeper is not None:
-            self.keeper.started(tag)
+            self.keeper.started(tags)
 
     def limit(self, tag: str, *, is_limited: bool) -> None:
         """Note that a message waits for the rate of its task, or does so no more."""
         with self._lock:
             if (held := self._held.get(tag)) is not None:
-                self.ready.change(held, held.state, is_limited)
+                self.ready.limit(held, is_limited=is_limited)
 
     def has_turn(self, queue: str) -> None:
         """Note that work of a queue waits for nothing but a slot."""
@@ -260,7 +255,7 @@ class Holdings:
         with self._lock:
             waiting = [h for h in self._held.values() if h.queue == queue and h.is_ready]
             for held in waiting:
-                self._return(held, Mark.NONE)
+                self._return(held, held.mark)
         self.stuck += len(waiting)
         return len(waiting)
 
@@ -300,7 +295,7 @@ class Holdings:
     # -- leases
 
     def leases(self, *, without_waiting: bool = False) -> list[tuple[str, str]]:
-        """Return the tags to renew, each with the message's id when it has started, else "".
+        """Return the tags to renew, each with what is told of its run.
 
         What has ended stays ours until that is settled; what died stays nobody's.
 
@@ -310,17 +305,17 @@ class Holdings:
         least = State.HANDED if without_waiting else State.WAITING
         with self._lock:
             alive = [
-                (held.tag, held.message_id if held.state is State.STARTED else "")
+                (held.tag, held.run)
                 for held in self._held.values()
                 if held.state >= least and (held.watch is None or held.watch() is not None)
             ]
         return alive + [(tag, "") for tag in (*self.outbox.tags(), *self.kept.tags())]
 
     def started(self, tags: Iterable[str]) -> list[tuple[str, str]]:
-        """Return those of these tags that run, with the ids of their messages."""
+        """Return those of these tags that run, with what is told of their runs."""
         with self._lock:
-            running = [self._held[tag] for tag in tags if tag in self._held]
-        return [(h.tag, h.message_id) for h in running if h.state is State.STARTED]
+            held = [self._held[tag] for tag in tags if tag in self._held]
+        return [(one.tag, one.run) for one in held if one.run]
 
     def doubt(self) -> None:
         """Start nothing until the leases were renewed."""

@@ -18,8 +18,8 @@ class Keeper(Protocol):
     #: Whether it has said goodbye: nothing that runs is charged any more.
     leaving: bool
 
-    def started(self, tag: str) -> None:
-        """Note that a message's run begins; called from any thread, and often."""
+    def started(self, tags: Iterable[str]) -> None:
+        """Note that runs of messages begin; called from any thread, and often."""
 
     def watch(self) -> None:
         """Watch for a moment what waits, or is owed; called from any thread, and often."""

@@ -20,6 +20,11 @@ def original(module: str, name: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def threads_are_greenlets() -> bool:
+    """Return whether what this process starts as a thread waits while anything else computes."""
+    return original("_thread", "start_new_thread") is not import_module("_thread").start_new_thread
+
+
 def new_lock() -> Any:
     """Return a lock that any thread may take; hold it only where nothing waits.
 

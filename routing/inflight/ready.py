@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from routing.inflight.held import Held, State
 
@@ -23,6 +23,8 @@ class Ready:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        #: How many messages have waited and do so no more.
+        self.left = 0
         #: Since when a queue has had its turn and got no slot.
         self._turns: dict[str, float] = {}
         #: Since when messages of a queue wait to be delivered at all.
@@ -35,26 +37,41 @@ class Ready:
         #: Whether what is stuck may go back; False while the pool would grow for it.
         self.may_return: Callable[[], bool] = lambda: True
 
-    def arrived(self, queue: str) -> None:
-        """Note that one message more waits, to be delivered first."""
-        self._counts[queue] += 1
-        self._arrived.setdefault(queue, time.monotonic())
+    def arrived(self, queues: Iterable[str]) -> None:
+        """Note that a message more of each of these waits, to be delivered first."""
+        for queue, count in Counter(queues).items():
+            self._counts[queue] += count
+            self._arrived.setdefault(queue, time.monotonic())
 
-    def remove(self, queue: str) -> None:
-        """Note that one waits no more."""
-        self._counts[queue] -= 1
-        if not self._counts[queue]:
+    def remove(self, queue: str, count: int = 1) -> None:
+        """Note that one waits no more, or so many."""
+        self.left += count
+        self._counts[queue] = left = self._counts[queue] - count
+        if not left:
             self._turns.pop(queue, None)
             self._arrived.pop(queue, None)
 
-    def change(self, held: Held, state: State, is_limited: bool) -> None:
-        """Let a message wait for a slot, or no more."""
-        was_ready = held.is_ready
-        held.state, held.is_limited = state, is_limited
-        if was_ready and not held.is_ready:
-            self.remove(held.queue)
-        elif held.is_ready and not was_ready:
-            self._counts[held.queue] += 1
+    def limit(self, held: Held, *, is_limited: bool) -> None:
+        """Let a message wait for the rate of its task instead of for a slot, or no more."""
+        waited, held.is_limited = not (held.state or held.is_limited), is_limited
+        self._note(held.queue, int(not (held.state or is_limited)) - int(waited))
+
+    def move(self, messages: Sequence[Held], state: State) -> None:
+        """Let messages wait for a slot, or no more; those of one call may be of several queues."""
+        more, is_away = dict[str, int](), bool(state)
+        for held in messages:
+            if not held.is_limited:
+                change = bool(held.state) - is_away
+                more[held.queue] = more.get(held.queue, 0) + change
+            held.state = state
+        for queue, change in more.items():
+            self._note(queue, change)
+
+    def _note(self, queue: str, more: int) -> None:
+        if more < 0:
+            self.remove(queue, -more)
+        elif more:
+            self._counts[queue] += more
 
     def count(self, queue: str) -> int:
         """Return how many messages of a queue wait."""

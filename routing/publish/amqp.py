@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kombu import Connection, Exchange, Queue
+from kombu.connection import ConnectionPool, PooledConnection
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
+from routing import upstream
 from routing.errors import BrokerUnreachable
 from routing.publish.attempt import Attempt, unreachable
 from routing.publish.capture import Capture
@@ -64,9 +66,26 @@ class EngineConnection(Connection):
 
         return connected
 
+    def Pool(self, limit: int | None = None, **options: Any) -> ConnectionPool:  # noqa: N802
+        """Return a pool of connections that open as this one does."""
+        return EngineConnectionPool(self, limit, **options)
+
     def as_uri(self, *args: Any, **kwargs: Any) -> str:
         """Return the URI, with the stock scheme."""
         return stock_url(super().as_uri(*args, **kwargs))
+
+
+class PooledEngineConnection(EngineConnection, PooledConnection):
+    """An engine connection that its pool replaces after an error."""
+
+
+class EngineConnectionPool(ConnectionPool):
+    """A pool of engine connections: kombu's makes its own class of connections."""
+
+    def new(self) -> PooledEngineConnection:
+        """Return a connection that is not open yet."""
+        made_as = upstream.CONNECTION_INFO.of(self.connection)(resolve=False)
+        return PooledEngineConnection(self, **dict(made_as))
 
 
 class RoutingAMQP:

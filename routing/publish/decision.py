@@ -17,6 +17,9 @@ from routing.publish.levels import (
 )
 from routing.topology.model import LEVELS, Route
 
+#: The header of a message that is to run alone where others of its task run in batches: False.
+ALONE = "batch"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -62,7 +65,9 @@ def decide_queue(
     """
     defaults = defaults or {}
     level = level_of(task_name, options, default_priority=defaults.get("priority"))
-    cleaned = {key: value for key, value in options.items() if key != "low_priority"}
+    cleaned = {k: v for k, v in options.items() if k not in ("low_priority", "batch")}
+    if options.get("batch") is False:
+        cleaned["headers"] = {**(cleaned.get("headers") or {}), ALONE: False}
     if isinstance(cleaned.get("priority"), str):
         del cleaned["priority"]
     if _is_addressed(cleaned, level=level, default_queue=defaults.get("queue")):

@@ -32,6 +32,12 @@ LEVEL = "priority_level"
 #: The header with the level that its call named, where that is another.
 ASKED = "priority_asked"
 
+#: The level of a call that names none.
+NORMAL_LEVEL = NORMAL
+
+#: The levels that are more urgent than most.
+URGENT = frozenset(LEVELS[: LEVELS.index(NORMAL)])
+
 #: Asked with the task's name, the level that a call names and the call's options: returns the level
 #: to use instead, or None to leave it.
 LevelPolicy: TypeAlias = Callable[[str, str, Mapping[str, Any]], str | None]

@@ -29,6 +29,7 @@ DECIDING = (
     "countdown",
     "eta",
     "expires",
+    "batch",
 )
 
 #: What has a meaning besides: an option of a signature, of beat, of Celery's own calls.
@@ -65,6 +66,12 @@ def check_options(task_name: str, options: Mapping[str, Any], *, levels: Iterabl
     Raises:
         UnknownOption: the message says what was meant.
     """
+    batch = options.get("batch")
+    if batch is not None and not isinstance(batch, bool):
+        raise UnknownOption(
+            f"task {task_name!r}: batch must be True, or False for an item that runs alone, got "
+            f"{batch!r}"
+        )
     if options.keys() <= KNOWN:
         return
     stamps = options.get("stamped_headers") or ()

@@ -244,7 +244,7 @@ class Commands:
         Arguments:
             client: a client that adds no key prefix.
             hostname: the worker's, for whoever finds its leases run out.
-            held: each tag, with the message's id when it was started, else "".
+            held: each tag, with how many messages its run has when it was started, else "".
             leaving: the worker stops, so that none of them counts as started any more.
         """
         keys = [*self.keys.records(), self.keys.workers()]

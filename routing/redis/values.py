@@ -19,6 +19,7 @@ class Mark(StrEnum):
     REDELIVERED = "redelivered"  #: it may have run in part: it was handed over
     COUNTED = "counted"  #: the same, and it counts as a delivery that killed a process
     LATER = "later"  #: it cannot be run now: it comes again after a delay that doubles each time
+    AGAIN = "again"  #: its run failed through no fault of its own: likewise, after a longer one
 
 
 #: Seconds until a message comes again that was requeued for later, at most.

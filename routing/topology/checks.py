@@ -102,7 +102,7 @@ def limited_batches(app: Any, limits: Iterable[str]) -> dict[str, int]:
     return {
         name: task.max_size
         for name, task in tasks.items()
-        if hasattr(task, "run_batch") and not _is_keyed(task)
+        if hasattr(task, "run_item") and not _is_keyed(task)
     }
 
 
@@ -137,7 +137,7 @@ def batches_by_queue(app: Any) -> dict[str, dict[str, int]]:
     """Return the batch tasks that go to each queue, as the router says, with their max_size."""
     found: dict[str, dict[str, int]] = {}
     for name, task in app.tasks.items():
-        if hasattr(task, "run_batch") and isinstance(getattr(task, "max_size", None), int):
+        if hasattr(task, "run_item") and isinstance(getattr(task, "max_size", None), int):
             for queue in app.amqp.router.reachable_queues(task):
                 found.setdefault(queue, {})[name] = task.max_size
     return found

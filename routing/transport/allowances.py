@@ -71,6 +71,11 @@ class Allowances:
         self._places = 0
         self._name = name
 
+    @property
+    def full(self) -> int:
+        """How many queues are not asked for more, as too much waits for delivery."""
+        return self._inbox.count_full(INBOX_HIGH)
+
     def all(self) -> list[Allowance]:
         """Return the allowance of each queue that is consumed with acknowledgement."""
         queues = self._consumed.engine_queues

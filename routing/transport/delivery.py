@@ -20,7 +20,7 @@ from routing.message.eta import eta_of, in_ms, task_fields, was_kept
 from routing.message.evidence import Evidence, of_error
 from routing.message.validation import is_writable
 from routing.redis.faults import ANY_FAULT, is_lost, is_passing
-from routing.redis.values import Arrival, DeliveryCount, Mark
+from routing.redis.values import NOT_COUNTED, Arrival, DeliveryCount, Mark
 from routing.topology.names import dead_queue
 from routing.transport.link import Link
 
@@ -135,14 +135,18 @@ class Delivery:
         properties["delivery_tag"] = arrival.tag
         noted = message.get("celeriac") or {}
         message_id = _as_id((message.get("headers") or {}).get("id"))
-        past: dict[str, Any] = {"at_ms": _number(noted, "at")}
+        at = noted.get("at")
+        count, returned = NOT_COUNTED, 0
         if len(noted) > 1:
             charged = _number(noted, "deliveries"), str(noted.get("charged") or "")
-            past |= {
-                "delivery_count": DeliveryCount(*charged),
-                "returned": _number(noted, "returned"),
-            }
-        self._holdings.identify(arrival.tag, message_id, **past)
+            count, returned = DeliveryCount(*charged), _number(noted, "returned")
+        self._holdings.identify(
+            arrival.tag,
+            message_id,
+            delivery_count=count,
+            at_ms=at if isinstance(at, int) else 0,
+            returned=returned,
+        )
         if noted.get("redelivered"):
             properties["delivery_info"]["redelivered"] = True
             message["headers"]["redelivered"] = True

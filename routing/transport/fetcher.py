@@ -36,6 +36,7 @@ from routing.transport.allowances import Allowances, Consumed
 from routing.transport.delivery import Delivery
 from routing.transport.inbox import Inbox
 from routing.transport.link import Link
+from routing.transport.outlook import Outlook
 from routing.transport.own_bell import OwnBell
 from routing.transport.settler import Settler
 from routing.transport.wakeup import Loop, Wakeup
@@ -80,6 +81,14 @@ class Fetcher:
         self._calls = itertools.count(1)
         self._state: FetchState = IDLE
         self.sightings = Sightings()
+        self.outlook = Outlook(
+            consumed,
+            link.holdings,
+            inbox=self.inbox,
+            allowances=self._allowances,
+            sightings=self.sightings,
+            asked=lambda: self._state.coming,
+        )
         self._last_reply = 0.0
         self._resting = Resting()
         self._stopped = self._is_lost = False
@@ -295,21 +304,8 @@ class Fetcher:
         self.inbox.deliver_slice(self._delivery.deliver)
         if not len(self.inbox):
             self._holdings.ready.delivered()
-        self.bell.ring_for_room()
+        self.bell.slice_delivered(more=len(self.inbox) > 0)
         return len(self.inbox) > 0
-
-    @property
-    def coming(self) -> Sequence[str]:
-        """The queues of which something may be here in a moment: an exchange asks them, or nobody
-        could hear of them."""
-        return self._consumed.engine_queues if self.sightings.is_stale else self._state.coming
-
-    def backlog(self, queue: str) -> bool:
-        """Return whether more of this queue is on its way, or known to wait at the broker."""
-        if self.inbox.waiting(queue) > 0 or self.sightings.left(queue) > 0:
-            return True
-        may_come = queue in self._state.coming or self._holdings.credit.of(queue) > 0
-        return self.sightings.is_stale and may_come
 
     def _look_again(self) -> None:
         if not self._stopped and (loop := self._loop()) is not None:

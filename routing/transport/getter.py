@@ -42,5 +42,5 @@ class Getter:
             raise Empty()
         message = self._delivery.message_or_refuse(reply.arrivals[0])
         if holdings.durable:  # a task gets it, and works on it: it waits for no slot of this worker
-            holdings.mark(reply.arrivals[0].tag, State.HANDED)
+            holdings.mark([reply.arrivals[0].tag], State.HANDED)
         return message

@@ -36,6 +36,10 @@ class Inbox:
         """Return how many messages of a queue wait for delivery."""
         return len(self._lines.get(queue, ()))
 
+    def count_full(self, messages: int) -> int:
+        """Return of how many queues so many messages, or more, wait for delivery."""
+        return sum(len(line) >= messages for line in self._lines.values())
+
     def add(self, arrivals: Iterable[Arrival]) -> None:
         """Append fetched messages."""
         for arrival in arrivals:
@@ -55,7 +59,7 @@ class Inbox:
 
     def end_slice(self, handed: str) -> None:
         """Let work of this queue, just handed to the pool, be written to it before others come."""
-        self._ends = any(queue != handed for queue in self._lines)
+        self._ends = len(self._lines) > (handed in self._lines)
 
     def _take_next(self) -> Arrival:
         queue = next(iter(self._lines))

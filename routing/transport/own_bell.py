@@ -7,11 +7,11 @@ connection.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from redis import exceptions
 
-from routing.inflight.fetch_policy import SETTLE_SECONDS
+from routing.inflight.fetch_policy import SETTLE_SECONDS, Allowance
 from routing.redis.faults import LOST, is_lost
 from routing.transport.allowances import Allowances
 from routing.transport.link import Link
@@ -41,6 +41,8 @@ class OwnBell:
         self._link, self._allowances, self._loop = link, allowances, loop
         #: The queues that are listened to; None while nobody waits, or when it has been rung.
         self._listened: Collection[str] | None = None
+        #: How much had left those that wait, and what was full, at the last look after a slice.
+        self._seen = 0, 0
         self._for_room = Wakeup(self.ring_for_room, loop)
         self._alarm = Wakeup(self._ring_if_listening, loop)
 
@@ -57,6 +59,7 @@ class OwnBell:
             self._alarm.within(max(0.0, due_in))
         if deaf:
             self._link.holdings.settlers.await_room[self._name] = self._room_freed
+            self._seen = self._link.holdings.ready.left, self._allowances.full
             self._room_freed("")  # what ended since the look has told nobody
 
     def is_over(self) -> None:
@@ -71,19 +74,36 @@ class OwnBell:
         """
         if (listened := self._listened) is None:
             return
-        loop = self._loop()
-        allowances = self._allowances.all() if loop is not None and loop.is_here else ()
-        deaf = (one for one in allowances if one.queue not in listened)
-        if any(one.is_worth_a_call for one in deaf if one.credit > 0):
-            self._ring_if_listening()
-        else:
+        if (loop := self._loop()) is None or not loop.is_here:
             self._for_room.within(SETTLE_SECONDS)
+        elif rooms := self._rooms_beside(listened):
+            if any(one.is_worth_a_call for one in rooms):
+                self._ring_if_listening()
+            else:
+                self._for_room.within(SETTLE_SECONDS)
+        elif not queue:  # a slot: its process may not be there yet, or its end not so near
+            self._for_room.within(SETTLE_SECONDS)
+
+    def _rooms_beside(self, listened: Collection[str]) -> Sequence[Allowance]:
+        """Return the allowances of the queues that have room and are not listened to."""
+        return [
+            one for one in self._allowances.all() if one.credit > 0 and one.queue not in listened
+        ]
+
+    def slice_delivered(self, *, more: bool) -> None:
+        """Ring for room after a slice of what has come: the last one, or one that has made some.
+
+        Arguments:
+            more: whether more of it waits to be delivered.
+        """
+        now = self._link.holdings.ready.left, self._allowances.full
+        if not more or now != self._seen:
+            self._seen = now
+            self.ring_for_room()
 
     def ring_for_room(self) -> None:
         """Ring when a queue that is not listened to has room."""
-        if (listened := self._listened) is not None and any(
-            one.credit > 0 for one in self._allowances.all() if one.queue not in listened
-        ):
+        if (listened := self._listened) is not None and self._rooms_beside(listened):
             self._ring_if_listening()
 
     def _ring_if_listening(self) -> None:

@@ -16,7 +16,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from redis import exceptions
 
@@ -99,9 +99,10 @@ class Renewer:
         while self._is_carrying and time.monotonic() < until:
             time.sleep(0.005)
 
-    def started(self, tag: str) -> None:
-        """Note that a message's run begins."""
-        self._starts.append((boot_seconds(), tag))
+    def started(self, tags: Iterable[str]) -> None:
+        """Note that runs of messages begin."""
+        now = boot_seconds()
+        self._starts.extend([(now, tag) for tag in tags])
         self.watch()
 
     def watch(self) -> None:

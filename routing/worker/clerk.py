@@ -4,6 +4,9 @@ A task that was revoked, is too old, lost its process or ran over its time is en
 Its result waits as long as any other, but the event loop must not: so such endings are made here,
 one after the other, and the message is held, with its lease and its credit, until the result is
 there.
+
+A greenlet waits while a task computes, so under gevent the event loop gives an ending a moment
+first; not for longer, and not to one that has others before it, as then the server is slow.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from routing.inflight.forks import unforked
+from routing.inflight.locks import threads_are_greenlets
 from routing.transport.outage import is_waiting
 from routing.worker.stopping import is_cut_off
 
@@ -23,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a worker which stops gives to what is not stored yet; then it is requeued.
 LAST_SECONDS = 2.0
+
+#: Seconds that the event loop gives to one ending under gevent: some round trips.
+MOMENT_SECONDS = 0.05
 
 
 class Clerk:
@@ -42,6 +49,7 @@ class Clerk:
             _do(job)
             return
         with self._changed:
+            is_first = not self._jobs
             self._jobs.append(job)
             self._changed.notify_all()
             if self._thread is None or not self._thread.is_alive():
@@ -49,6 +57,8 @@ class Clerk:
                     target=self._run, name="celeriac-clerk", daemon=True
                 )
                 self._thread.start()
+        if is_first and threads_are_greenlets():
+            self.finish(MOMENT_SECONDS)
 
     @property
     def is_here(self) -> bool:

@@ -1,7 +1,8 @@
 """Remote control of live workers: prefetch by queue, and what they hold.
 
 ``celery -A tasks control queue_prefetch ingest 500``, ``celery -A tasks inspect queue_credits``,
-and how long messages waited: ``celery -A tasks inspect queue_waits``.
+how long messages waited: ``celery -A tasks inspect queue_waits``, and what the calls of batch tasks
+were like: ``celery -A tasks inspect batches``.
 Importing this module makes the commands known, in workers and on the command line.
 """
 
@@ -13,6 +14,7 @@ from celery.worker.control import control_command, inspect_command
 
 from routing.topology.checks import batch_problems, batches_by_queue
 from routing.transport import runtime
+from routing.worker.figures import FIGURES
 from routing.worker.startup import prefetch_lack
 from routing.worker.waits import WAITS
 
@@ -53,3 +55,9 @@ def queue_credits(state: Any) -> dict[str, dict[str, int]]:
 def queue_waits(state: Any) -> dict[str, dict[str, Any]]:
     """Show how long messages had waited when each worker started them, since it began."""
     return WAITS.report()
+
+
+@inspect_command()
+def batches(state: Any) -> dict[str, dict[str, Any]]:
+    """Show what the calls of each batch task were like, since each worker began."""
+    return FIGURES.report()

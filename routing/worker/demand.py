@@ -58,38 +58,40 @@ class Demand:
             queues: the queues that are consumed.
             ready: what waits for a slot already.
         """
-        occupied = self._running.staying(self._ahead_seconds)
-        soon = self._free() + sum(self._running.counts.values()) - sum(occupied.values())
+        counts, occupied = self._running.counts, self._running.staying(self._ahead_seconds)
+        soon = self._free() + sum(counts.values()) - sum(occupied.values())
+        sizes = {queue: self.sizes.of(queue) for queue in queues}
+        units = {queue: self._units_per_slot(queue, size) for queue, size in sizes.items()}
         rules, places, rooms = self._rules(), 0, {}
         is_first = True
-        for queue in self._in_turn(queues, ready):
-            size, units = self.sizes.of(queue), self._units_per_slot(queue)
-            is_long, waiting, joining = units == 1, ready.count(queue), 0
-            if waiting and self._ahead_seconds and self.sizes.is_mixed(queue):
+        for queue in self._in_turn(queues, ready) if soon > 0 and 1 in units.values() else queues:
+            size, is_long, count = sizes[queue], units[queue] == 1, ready.count(queue)
+            joining = 0
+            if count and self._ahead_seconds and self.sizes.is_mixed(queue):
                 joining = self._gathered().get(queue, 0)
-            free = max(0, soon) if is_first or not is_long else 0
+            free = soon if soon > 0 and (is_first or not is_long) else 0
             if rules and free:
                 seconds = self._running.peak(queue)
                 free = startable(queue, rules, free=free, running=occupied, seconds=seconds)
-            waiting -= joining
+            waiting = count - joining
             taken = min(free, -(-waiting // size)) if is_long else 0
-            if self._fills(queue, size) and self._running.counts.get(queue):
+            if size > 1 and counts.get(queue) and self._fills(queue, size):
                 free = max(1, free)  # one batch fills while another runs
             # A batch that gathers beside plain tasks doubles: what comes may not be for it.
-            more = min(joining, max(0, self.sizes.largest(queue) - joining))
+            more = min(joining, max(0, self.sizes.largest(queue) - joining)) if joining else 0
             # What gets no slot here is for others; to ask for more of it would hide that.
-            most = 0 if ready.is_stuck(queue) else free * units * size + more
+            most = 0 if count and ready.is_stuck(queue) else free * units[queue] * size + more
             rooms[queue] = Room(most - waiting, most, size if is_long else 0)
             if is_long:
                 places = max(places, -(-(most - waiting) // size))
-                soon, occupied[queue] = soon - taken, occupied[queue] + taken
+                soon, occupied[queue] = soon - taken, occupied.get(queue, 0) + taken
             elif waiting and free and self._has_more(queue):
                 is_first = False  # the slots are for what is still to come of it
         return rooms, places
 
     def _fills(self, queue: str, size: int) -> bool:
         """Return whether nearly all of a queue goes into batches."""
-        return size > 1 and self._ahead_seconds > 0 and 2 * size >= self.sizes.largest(queue)
+        return self._ahead_seconds > 0 and 2 * size >= self.sizes.largest(queue)
 
     def _in_turn(self, queues: Collection[str], ready: Ready) -> Iterable[str]:
         """Return the queues in the order of their turns, where that makes a difference."""
@@ -97,12 +99,12 @@ class Demand:
             return self.order(list(queues))
         return queues
 
-    def _units_per_slot(self, queue: str) -> int:
+    def _units_per_slot(self, queue: str, size: int) -> int:
         """Return how many units of a queue one slot can start soon: several of short ones."""
         mean = self._times.mean(queue)
         if mean is None:
             return 1
         ahead = self._ahead_seconds
-        if (size := self.sizes.of(queue)) > 1 and ahead:
+        if size > 1 and ahead:
             ahead = max(ahead, size * ITEM_SECONDS)
         return 1 + int(ahead / max(mean, 1e-6))

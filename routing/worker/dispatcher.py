@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -32,10 +31,11 @@ from routing.worker.demand import Demand
 from routing.worker.gc_tuning import relax_collector, relax_in_pool_processes
 from routing.worker.heap import keep_trimmed
 from routing.worker.intake import refused, task_handler
-from routing.worker.interruption import holdings_of
+from routing.worker.interruption import holdings_of, mark
 from routing.worker.live import follow_settings
 from routing.worker.make_slots import growth_of, slots_of
 from routing.worker.rates import Rates
+from routing.worker.running import Leave
 from routing.worker.scheduler import AHEAD_SECONDS, YIELD_SECONDS, Scheduler
 from routing.worker.slots import Slots
 from routing.worker.startup import refuse_stock_redis
@@ -62,8 +62,7 @@ class Dispatcher(bootsteps.StartStopStep):
         self._channel: EngineMixin | None = None
         self._units = WaitingUnits()
         self._slots: Slots | None = None
-        self._running = False
-        self._pumping = False
+        self._running = self._pumping = False
         self._thread = threading.get_ident()
         self.sizes = UnitSizes({}, {})
         soon_free = Wakeup(self._make_room, self._loop)
@@ -211,22 +210,23 @@ class Dispatcher(bootsteps.StartStopStep):
         else:
             self._stock_submit(request)
 
-    def submit(self, unit: Unit) -> None:
-        """Take a unit; it is handed over when its turn comes and a slot is free."""
+    def submit(self, unit: Unit) -> bool:
+        """Take a unit, unless nothing is handed over now; it goes when it has a slot."""
         if not self._running or self._channel is None:
-            return
+            return False
         self._units.add(unit)
         self._channel.link.holdings.has_turn(unit.queue)
         self._scheduler.shares.arrive(unit.queue)
         if isinstance(unit, RequestUnit):
             self.sizes.came(unit.queue, 1, batched=False)
         self.pump()
+        return True
 
     def add_source(self, source: UnitSource) -> None:
         """Ask a buffer for work whenever a slot has nothing to do, until the next stop."""
         self._units.sources.append(source)
 
-    def buffered(self) -> Counter[str]:
+    def buffered(self) -> Mapping[str, int]:
         """Return how many messages of each queue wait in a buffer for the rest of their batch."""
         return self._units.buffered()
 
@@ -234,14 +234,14 @@ class Dispatcher(bootsteps.StartStopStep):
         """Return how many slots are free and not spoken for: for a task of a queue, or for any."""
         if not self._running or not (free := self._free()):
             return 0
-        rules = self._scheduler.rules()
-        if queue and rules and not self._scheduler.may_take(queue, task, free=free, rules=rules):
-            return 0
+        if queue and (rules := self._scheduler.rules()):
+            entering = self._handing
+            free = self._scheduler.may_take(queue, task, free=free, rules=rules, entering=entering)
         return max(0, free - len(self._units))
 
     def backlog(self, queue: str) -> bool:
         """Return whether more of this queue is on its way, or known to wait at the broker."""
-        return self._channel is not None and self._channel.fetcher.backlog(queue)
+        return self._channel is not None and self._channel.fetcher.outlook.backlog(queue)
 
     def failed(self, unit: Unit) -> None:
         """Requeue a unit that the pool did not take; it comes again later."""
@@ -308,7 +308,8 @@ class Dispatcher(bootsteps.StartStopStep):
             if not (eligible := self._scheduler.eligible(self._units, free=free)):
                 return
             queue = self._scheduler.next(eligible)
-            if self._scheduler.yields(self._units.first(queue), to=channel.fetcher.coming):
+            if self._scheduler.yields(self._units.first(queue), channel.fetcher.outlook.coming):
+                self._make_room()
                 self._again.within(YIELD_SECONDS / 4)
                 return
             slots.acquire()
@@ -317,8 +318,7 @@ class Dispatcher(bootsteps.StartStopStep):
             ready.handed(queue, more=self._units.count(queue) > 0)
 
     def _hand_over(self, queue: str, unit: Unit) -> None:
-        for request in unit.requests:
-            request.mark(State.HANDED)
+        mark(unit.requests, State.HANDED)
         self._handing = unit
         began = time.monotonic()
         try:
@@ -341,7 +341,7 @@ class Dispatcher(bootsteps.StartStopStep):
         if self._channel is not None:  # the solo pool has run it by now
             self._channel.fetcher.sightings.held_up(time.monotonic() - began)
 
-    def _unit_entered(self) -> Callable[[], None]:
+    def _unit_entered(self) -> Leave:
         return self._scheduler.enter(self._handing)
 
     def _make_room(self) -> None:

@@ -7,7 +7,7 @@ by itself says so on its message.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,12 @@ def holdings_of(message: Any) -> Holdings | None:
     return None
 
 
+def mark(requests: Sequence[Any], state: State) -> None:
+    """Note how far the messages of these requests, which go one way, have come."""
+    if requests and (holdings := holdings_of(requests[0].message)) is not None:
+        holdings.mark([request.message.delivery_tag for request in requests], state)
+
+
 class InterruptibleRequest(stock.Request):
     """A request that is returned when its run did not come to its end."""
 
@@ -47,11 +53,6 @@ class InterruptibleRequest(stock.Request):
     is_limited = False
     #: It runs no more, but its result may be yet to be stored.
     _is_ending = False
-
-    def mark(self, state: State) -> None:
-        """Note how far the message has come."""
-        if (holdings := holdings_of(self.message)) is not None:
-            holdings.mark(self.message.delivery_tag, state)
 
     def limit(self, *, is_limited: bool) -> None:
         """Note that it waits for the rate of its task, or does so no more."""
@@ -118,6 +119,16 @@ class InterruptibleRequest(stock.Request):
         self.message.link.holdings.requeue(self.message.delivery_tag, mark)
         self.acknowledged = True
         self.send_event("task-rejected", requeue=True)
+
+    def come_again(self) -> None:
+        """Return the message for a while, uncharged: its run failed through no fault of its own."""
+        task_ready(self)
+        self._return(Mark.AGAIN)
+
+    def go_back(self) -> None:
+        """Return the message to the front of its queue, as it may have run in part."""
+        task_ready(self)
+        self._return(Mark.REDELIVERED)
 
     def _success_was_stored(self) -> Any:
         """Tell whether the task had succeeded before its process was lost."""

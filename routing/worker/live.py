@@ -66,11 +66,8 @@ def follow_settings(dispatcher: Follows, channel: EngineMixin, queues: Collectio
 
 def _follow(dispatcher: Follows, change: Change) -> None:
     channel, consumed = _FOLLOWING[dispatcher]
-    if channel.closed:
-        return  # it shares out anew when it is connected again
     live, holdings = channel.runtime.live, channel.link.holdings
     queue, fields = live.queue(change.queue), sorted(change.fields)
-    dispatcher.share_out(live.queues)
     if change.queue in consumed:
         now = {name: shown(getattr(queue, name, "unknown here")) for name in fields}
         logger.info(
@@ -79,6 +76,9 @@ def _follow(dispatcher: Follows, change: Change) -> None:
             ", ".join(f"{name} is now {value}" for name, value in now.items()),
             extra={"event": "settings_changed", "queue": change.queue, "fields": fields},
         )
+    if channel.closed:
+        return  # it shares out anew when it is connected again
+    dispatcher.share_out(live.queues)
     if queue.paused:
         # What waits here and in batches is nobody's then, and is left out when its turn comes.
         holdings.requeue_all(up_to=State.WAITING, queue=change.queue)

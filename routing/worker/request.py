@@ -26,7 +26,7 @@ from routing.transport.message import EngineMessage
 from routing.worker.clerk import CLERK
 from routing.worker.failure import forget_frames
 from routing.worker.followers import count_success
-from routing.worker.interruption import EXITS, InterruptibleRequest, exit_text, holdings_of
+from routing.worker.interruption import EXITS, InterruptibleRequest, exit_text, holdings_of, mark
 from routing.worker.outage import CutOff
 from routing.worker.stopping import is_cut_off
 from routing.worker.traced import ESCAPED
@@ -153,7 +153,7 @@ class Request(InterruptibleRequest):
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that the task runs; a task that acknowledges early is settled before it goes on."""
-        self.mark(State.STARTED)
+        mark([self], State.STARTED)
         tell_repeated_starts([self])
         WAITS.note_starts([self], time_accepted)
         if not self.task.acks_late and isinstance(self.message, EngineMessage):

@@ -21,11 +21,6 @@ class _Measured:
     def __init__(self, seconds: float) -> None:
         self.mean = self.peak = seconds
 
-    def note(self, seconds: float) -> None:
-        self.mean += NEWEST * (seconds - self.mean)
-        faded = FADING * self.peak
-        self.peak = seconds if seconds > faded else faded
-
 
 class RunTimes:
     """Measured seconds in a slot.
@@ -42,14 +37,15 @@ class RunTimes:
 
     def note(self, queue: str, task: str, seconds: float) -> None:
         """Note that a unit of this task, from this queue, has kept a slot for so long."""
-        if (of_queue := self._queues.get(queue)) is None:
-            self._queues[queue] = _Measured(seconds)
-        else:
-            of_queue.note(seconds)
-        if (of_task := self._tasks.get((queue, task))) is None:
-            self._tasks[queue, task] = _Measured(seconds)
-        else:
-            of_task.note(seconds)
+        of_queue, of_task = self._queues.get(queue), self._tasks.get((queue, task))
+        if of_queue is None:
+            of_queue = self._queues[queue] = _Measured(seconds)
+        if of_task is None:
+            of_task = self._tasks[queue, task] = _Measured(seconds)
+        for measured in (of_queue, of_task):
+            measured.mean += NEWEST * (seconds - measured.mean)
+            faded = FADING * measured.peak
+            measured.peak = seconds if seconds > faded else faded
 
     def mean(self, queue: str) -> float | None:
         """Return what a unit of a queue takes; None before any has ended."""

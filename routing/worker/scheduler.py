@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from routing.topology.queue import QueueConfig
 from routing.worker.fairness import Rule, rules_of, startable
 from routing.worker.run_times import RunTimes
-from routing.worker.running import Running
+from routing.worker.running import Leave, Running
 from routing.worker.shares import Shares
 from routing.worker.units import Unit, WaitingUnits, task_of
 
@@ -50,9 +50,9 @@ class Scheduler:
         self._clock = clock
         self._on_free, self._on_soon_free = on_free, on_soon_free
         self._consumed, self._has_work = consumed, has_work
-        self.times = RunTimes()
-        self.shares = Shares({}, self.times)
-        self.running = Running(self.times, self.shares, clock=clock)
+        self.times, charges = RunTimes(), RunTimes()
+        self.shares = Shares({}, charges)
+        self.running = Running(self.times, self.shares, charges, clock=clock)
         self._rules: dict[str, Rule] = {}
         #: The unit that yields, and until when.
         self._yielding: tuple[Unit | None, float] = None, 0.0
@@ -77,13 +77,28 @@ class Scheduler:
         return [
             queue
             for queue in queues
-            if self.may_take(queue, task_of(waiting.first(queue)), free=free, rules=rules)
+            if self.may_take(queue, task_of(waiting.first(queue)), free=free, rules=rules) > 0
         ]
 
-    def may_take(self, queue: str, task: str, *, free: int, rules: Mapping[str, Rule]) -> bool:
-        """Return whether a unit of a task of this queue may take one of the free slots."""
-        seconds, running = self.running.peak(queue, task), self.running.counts
-        return startable(queue, rules, free=free, running=running, seconds=seconds) > 0
+    def may_take(
+        self,
+        queue: str,
+        task: str,
+        *,
+        free: int,
+        rules: Mapping[str, Rule],
+        entering: Unit | None = None,
+    ) -> int:
+        """Return how many units of a task of this queue may take one of the free slots each.
+
+        Arguments:
+            entering: has taken its slot, and is not in the pool yet.
+        """
+        running = self.running.counts
+        if entering is not None:
+            running = {**running, entering.queue: running.get(entering.queue, 0) + 1}
+        seconds = self.running.peak(queue, task)
+        return startable(queue, rules, free=free, running=running, seconds=seconds)
 
     def next(self, queues: Sequence[str]) -> str:
         """Return the queue whose turn it is among these, which have work here."""
@@ -100,13 +115,17 @@ class Scheduler:
                 self.shares.arrive(queue)
         return self.shares.order(queues, self._clock())
 
-    def yields(self, unit: Unit, *, to: Sequence[str]) -> bool:
-        """Return whether a unit leaves its slot to what may come of these queues in a moment.
+    def yields(self, unit: Unit, coming: Callable[[], Sequence[str]]) -> bool:
+        """Return whether a unit leaves its slot to what may come of other queues in a moment.
 
         Only one that would keep it for long.
+
+        Arguments:
+            coming: returns the queues of which something may come.
         """
-        others = [queue for queue in to if queue != unit.queue]
-        if not others or (expected := self.expected(unit)) <= LONG_SECONDS:
+        if (expected := self.expected(unit)) <= LONG_SECONDS:
+            return False
+        if not (others := [queue for queue in coming() if queue != unit.queue]):
             return False
         if self._yielding[0] is not unit:
             patience = min(YIELD_AT_MOST, max(YIELD_SECONDS, YIELD_PART * expected))
@@ -115,7 +134,7 @@ class Scheduler:
             return False
         return self.order([unit.queue, *others])[0] != unit.queue
 
-    def enter(self, unit: Unit | None) -> Callable[[], None]:
+    def enter(self, unit: Unit | None) -> Leave:
         """Note that a unit enters the pool; returns what to call, once or more, when it left."""
         if unit is None or not unit.requests:
             return self.running.enter("", on_left=self._left)

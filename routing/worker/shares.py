@@ -1,12 +1,12 @@
 """Whose turn it is for a slot: shares of slot time by weight. Pure: the caller tells the time.
 
 Counting turns would give a queue of 1 ms tasks nothing beside one of 2 s tasks, so what is shared
-is the time that units keep slots. A queue that has had work all along is never behind its weight by
-more than the longest unit of any queue takes. The rule is that of earliest eligible virtual
-deadlines (I. Stoica, H. Abdel-Wahab, "Earliest Eligible Virtual Deadline First", Old Dominion
-University, TR-95-22, 1995) with one length for all requests, the longest that was measured, as
-nobody knows what the next unit will take: among the queues that are not ahead of their weight, the
-one that has to be served first so that it does not fall behind by so much.
+is the time that units run in slots (`charge_of`). A queue that has had work all along is never
+behind its weight by more than the longest unit of any queue takes. The rule is that of earliest
+eligible virtual deadlines (I. Stoica, H. Abdel-Wahab, "Earliest Eligible Virtual Deadline First",
+Old Dominion University, TR-95-22, 1995) with one length for all requests, the longest that was
+measured, as nobody knows what the next unit will take: among the queues that are not ahead of their
+weight, the one that has to be served first so that it does not fall behind by so much.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Shares:
 
     Arguments:
         weights: share of each queue relative to the others; 1 for queues that are not named.
-        times: what units take.
+        times: what units are charged.
     """
 
     def __init__(self, weights: Mapping[str, int], times: RunTimes) -> None:
@@ -81,11 +81,11 @@ class Shares:
             self._virtual = had
         self._running[queue] = (count + 1, began + now)
 
-    def end(self, queue: str, began: float, now: float) -> None:
-        """Note that a unit has left its slot."""
+    def end(self, queue: str, began: float, seconds: float) -> None:
+        """Note that a unit has left its slot, which is charged to its queue as so many seconds."""
         count, sum_began = self._running[queue]
         self._running[queue] = (count - 1, sum_began - began if count > 1 else 0.0)
-        self._served[queue] = self._served.get(queue, 0.0) + now - began
+        self._served[queue] = self._served.get(queue, 0.0) + seconds
 
     def is_running(self, queue: str) -> bool:
         """Return whether a unit of a queue has a slot."""

@@ -18,12 +18,13 @@ from billiard.einfo import ExceptionInfo
 from routing import upstream
 from routing.worker.exits import exits_in
 from routing.worker.failure import failure_of
+from routing.worker.running import Leave
 from routing.worker.traced import surely_ending
 
 logger = logging.getLogger(__name__)
 
 #: Called when a unit enters the pool; returns what to call when it has left.
-OnEnter: TypeAlias = Callable[[], Callable[[], None]]
+OnEnter: TypeAlias = Callable[[], Leave]
 
 #: What a pool calls with the answer to a call, or with the error that took its place.
 Callback: TypeAlias = Callable[..., Any]
@@ -92,22 +93,24 @@ class SemaphoreSlots:
             left()
         return result
 
-    def _count_in(self) -> Callable[[], None]:
+    def _count_in(self) -> Leave:
         """Count a unit in; returns what counts it out, once or more."""
-        left = self._on_enter()
+        pending = [self._on_enter()]
         self._inside += 1
 
-        def leave() -> None:
-            self._inside -= 1
-            left()
+        def leave(ran_seconds: float | None = None) -> None:
+            if pending:
+                left = pending.pop()
+                self._inside -= 1
+                left(ran_seconds)
 
-        return _once(leave)
+        return leave
 
-    def _after(self, left: Callable[[], None], callback: Callback | None) -> Callback:
+    def _after(self, left: Leave, callback: Callback | None) -> Callback:
         """Return a callback before which the unit is counted out and its slot given on."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            left()
+            left(ran_for(args[0]) if args else None)
             self._on_free()
             return callback(*args, **kwargs) if callback is not None else None
 
@@ -177,6 +180,10 @@ class CountedSlots:
         self._on_enter = on_enter
         self._soon = soon
         self._busy = 0
+        #: Slots that were taken by what is not in the pool yet.
+        self._taken = 0
+        #: The timer of some pools is a thread, which a signal may interrupt.
+        self._lock = threading.RLock()
         self._enter = pool.on_apply
         self._inline: int | None = None
         pool.on_apply = self._apply
@@ -213,53 +220,72 @@ class CountedSlots:
         finally:
             self._inline = outer
 
-    def _count_in(self) -> Callable[[], None]:
+    def _count_in(self) -> Leave:
         """Count a unit in; returns what counts it out, once or more."""
-        left = self._on_enter()
-        self._busy += 1
-        return _once(partial(self._leave, left))
+        pending = [self._on_enter()]
+        with self._lock:
+            self._busy += 1
+            self._taken = max(0, self._taken - 1)
+
+        def leave(ran_seconds: float | None = None) -> None:
+            if pending:
+                self._leave(partial(pending.pop(), ran_seconds))
+
+        return leave
 
     def _leave(self, left: Callable[[], None]) -> None:
         if self._inline == threading.get_ident() and not getattr(self._pool, "is_green", False):
-            self._busy -= 1  # the solo pool: the unit ran inside the hand-over
+            self._count_out()  # the solo pool: the unit ran inside the hand-over
             left()
         else:
             self._soon(partial(self._free_one, left))
 
     def _free_one(self, left: Callable[[], None]) -> None:
-        self._busy -= 1
+        self._count_out()
         left()
         self._on_free()
 
+    def _count_out(self) -> None:
+        with self._lock:
+            self._busy -= 1
+
     def free(self) -> int:
         """Return how many units the pool can start now."""
-        return max(0, int(self._pool.num_processes) - self._busy)
+        return max(0, int(self._pool.num_processes) - self._busy - self._taken)
 
     def acquire(self) -> None:
-        """Do nothing: the hand-over itself takes it."""
+        """Take a free slot, until the unit enters the pool."""
+        with self._lock:
+            self._taken += 1
 
     def await_next(self) -> None:
         """Do nothing: every slot that frees says so."""
 
     def release(self) -> None:
-        """Do nothing: a unit that never entered the pool was not counted."""
+        """Return a slot that was taken and not used."""
+        with self._lock:
+            self._taken = max(0, self._taken - 1)
 
     def reset(self) -> None:
         """Do nothing: what still runs is still counted."""
 
 
-def _once(callback: Callable[[], None]) -> Callable[[], None]:
-    """Return what calls back the first time, and does nothing again."""
-    pending = [callback]
+def ran_for(answer: Any) -> float | None:
+    """Return for how many seconds a call ran, as its answer says; None where it does not.
 
-    def call() -> None:
-        if pending:
-            pending.pop()()
+    A task's answer is (failed, result, seconds), and has seconds where the task has succeeded; that
+    of a batch has them beside.
+    """
+    match answer:
+        case (int(), _, float() as seconds):
+            return seconds
+        case list():
+            return getattr(answer, "ran_seconds", None)
+        case _:
+            return None
 
-    return call
 
-
-def _then(callback: Callback, leave: Callable[[], None]) -> Callback:
+def _then(callback: Callback, leave: Leave) -> Callback:
     """Return a callback after which a unit is counted out: what is fetched for its slot carries
     the endings that the callback has noted."""
 
@@ -267,7 +293,7 @@ def _then(callback: Callback, leave: Callable[[], None]) -> Callback:
         try:
             return callback(*args, **kwargs)
         finally:
-            leave()
+            leave(ran_for(args[0]) if args else None)
 
     return call
 

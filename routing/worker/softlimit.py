@@ -16,21 +16,57 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 
 class SoftLimit:
-    """The limit of this process, from the end of a batch's function until its items have ended."""
+    """The limit of this process, while it runs a batch: it strikes where it can be told apart.
+
+    Blocking the signal would not do: the kernel gives it to any other thread then, and Python
+    handles it in the main one.
+    """
 
     def __init__(self) -> None:
         self._handler: Any = None
+        self._waits = False
 
-    def ignore(self) -> None:
-        """Ignore the signal from now on."""
+    @property
+    def is_held(self) -> bool:
+        """Whether a limit that comes now is kept for later."""
+        return signal.getsignal(signal.SIGUSR1) == self._note
+
+    def hold(self) -> None:
+        """Let a limit wait from now on."""
         if _is_ours():
-            self._handler = _ignore()
+            self._replace(self._note)
 
-    def restore(self) -> None:
-        """Let the signal mean what it meant before."""
+    def allow(self) -> None:
+        """Let a limit strike, also one that has waited.
+
+        Raises:
+            SoftTimeLimitExceeded: one has.
+        """
         if self._handler is not None:
             signal.signal(signal.SIGUSR1, self._handler)
-            self._handler = None
+            if self._waits:
+                self._waits = False
+                signal.raise_signal(signal.SIGUSR1)
+
+    def ignore(self) -> None:
+        """Ignore a limit from now on."""
+        if _is_ours():
+            self._replace(signal.SIG_IGN)
+
+    def restore(self) -> None:
+        """Let the signal mean what it meant before; a limit that has waited is too late."""
+        if self._handler is not None:
+            signal.signal(signal.SIGUSR1, self._handler)
+            self._handler, self._waits = None, False
+
+    def _replace(self, handler: Any) -> None:
+        before, struck = _replaced(handler)
+        self._waits = self._waits or struck
+        if self._handler is None:
+            self._handler = before
+
+    def _note(self, *_: object) -> None:
+        self._waits = True
 
 
 SOFT_LIMIT = SoftLimit()
@@ -38,11 +74,11 @@ SOFT_LIMIT = SoftLimit()
 
 @contextmanager
 def without_soft_limit() -> Iterator[None]:
-    """Ignore the signal meanwhile."""
-    if not _is_ours():
+    """Ignore the signal meanwhile; one that is to wait does so."""
+    if not _is_ours() or SOFT_LIMIT.is_held:
         yield
         return
-    handler = _ignore()
+    handler, _ = _replaced(signal.SIG_IGN)
     try:
         yield
     finally:
@@ -54,9 +90,11 @@ def _is_ours() -> bool:
     return hasattr(signal, "SIGUSR1") and is_main
 
 
-def _ignore() -> Any:
+def _replaced(handler: Any) -> tuple[Any, bool]:
+    """Set a handler; return the one before, and whether a limit struck in here."""
+    struck = False
     while True:
         try:
-            return signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            return signal.signal(signal.SIGUSR1, handler), struck
         except SoftTimeLimitExceeded:
-            continue  # it fired in here, after the task had ended
+            struck = True

@@ -61,7 +61,9 @@ class UnitSizes:
 
     def of(self, queue: str) -> int:
         """Return how many messages a slot takes: of batches, and of plain ones, as they came."""
-        largest, plain = self._largest.get(queue, 1), self._plain.get(queue, 1.0)
+        if (largest := self._largest.get(queue, 1)) == 1:
+            return 1
+        plain = self._plain[queue]
         return max(1, round(1 / (plain + (1 - plain) / largest)))
 
     def of_call(self, queue: str) -> int:

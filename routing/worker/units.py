@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -151,11 +151,12 @@ class WaitingUnits:
                 self._units[queue] = deque(unit for unit in units if unit not in ours)
         return requests
 
-    def buffered(self) -> Counter[str]:
+    def buffered(self) -> Mapping[str, int]:
         """Return how many messages of each queue wait in a source for the rest of their batch."""
-        total: Counter[str] = Counter()
-        for source in tuple(self.sources):
-            total.update(source.waiting())
+        total: dict[str, int] = {}
+        for source in self.sources:
+            for queue, count in source.waiting().items():
+                total[queue] = total.get(queue, 0) + count
         return total
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +21,9 @@ Histogram = Mapping[int, int]
 
 PERCENTS = (50, 95, 99)
 
+#: That many calls of one message are counted together.
+NOTED_AT_MOST = 64
+
 
 class Waits:
     """The waits of each queue; a pool's threads may note them."""
@@ -28,6 +31,9 @@ class Waits:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._of: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        #: Calls that were noted and not counted yet: when they began, by the server's clock, and
+        #: queue and push of each message.
+        self._noted: deque[tuple[float, list[tuple[str, int]]]] = deque()
 
     def note_starts(self, requests: Sequence[InterruptibleRequest], accepted_at: float) -> None:
         """Note that the messages of these requests, of one batch, have started.
@@ -37,23 +43,31 @@ class Waits:
         """
         if not requests or (holdings := holdings_of(requests[0].message)) is None:
             return
+        found = [holdings.get(request.message.delivery_tag) for request in requests]
+        moments = [(held.queue, held.at_ms) for held in found if held is not None and held.at_ms]
         at_ms = holdings.clock.now_ms() - (time.monotonic() - accepted_at) * 1000
-        if len(requests) == 1:
-            held = holdings.get(requests[0].message.delivery_tag)
-            if held is not None and held.at_ms:
-                with self._lock:
-                    self._of[held.queue][two_digits(at_ms - held.at_ms)] += 1
-            return
-        found = map(holdings.get, [request.message.delivery_tag for request in requests])
-        # The items of a batch have mostly come in few moments.
-        moments = Counter([(held.queue, held.at_ms) for held in found if held and held.at_ms])
-        with self._lock:
-            for (queue, pushed_ms), count in moments.items():
+        self._noted.append((at_ms, moments))
+        is_much = len(requests) > 1 or len(self._noted) >= NOTED_AT_MOST
+        # A signal handler may interrupt whoever counts, and note more.
+        if is_much and self._lock.acquire(blocking=False):
+            try:
+                self._count()
+            finally:
+                self._lock.release()
+
+    def _count(self) -> None:
+        """Count what was noted, for all that wait for it together; the lock is held."""
+        while self._noted:
+            at_ms, moments = self._noted.popleft()
+            # The items of a batch have mostly come in few moments.
+            alike = Counter(moments).items() if len(moments) > 1 else [(m, 1) for m in moments]
+            for (queue, pushed_ms), count in alike:
                 self._of[queue][two_digits(at_ms - pushed_ms)] += count
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the waits of each queue, ready for JSON."""
         with self._lock:
+            self._count()
             return {
                 queue: {
                     "starts": histogram.total(),

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -91,6 +91,28 @@ class Traces:
     def total(self, key: str = "ran") -> int:
         """Return how many tasks started or ran."""
         return sum(self.counts(key).values())
+
+
+def small_app(
+    name: str, broker: str, table: Mapping[str, Any], add: Callable[[Celery, Traces], None]
+) -> Celery:
+    """Return an app whose results and traces are where its broker is.
+
+    Arguments:
+        name: its name.
+        broker: the broker.
+        table: its queue table.
+        add: registers its tasks.
+    """
+    app = Celery(name, broker=broker, backend=broker, set_as_current=False)
+    app.conf.update(
+        broker_connection_retry_on_startup=True,
+        worker_hijack_root_logger=False,
+        task_send_sent_event=False,
+    )
+    add(app, Traces(broker))
+    install(app, table)
+    return app
 
 
 def create(

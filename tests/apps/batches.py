@@ -77,6 +77,18 @@ def _batch_task(app: Celery, **options: Any) -> Callable[[Any], Any]:
 
 
 def _add_plain(app: Celery, traces: Traces) -> None:
+    @_batch_task(app, key="tenant", time_limit=60)
+    def facts(batch: Batch[dict[str, str]]) -> list[dict[str, Any]]:
+        """Return what the function is told."""
+        left = (batch.deadline or 0) - time.time()
+        about = {"queue": batch.queue, "key": batch.key, "reason": batch.reason, "left": left}
+        return [
+            about
+            | {"id": batch.id, "age": item.age, "priority": item.priority}
+            | {"redelivered": item.redelivered, "stamps": dict(item.stamps)}
+            for item in batch
+        ]
+
     @app.task(name="batches.total", shared=False)
     def total(numbers: list[int]) -> int:
         traces.ran("total")
@@ -134,6 +146,7 @@ def _add_gathered(app: Celery, traces: Traces) -> None:
 
     @_batch_task(app, key=lambda row: row["tenant"], max_wait=0.2)
     def by_tenant(batch: Batch[dict[str, str]]) -> list[list[str]]:
+        traces.client.rpush("sizes", len(batch))
         return [sorted({item.value["tenant"] for item in batch})] * len(batch)
 
     @_batch_task(app, max_size=20, max_wait=GATHERING_SECONDS)
@@ -150,6 +163,7 @@ def _add_gathered(app: Celery, traces: Traces) -> None:
 
     @_batch_task(app, rate_limit="5/m")
     def limited(batch: Batch[str]) -> None:
+        traces.client.rpush("sizes", len(batch))
         for item in batch:
             traces.ran(item.value)
 
@@ -207,14 +221,14 @@ def _add_breaking(app: Celery, traces: Traces) -> None:
     def too_few(batch: Batch[int]) -> list[int]:
         return [1] * (len(batch) + 1)
 
-    @_batch_task(app, soft_time_limit=0.5, max_wait=GATHERING_SECONDS)
+    @_batch_task(app, soft_time_limit=0.5, max_wait=GATHERING_SECONDS, on_error="retry")
     def slow(batch: Batch[str]) -> None:
         batch[0].done("in time")
         for item in batch:
             traces.started(item.value)
         traces.wait("never", seconds=20)
 
-    @_batch_task(app, time_limit=1, max_wait=GATHERING_SECONDS)
+    @_batch_task(app, time_limit=1, max_wait=GATHERING_SECONDS, on_error="retry")
     def stuck(batch: Batch[str]) -> None:
         for item in batch:
             traces.started(item.value)

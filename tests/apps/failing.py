@@ -152,7 +152,9 @@ def _add_raising(app: Celery, traces: Traces) -> None:
                 wrap, kind = item.value
                 item.fail(WRAPS[wrap](ERRORS[kind]()))
 
-    @app.task(name="failing.whole", shared=False, base=BatchTask, max_size=50, max_wait=0.1)
+    options = {"base": BatchTask, "max_size": 50, "max_wait": 0.1, "on_error": "retry"}
+
+    @app.task(name="failing.whole", shared=False, **options)
     def whole(batch: Batch[str]) -> None:
         """Fail with the error that the first item names."""
         for item in batch:

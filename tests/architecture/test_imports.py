@@ -47,6 +47,7 @@ OF_ROUTING = {
     "transport.message",
     "transport.outage",
     "redis.faults",
+    "topology.problems",
 }
 
 EVERYBODYS = {"errors", "upstream"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Signature
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,9 +18,10 @@ from batching import (
     Item,
     OutcomeTwice,
     ResultCountError,
+    ResultIdsError,
     ResultTypeError,
 )
-from batching.outcomes import Dead, Done, Failed, Outcome, Retried
+from batching.outcomes import Dead, Done, Failed, Outcome, Replaced, Retried
 from batching.pool.call import call_function
 
 Function = Callable[[Batch[int]], Any]
@@ -35,10 +37,13 @@ def outcomes(function: Function, count: int = 3) -> list[Outcome | None]:
     return [item.outcome for item in items]
 
 
+def error_of(outcome: Outcome | None) -> type[Exception]:
+    assert isinstance(outcome, Failed)
+    return type(outcome.error)
+
+
 def errors(function: Function, count: int = 3) -> list[type[Exception]]:
-    found = outcomes(function, count)
-    assert all(isinstance(outcome, Failed) for outcome in found)
-    return [type(outcome.error) for outcome in found if isinstance(outcome, Failed)]
+    return [error_of(outcome) for outcome in outcomes(function, count)]
 
 
 def test_items_that_the_function_says_nothing_about_are_done() -> None:
@@ -65,38 +70,98 @@ def test_a_sequence_of_the_wrong_length_is_an_error_of_every_item(got: list[int]
     assert errors(lambda batch: got) == [ResultCountError] * 3
 
 
-@pytest.mark.parametrize("got", ["abc", b"abc", {1: 1, 2: 2, 3: 3}, {1, 2, 3}, 3, iter([1, 2, 3])])
-def test_anything_but_a_sequence_is_an_error_of_every_item(got: object) -> None:
+@pytest.mark.parametrize("got", ["abc", b"abc", {1, 2, 3}, 3, iter([1, 2, 3]), object()])
+def test_what_has_no_results_in_order_is_an_error_of_every_item(got: object) -> None:
     assert errors(lambda batch: got) == [ResultTypeError] * 3
+
+
+@pytest.mark.parametrize("kind", [deque, lambda some: dict(enumerate(some)).values()])
+def test_whatever_has_a_length_and_an_order_gives_results(kind: Callable[[Any], Any]) -> None:
+    assert outcomes(lambda batch: kind([7, 8, 9])) == [Done(7), Done(8), Done(9)]
+
+
+def test_results_may_be_given_by_id() -> None:
+    def function(batch: Batch[int]) -> dict[str, int]:
+        batch[1].fail(error)
+        return {item.id: item.value * 2 for item in reversed(batch) if item is not batch[1]}
+
+    error = ValueError("no")
+    assert outcomes(function) == [Done(0), Failed(error), Done(4)]
+
+
+@pytest.mark.parametrize("got", [{}, {"0": 1, "1": 2}, {"0": 1, "1": 2, "2": 3, "x": 4}, {0: 1}])
+def test_results_by_id_are_for_all_items_and_no_others(got: dict[Any, int]) -> None:
+    assert errors(lambda batch: got) == [ResultIdsError] * 3
+
+
+def test_exceptions_among_the_results_are_failures() -> None:
+    error = ValueError("no")
+    assert outcomes(lambda batch: [1, error, None]) == [Done(1), Failed(error), Done(None)]
+    assert outcomes(lambda batch: {"0": error, "1": 1, "2": 2})[0] == Failed(error)
+
+
+def test_what_ends_a_process_is_no_result() -> None:
+    (first, *others) = outcomes(lambda batch: [SystemExit(1), 1, 2])
+    assert error_of(first) is InvalidOutcome
+    assert others == [Done(1), Done(2)]
+
+
+def test_none_among_the_results_says_nothing_about_an_item_that_has_its_outcome() -> None:
+    def function(batch: Batch[int]) -> list[None]:
+        batch[1].fail(error)
+        batch[2].done("kept")
+        return [None, None, None]
+
+    error = ValueError("no")
+    assert outcomes(function) == [Done(None), Failed(error), Done("kept")]
+
+
+def test_an_item_may_be_replaced() -> None:
+    signature = Signature("t.other", args=(1,))
+
+    def function(batch: Batch[int]) -> None:
+        batch[0].replace(signature)
+        with pytest.raises(InvalidOutcome, match="expected a signature"):
+            batch[1].replace("t.other")  # type: ignore[arg-type]
+
+    assert outcomes(function) == [Replaced(signature), Done(None), Done(None)]
 
 
 def test_returning_the_batch_itself_is_an_error() -> None:
     assert errors(lambda batch: batch) == [ResultTypeError] * 3
 
 
-def test_an_outcome_twice_is_an_error_of_every_item() -> None:
+def test_a_second_outcome_fails_its_item_and_ends_the_call_where_nobody_catches_it() -> None:
     def function(batch: Batch[int]) -> None:
+        batch[1].done("kept")
         batch[0].done()
         batch[0].fail(ValueError())
 
-    assert errors(function) == [OutcomeTwice] * 3
+    first, second, third = outcomes(function)
+    assert second == Done("kept")
+    for outcome in (first, third):
+        assert error_of(outcome) is OutcomeTwice
 
 
-def test_swallowing_the_error_of_a_second_outcome_changes_nothing() -> None:
+def test_swallowing_the_error_of_a_second_outcome_fails_the_item_all_the_same() -> None:
     def function(batch: Batch[int]) -> None:
         batch[1].done()
         with pytest.raises(OutcomeTwice, match="already has the outcome"):
             batch[1].done()
 
-    assert errors(function) == [OutcomeTwice] * 3
+    first, second, third = outcomes(function)
+    assert first == third == Done(None)
+    assert error_of(second) is OutcomeTwice
 
 
-def test_a_returned_sequence_is_a_second_outcome_for_items_that_have_one() -> None:
+def test_a_result_is_a_second_outcome_for_an_item_that_has_one() -> None:
     def function(batch: Batch[int]) -> list[int]:
         batch[2].fail(ValueError())
         return [1, 2, 3]
 
-    assert errors(function) == [OutcomeTwice] * 3
+    first, second, third = outcomes(function)
+    assert (first, second) == (Done(1), Done(2))
+    assert error_of(third) is OutcomeTwice
 
 
 def test_when_the_function_raises_items_keep_the_outcomes_they_have() -> None:

@@ -19,6 +19,7 @@ from batching import (
     InvalidOption,
     OutcomeTwice,
     ResultCountError,
+    ResultIdsError,
     ResultTypeError,
 )
 from routing import DeadLetter
@@ -257,7 +258,7 @@ def test_celerys_own_exceptions_keep_their_meaning(
         ({"max_bytes": 1.5}, "max_bytes must be a whole number of bytes"),
         ({"max_wait": -1}, "max_wait must be a number of seconds, at least 0, got -1"),
         ({"max_wait": float("nan")}, "max_wait must be"),
-        ({"key": "name"}, "key must be a function"),
+        ({"key": 3}, "key must be the name of a field"),
         ({"model": dict}, "model must be a pydantic model class"),
         ({"pydantic": True}, "use model="),
     ],
@@ -268,6 +269,43 @@ def test_wrong_options_are_refused_when_the_task_is_defined(
     with pytest.raises(InvalidOption, match=problem) as caught:
         define(app, numbers, **options)
     assert caught.value.task == "t.load"
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ({"max_sise": 5}, "max_size"),
+        ({"maxsize": 5}, "max_size"),
+        ({"max_waits": 5}, "max_wait"),
+        ({"modle": Flight}, "model"),
+        ({"flush_every": 10}, "max_size"),
+        ({"flush_interval": 10}, "max_wait"),
+        ({"retry_backof": True}, "retry_backoff"),
+        ({"ignore_results": True}, "ignore_result"),
+    ],
+)
+def test_options_that_are_misspelt_are_refused_with_what_was_meant(
+    app: Celery, option: dict[str, Any], meant: str
+) -> None:
+    (name,) = option
+    with pytest.raises(InvalidOption, match=f"{name} is no option, did you mean '{meant}'"):
+        define(app, numbers, **option)
+
+
+def test_a_task_may_have_attributes_and_methods_of_its_own(app: Celery) -> None:
+    class Base(BatchTask):
+        table = "rows"
+        maximum_size = 3
+
+        def max_sizes(self) -> int:
+            return 1
+
+        def run(self, batch: Batch[Any]) -> None: ...
+
+    task = app.task(
+        numbers, base=Base, table="rows", dialect="sqlite", lazy=False, shared=False, name="t.own"
+    )
+    assert (task.table, task.dialect, task.maximum_size) == ("rows", "sqlite", 3)
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, 2), {}), ((1,), {"x": 1})])
@@ -299,6 +337,7 @@ def test_hooks_run_for_the_item(app: Celery) -> None:
         InvalidOption("t", "max_size", "must be more"),
         OutcomeTwice("1", "Done(1)", "Done(2)"),
         ResultCountError(3, 2),
+        ResultIdsError(3, ["1"], ["x"]),
         ResultTypeError("str"),
     ],
 )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching.consumer.window import Flush, FlushReason, Limits, Wait, decide_flush, fits, is_full
+from batching.consumer.flush import (
+    Flush,
+    FlushReason,
+    Limits,
+    Wait,
+    decide_flush,
+    exceeded,
+    is_full,
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,7 @@ class Gathered:
     count: int
     size_bytes: int
     due_at: float
+    cost: float = 0.0
 
 
 LIMITS = Limits(max_size=10, max_bytes=1_000, max_wait_seconds=2.0)
@@ -49,8 +58,23 @@ def test_it_waits_while_slots_are_busy_or_more_is_on_its_way(idle: bool, backlog
 
 
 def test_an_item_bigger_than_max_bytes_fits_only_into_an_empty_batch() -> None:
-    assert fits(LIMITS, Gathered(0, 0, 2.0), 5_000)
-    assert not fits(LIMITS, held(1, 1), 5_000)
+    assert exceeded(LIMITS, Gathered(0, 0, 2.0), 5_000) is None
+    assert exceeded(LIMITS, held(1, 1), 5_000) is FlushReason.BYTES
+
+
+def test_items_share_a_call_up_to_its_cost_and_one_that_costs_more_goes_alone() -> None:
+    limits = replace(LIMITS, max_cost=10.0)
+    assert exceeded(limits, Gathered(0, 0, 2.0), 1, cost=50.0) is None
+    assert exceeded(limits, Gathered(2, 2, 2.0, cost=8.0), 1, cost=2.0) is None
+    assert exceeded(limits, Gathered(2, 2, 2.0, cost=8.0), 1, cost=2.5) is FlushReason.COST
+    assert is_full(limits, Gathered(1, 1, 2.0, cost=50.0)) is FlushReason.COST
+
+
+def test_an_idle_slot_does_not_take_fewer_than_min_size_before_they_have_waited() -> None:
+    limits = replace(LIMITS, min_size=3)
+    assert decide_flush(limits, held(2), 1.0, idle=True, backlog=False) == Wait(2.0)
+    assert decide_flush(limits, held(3), 1.0, idle=True, backlog=False) == Flush(FlushReason.IDLE)
+    assert decide_flush(limits, held(2), 2.0, idle=True, backlog=False) == Flush(FlushReason.WAIT)
 
 
 @given(

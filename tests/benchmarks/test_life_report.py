@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,20 @@ def test_a_run_that_ended_and_was_never_settled_is_counted_unless_it_was_hit() -
     notes = [note(2.0, Step.STARTED), note(3.0, Step.DONE)]
     assert counts(findings(*notes)) == {"never_settled": 1}
     assert counts(findings(*notes, ends=[ended(6.0)])) == {}
+
+
+def test_what_a_search_calls_again_is_explained_by_a_call_that_failed_as_a_whole() -> None:
+    def refused(at: float, size: int) -> list[Note]:
+        return [replace(note(at, step), size=size) for step in (Step.STARTED, Step.REFUSED)]
+
+    done = [note(9.0, Step.STARTED), note(9.1, Step.DONE), note(9.2, Step.SETTLED)]
+    searched = findings(*refused(2.0, 3), *refused(3.0, 1), *done)
+    assert counts(searched) == {}
+    assert caused_and_not(searched) == ({"search": 2}, 0)
+    alone = findings(*refused(3.0, 1), *done)  # which names it
+    assert counts(alone) == {"never_settled": 1, "unexplained_runs": 1}
+    each = findings(*refused(3.0, 2), *done)  # as each of its items was told of
+    assert counts(each) == {"never_settled": 1, "unexplained_runs": 1}
 
 
 @pytest.mark.parametrize("fields", [{}, {"ends": [ended(6.0)]}, {"ends": [ended(1.0)]}])

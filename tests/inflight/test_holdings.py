@@ -116,8 +116,8 @@ TestHoldingsModel.settings = settings(max_examples=60, deadline=None)
 def test_what_was_handed_over_is_kept_when_the_connection_is_lost() -> None:
     holdings = Holdings(TABLE)
     fetched(holdings, "1", "2", "3")
-    holdings.mark("1", State.STARTED)
-    holdings.mark("2", State.HANDED)
+    holdings.mark(["1"], State.STARTED)
+    holdings.mark(["2"], State.HANDED)
     assert holdings.requeue_all(up_to=State.WAITING) == 1
     assert holdings.credit.held("a") == 2
 
@@ -133,7 +133,7 @@ def test_what_had_begun_is_marked_and_not_charged_when_all_is_given_back() -> No
     fetched(holdings, "1", "2")
     holdings.identify("1", "id-1")
     holdings.identify("2", "id-2")
-    holdings.mark("2", State.STARTED)
+    holdings.mark(["2"], State.STARTED)
     holdings.requeue_all()
     assert marks_of_returns(holdings) == [("1", Mark.NONE), ("2", Mark.REDELIVERED)]
 
@@ -208,3 +208,14 @@ def test_a_forked_child_holds_nothing() -> None:
     assert holdings.credit.held("a") == 1
     os.close(reader)
     os.close(writer)
+
+
+def test_the_messages_of_one_call_may_be_of_several_queues() -> None:
+    holdings = Holdings(Topology.load({"queues": {"one": {}, "other": {}}}))
+    fetch = Fetch("x:1:", (("one", 1), ("other", 2)))
+    holdings.asking(fetch)
+    holdings.answered(fetch, [("a", "one", 1), ("b", "other", 1), ("c", "other", 1)])
+    for state, counts in ((State.HANDED, (0, 0)), (State.WAITING, (1, 2)), (State.STARTED, (0, 0))):
+        holdings.mark(["a", "b", "c"], state)
+        assert (holdings.ready.count("one"), holdings.ready.count("other")) == counts
+    assert holdings.ready.is_empty

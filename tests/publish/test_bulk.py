@@ -444,12 +444,17 @@ def test_the_receipts_of_what_was_sent_survive_a_broker_that_goes_away(
     assert 0 < caught.value.receipts.accepted == sum(sent)
 
 
+@pytest.mark.parametrize("is_pooled", [False, True], ids=["own", "pooled"])
 @pytest.mark.parametrize("send", ["apply_async", "apply_many"])
 def test_an_outage_longer_than_the_connection_timeout_is_waited_out_by_the_retry_policy(
-    app: Celery, broker: Broker, send: str
+    app: Celery, broker: Broker, send: str, is_pooled: bool
 ) -> None:
     app.conf.broker_connection_timeout = 0.2
-    with app.connection_for_write() as connection:
+    made = app.connection_for_write()
+    with (
+        app.producer_pool.acquire(block=True) if is_pooled else app.amqp.Producer(made) as producer
+    ):
+        connection = producer.connection
         port, connection.port = connection.port, 1
         began = monotonic()
 
@@ -465,7 +470,8 @@ def test_an_outage_longer_than_the_connection_timeout_is_waited_out_by_the_retry
             "errback": come_back,
         }
         call = {"apply_async": (1,), "apply_many": [((1,), {})]}[send]
-        getattr(app.tasks["load"], send)(call, connection=connection, retry_policy=policy)
+        getattr(app.tasks["load"], send)(call, producer=producer, retry_policy=policy)
+    made.release()
     assert broker.length("main") == 1
 
 

@@ -50,7 +50,7 @@ MISSPELT = {
 @pytest.mark.parametrize(("name", "meant"), MISSPELT.items())
 def test_a_misspelt_option_is_refused_with_what_was_meant(name: str, meant: str) -> None:
     with pytest.raises(UnknownOption, match=f"unknown option '{name}', did you mean {meant}"):
-        check_options("load", {name: 1}, levels=LEVELS)
+        check_options("load", {name: True}, levels=LEVELS)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_stamp_may_have_any_name() -> None:
 
 @given(st.sampled_from(sorted(KNOWN)))
 def test_what_celery_and_kombu_take_is_known(name: str) -> None:
-    check_options("load", {name: 1}, levels=LEVELS)
+    check_options("load", {name: True}, levels=LEVELS)
 
 
 @given(st.text("abc", max_size=6), st.text("abc", max_size=6))

@@ -33,6 +33,9 @@ WHY = Evidence(reason="failed", message='"celeriac":{')
 #: Which of the two queues of a play: what goes wrong needs several calls about the same messages.
 queues = st.sampled_from([0, 0, 1])
 terms = st.sampled_from(["", "", "exempt", "whole", "none"])
+#: What is requeued for a while.
+WAITS = {Mark.LATER, Mark.AGAIN}
+
 #: Which of the tags that were ever fetched: some of them may be gone.
 picks = st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True)
 
@@ -196,7 +199,7 @@ class Conservation(Play):
         self.exchange("w", {}, charged, ending, "")
 
     @if_held
-    @rule(picks=picks, mark=st.sampled_from(sorted({*Mark} - {Mark.LATER})), twice=st.booleans())
+    @rule(picks=picks, mark=st.sampled_from(sorted({*Mark} - WAITS)), twice=st.booleans())
     def requeue(self, picks: list[int], mark: Mark, twice: bool) -> None:
         for queue, tags in self.by_queue(self.some(picks)).items():
             returns = [Return(tag, self.tags[tag][1], mark, "it was lost") for tag in tags]
@@ -205,15 +208,14 @@ class Conservation(Play):
             assert not twice or self.commands.requeue(self.client, queue, returns) == 0
 
     @if_held
-    @rule(picks=picks, twice=st.booleans())
-    def give_back_later(self, picks: list[int], twice: bool) -> None:
+    @rule(picks=picks, mark=st.sampled_from(sorted(WAITS)), twice=st.booleans())
+    def give_back_later(self, picks: list[int], mark: Mark, twice: bool) -> None:
         for queue, tags in self.by_queue(self.some(picks)).items():
             if queue not in QUEUES:
                 continue
             messages = [self.tags[tag][1] for tag in tags]
             returns = [
-                Return(tag, message, Mark.LATER)
-                for tag, message in zip(tags, messages, strict=True)
+                Return(tag, message, mark) for tag, message in zip(tags, messages, strict=True)
             ]
             known = set(self.client.zrange(self.keys.delayed(queue), 0, -1))
             back = self.commands.requeue(self.client, queue, returns)
@@ -258,11 +260,11 @@ class Conservation(Play):
     @rule(picks=picks, started=st.booleans())
     def renew(self, picks: list[int], started: bool) -> None:
         tags = self.some(picks)
-        held = [(tag, self.tags[tag][1] if started else "") for tag in tags]
+        held = [(tag, "1" if started else "") for tag in tags]
         gone = self.commands.renew(self.client, "w@test", held)
         assert gone == [tag for tag in tags if tag not in self.should.held]
         for record in (self.should.held[tag] for tag in tags if tag not in gone):
-            record.started |= started
+            record.started = started  # what ran and waits again has not
             record.expired = False
 
     @if_held

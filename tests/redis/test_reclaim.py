@@ -177,3 +177,22 @@ def test_what_a_user_may_not_return_is_left_to_one_who_may(valkey: Server) -> No
         assert rig.reclaim() == 2
         assert rig.ready_ids() == ["1", "2"]
         assert rig.broker.holds_nothing()
+
+
+def test_of_those_that_ran_in_one_call_none_is_charged_and_all_note_their_number(rig: Rig) -> None:
+    rig.push(numbered(4))
+    arrivals = rig.fetch(3)
+    rig.renew(arrivals, started=True, company=3)
+    rig.let_leases_run_out(arrivals)
+    assert rig.reclaim() == 3
+    assert rig.deliveries() == {}
+    again = rig.fetch(4)
+    noted = [json.loads(arrival.payload)["celeriac"].get("company") for arrival in again]
+    assert noted == [3, 3, 3, None]
+    rig.renew(again[:1], started=True, company=1)
+    rig.renew(again[1:3], started=True, company=2)
+    rig.let_leases_run_out(again)
+    assert rig.reclaim() == 4
+    assert rig.deliveries() == {"1": 1}
+    noted = [json.loads(arrival.payload)["celeriac"].get("company") for arrival in rig.fetch(4)]
+    assert noted == [3, 2, 2, None]

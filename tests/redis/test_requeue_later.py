@@ -43,6 +43,20 @@ def test_the_delay_doubles_from_a_second_to_a_minute_and_stays_there(rig: Rig) -
     assert rig.broker.length("q.dead") == 0
 
 
+def test_what_failed_through_no_fault_of_its_own_waits_longer_and_is_not_charged(rig: Rig) -> None:
+    rig.push(numbered(1))
+    for times, seconds in enumerate([5, 10, 20, 40, 60, 60], start=1):
+        (arrival,) = rig.fetch()
+        assert noted(arrival).get("rounds", 0) == times - 1
+        assert rig.mark([arrival], Mark.AGAIN) == 1
+        (wait,) = waits_ms(rig)
+        assert seconds * 1000 - 500 < wait <= seconds * 1000
+        let_delays_end(rig)
+    assert rig.deliveries() == {}
+    (arrival,) = rig.fetch()
+    assert "returned" not in noted(arrival)
+
+
 def test_it_comes_back_to_the_front_in_its_order_with_its_age(rig: Rig) -> None:
     rig.push(numbered(5))
     taken = rig.fetch(3)

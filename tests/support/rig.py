@@ -104,9 +104,16 @@ class Rig:
         returns = [Return(a.tag, id_of(a.payload), mark, evidence) for a in arrivals]
         return self.commands.requeue(self.client, arrivals[0].queue, returns)
 
-    def renew(self, arrivals: Sequence[Arrival], *, started: bool = False) -> list[str]:
-        """Renew leases; returns the tags that are gone."""
-        held = [(a.tag, id_of(a.payload) if started else "") for a in arrivals]
+    def renew(
+        self, arrivals: Sequence[Arrival], *, started: bool = False, company: int = 1
+    ) -> list[str]:
+        """Renew leases; returns the tags that are gone.
+
+        Arguments:
+            started: whether they run.
+            company: how many messages the run of each has.
+        """
+        held = [(arrival.tag, str(company) if started else "") for arrival in arrivals]
         return self.commands.renew(self.client, "w@test", held)
 
     def let_leases_run_out(self, arrivals: Sequence[Arrival]) -> None:

@@ -26,12 +26,12 @@ def test_a_module_put_into_the_package_is_found(
 ) -> None:
     (tmp_path / "reports.py").write_text("")
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
-    assert task_modules(Settings()) == ["tasks.flights", "tasks.reports"]
+    assert task_modules(Settings()) == ["tasks.flights", "tasks.reports", "tasks.webhooks"]
 
 
 def test_modules_that_a_setting_names_are_imported_too() -> None:
     found = task_modules(Settings(task_modules=("shop.tasks",)))
-    assert found == ["tasks.flights", "shop.tasks"]
+    assert found == ["tasks.flights", "tasks.webhooks", "shop.tasks"]
 
 
 def test_a_worker_without_the_demo_extra_leaves_the_demo_out(

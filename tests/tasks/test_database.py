@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from batching import Batch, Item
+from batching.outcomes import Done
+from batching.sinks.sql import SqlSink
 from tasks import database
+from tasks.flights import Flight
 
 FLIGHT: dict[str, Any] = {
     "run": "r",
@@ -32,59 +36,68 @@ def _own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     database.engine.cache_clear()
 
 
-def rows(*numbers: int, run: str = "r") -> list[dict[str, Any]]:
-    return [{**FLIGHT, "id": f"item-{run}-{n}", "run": run, "number": n} for n in numbers]
+@pytest.fixture
+def sink() -> Iterator[SqlSink]:
+    sink = database.flight_sink()
+    yield sink
+    sink.close()
 
 
-def test_a_batch_that_is_delivered_again_changes_nothing() -> None:
-    database.insert_flights(rows(0, 1, 2))
-    database.insert_flights(rows(0, 1, 2))
+def items(*numbers: int | None, run: str = "r") -> list[Item[Flight]]:
+    return [Item(f"item-{run}-{n}", Flight(**{**FLIGHT, "run": run, "number": n})) for n in numbers]
+
+
+def write(sink: SqlSink, *numbers: int | None, run: str = "r") -> None:
+    sink.write(Batch(items(*numbers, run=run)))
+
+
+def test_a_batch_that_is_delivered_again_changes_nothing(sink: SqlSink) -> None:
+    write(sink, 0, 1, 2)
+    write(sink, 0, 1, 2)
     assert database.landed_numbers("r") == {0, 1, 2}
     assert database.batch_totals("r")[:2] == (1, 3)
 
 
-def test_a_batch_that_is_new_in_part_adds_and_counts_that_part() -> None:
-    database.insert_flights(rows(0, 1))
-    database.insert_flights(rows(1, 2))
+def test_a_batch_that_is_new_in_part_adds_and_counts_that_part(sink: SqlSink) -> None:
+    write(sink, 0, 1)
+    write(sink, 1, 2)
     assert database.batch_totals("r")[:2] == (2, 3)
 
 
-def test_a_row_that_was_sent_twice_lands_once() -> None:
-    again = {**rows(0)[0], "id": "another item"}
-    database.insert_flights(rows(0))
-    database.insert_flights([again])
+def test_a_row_that_was_sent_twice_lands_once_and_both_items_are_done(sink: SqlSink) -> None:
+    (first,) = items(0)
+    again = Item("another item", first.value)
+    write(sink, 0)
+    sink.write(Batch([again]))
+    assert again.outcome == Done()
     assert database.landed_numbers("r") == {0}
     assert database.find_flight("another item") is None
 
 
-def test_rows_of_several_runs_in_one_batch_are_counted_apart() -> None:
-    database.insert_flights([*rows(0, 1, run="old"), *rows(0, run="new")])
-    assert database.batch_totals("old")[:2] == (1, 2)
-    assert database.batch_totals("new")[:2] == (1, 1)
-
-
-def test_a_new_run_forgets_the_others_but_not_what_somebody_loaded_by_hand() -> None:
-    database.insert_flights([*rows(0, run="old"), *rows(0, run="new"), *rows(0, run="")])
+def test_a_new_run_forgets_the_others_but_not_what_somebody_loaded_by_hand(sink: SqlSink) -> None:
+    for run in ("old", "new", ""):
+        write(sink, 0, run=run)
     database.forget_other_runs("new")
     assert database.landed_numbers("old") == set()
     assert database.landed_numbers("new") == database.landed_numbers("") == {0}
 
 
-def test_rows_loaded_by_hand_have_no_number_and_all_land() -> None:
-    database.insert_flights([{**FLIGHT, "id": str(n), "run": "", "number": None} for n in (1, 2)])
+def test_rows_loaded_by_hand_have_no_number_and_all_land(sink: SqlSink) -> None:
+    value = Flight(**{**FLIGHT, "run": "", "number": None})
+    sink.write(Batch([Item(str(n), value) for n in (1, 2)]))
     assert database.batch_totals("")[:2] == (1, 2)
 
 
-def test_a_flight_is_found_by_the_item_that_loaded_it() -> None:
-    database.insert_flights(rows(7))
+def test_a_flight_is_found_by_the_item_that_loaded_it(sink: SqlSink) -> None:
+    write(sink, 7)
     found = database.find_flight("item-r-7")
     assert found is not None
     assert (found["carrier"], found["flight"]) == ("UA", 1545)
 
 
-def test_a_forked_child_opens_connections_of_its_own() -> None:
-    database.insert_flights(rows(0))
-    child = multiprocessing.get_context("fork").Process(target=_insert_in_child)
+def test_a_forked_child_opens_connections_of_its_own(sink: SqlSink) -> None:
+    write(sink, 0)
+    child = multiprocessing.get_context("fork").Process(target=_write_in_child, args=(sink,))
     child.start()
     child.join(30)
     assert child.exitcode == 0
@@ -99,6 +112,6 @@ def test_the_tables_can_be_made_on_other_databases(name: str) -> None:
         assert ddl.strip().startswith("CREATE TABLE IF NOT EXISTS")
 
 
-def _insert_in_child() -> None:
+def _write_in_child(sink: SqlSink) -> None:
     assert database.engine.cache_info().currsize == 0
-    database.insert_flights(rows(1))
+    write(sink, 1)

@@ -48,6 +48,7 @@ def assert_exact(figures: Any, *, limit: int = LIMIT, failed: int = NEVER_DEPART
         "realtime": 0,
         "default": 0,
         "bulk": 0,
+        "webhooks": 0,
     }
 
 

@@ -188,6 +188,6 @@ def test_flower_shows_workers_every_item_and_queue_lengths(
 
     assert flower.workers() == {"worker.1", "worker.2"}
     lengths = {q["name"]: q["messages"] for q in flower.get("/api/queues/length")["active_queues"]}
-    dead = {"realtime.dead": 0, "default.dead": 0, "bulk.dead": 1}
-    assert lengths == {"realtime": 0, "default": 0, "bulk": 0, **dead}
+    dead = {"realtime.dead": 0, "default.dead": 0, "bulk.dead": 1, "webhooks.dead": 0}
+    assert lengths == {"realtime": 0, "default": 0, "bulk": 0, "webhooks": 0, **dead}
     assert "bulk.dead" in flower.page("/broker")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Iterable
 
 from routing.inflight.held import State
 from routing.inflight.holdings import Holdings
@@ -27,8 +28,8 @@ class Names:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def started(self, tag: str) -> None:
-        self.heard.append(tag)
+    def started(self, tags: Iterable[str]) -> None:
+        self.heard.extend(tags)
 
     def ended(self) -> None:
         self.heard.append("ended")
@@ -53,8 +54,8 @@ def holding(*tags: str, size_bytes: int = 10) -> Holdings:
 
 def test_what_is_held_is_renewed_and_what_has_started_says_so() -> None:
     holdings = holding("1", "2")
-    holdings.mark("2", State.STARTED)
-    assert holdings.leases() == [("1", ""), ("2", "id-2")]
+    holdings.mark(["2"], State.STARTED)
+    assert holdings.leases() == [("1", ""), ("2", "1")]
 
 
 def test_what_has_ended_is_renewed_until_that_is_settled() -> None:
@@ -70,7 +71,7 @@ def test_a_message_that_dies_before_it_ends_is_not_renewed_and_goes_back() -> No
     messages = {tag: Message() for tag in "123"}
     for tag, message in messages.items():
         holdings.watch(tag, message)
-    holdings.mark("2", State.STARTED)
+    holdings.mark(["2"], State.STARTED)
     message = messages["3"]
     del messages
     assert holdings.leases() == [("3", "")]
@@ -131,8 +132,8 @@ def test_every_channel_that_awaits_room_hears_of_every_ending() -> None:
 def test_the_keeper_hears_of_starts_and_doubts() -> None:
     holdings = holding("1")
     keeper = holdings.keeper = Names()
-    holdings.mark("1", State.HANDED)
-    holdings.mark("1", State.STARTED)
+    holdings.mark(["1"], State.HANDED)
+    holdings.mark(["1"], State.STARTED)
     holdings.doubt()
     holdings.dismiss()
     holdings.dismiss()

@@ -319,13 +319,23 @@ def test_a_lost_connection_repeats_nothing_that_runs(
         assert scene.traces.counts("started") == Counter(names)
 
 
-def test_a_rate_limit_holds_for_every_item(valkey: Server) -> None:
+def test_a_rate_limit_counts_calls_and_batches_that_wait_for_it_grow(valkey: Server) -> None:
     with Scene(valkey.fresh_url()) as scene:
-        scene.task("limited").delay_many([f"limited-{number}" for number in range(3)])
+        limited = scene.task("limited")
+        limited.delay("first")
         eventually(lambda: scene.traces.total() == 1)
+        for number in range(6):
+            limited.delay(f"limited-{number}")
         throughout(lambda: scene.traces.total() == 1, 0.5)
+        ask = {"reply": True, "timeout": 10, "limit": 1}
+        scene.app.control.rate_limit(limited.name, "1/h", **ask)
+        throughout(lambda: scene.traces.total() == 1, 0.3)
+        scene.app.control.rate_limit(limited.name, "2/s", **ask)
+        eventually(lambda: scene.traces.total() == 7, 10)
+        assert [int(size) for size in scene.traces.client.lrange("sizes", 0, -1)] == [1, 6]
+        limited.delay("waits")
         scene.worker.terminate()
-        assert scene.broker.length("default") == 2
+        assert scene.broker.length("default") + scene.traces.total() == 8
         assert scene.broker.unacked() == 0
 
 
@@ -335,10 +345,11 @@ def test_items_that_wait_at_an_old_rate_go_on_at_the_new_one(
     valkey: Server, pool: str, rate: str
 ) -> None:
     with Scene(valkey.fresh_url(), pool) as scene:
-        names = [f"item-{n}" for n in range(12)]
+        first, *others = names = [f"item-{n}" for n in range(12)]
         limited = scene.task("limited")
-        limited.delay_many(names)
+        limited.delay(first)
         eventually(lambda: scene.traces.total() == 1)
+        limited.delay_many(others)
         throughout(lambda: scene.traces.total() == 1, 0.3)
         ask = {"reply": True, "timeout": 10, "limit": 1}
         scene.app.control.rate_limit(limited.name, rate, **ask)
@@ -348,7 +359,9 @@ def test_items_that_wait_at_an_old_rate_go_on_at_the_new_one(
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
-def test_a_first_rate_limit_holds_for_items_that_wait_for_a_slot(valkey: Server, pool: str) -> None:
+def test_a_first_rate_limit_holds_for_batches_that_wait_for_a_slot(
+    valkey: Server, pool: str
+) -> None:
     with Scene(valkey.fresh_url(), pool, concurrency=1) as scene:
         pausing = scene.task("pausing")
         _, gates = gather(scene, lambda: pausing.delay_many(range(8)))
@@ -356,10 +369,11 @@ def test_a_first_rate_limit_holds_for_items_that_wait_for_a_slot(valkey: Server,
         ask = {"reply": True, "timeout": 10, "limit": 1}
         scene.app.control.rate_limit(pausing.name, "1/h", **ask)
         unblock(scene, gates)
-        eventually(lambda: scene.traces.total() == 2)
-        throughout(lambda: scene.traces.total() == 2, 0.5)
-        scene.app.control.rate_limit(pausing.name, "0", **ask)
         eventually(lambda: scene.traces.total() == 9)
+        pausing.delay_many(range(8, 11))
+        throughout(lambda: scene.traces.total() == 9, 0.5)
+        scene.app.control.rate_limit(pausing.name, "0", **ask)
+        eventually(lambda: scene.traces.total() == 12)
         eventually(scene.settled)
         assert set(scene.traces.counts().values()) == {1}
 
@@ -371,6 +385,33 @@ def test_batches_work_on_a_broker_that_is_not_ours(valkey: Server) -> None:
         eventually(scene.settled)
         scene.worker.send(signal.SIGTERM)
         assert scene.worker.wait() == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_on_a_broker_that_is_not_ours_items_gather_while_all_slots_are_busy(
+    valkey: Server, pool: str
+) -> None:
+    stock = {"CELERIAC_TEST_STOCK": "1"}
+    with Scene(valkey.fresh_url(), pool, env=stock, concurrency=2) as scene:
+        held = scene.task("held")
+        for gate in ("one", "two"):
+            block(scene, gate)
+        results = [held.delay(f"item-{number}", "three") for number in range(20)]
+        eventually(lambda: {result.id for result in results} <= scene.inspect("reserved"))
+        scene.traces.open("three", times=20)
+        scene.traces.open("one")
+        eventually(lambda: all(result.ready() for result in results), 20)
+        assert b"20" in scene.traces.client.lrange("sizes", 0, -1)
+        scene.traces.open("two")
+
+
+def test_on_a_broker_that_is_not_ours_a_solo_worker_gathers_for_max_wait(valkey: Server) -> None:
+    with Scene(valkey.fresh_url(), "solo", env={"CELERIAC_TEST_STOCK": "1"}) as scene:
+        by_tenant = scene.task("by_tenant")
+        results = [by_tenant.delay({"tenant": str(number)}) for number in (1, 2, 1, 2)]
+        assert outcomes(results) == [["1"], ["2"], ["1"], ["2"]]
+        sizes = scene.traces.client.lrange("sizes", 0, -1)
+        assert sizes == [b"2", b"2"]
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")

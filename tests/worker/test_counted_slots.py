@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from routing.worker.slots import CountedSlots
+from routing.worker.slots import CountedSlots, ran_for
 
 
 class Pool:
@@ -22,7 +22,7 @@ class Pool:
         self.slots = CountedSlots(
             self,
             on_free=lambda: self.notes.append(f"free {self.slots.free()}"),
-            on_enter=lambda: lambda: self.notes.append("left"),
+            on_enter=lambda: lambda ran_seconds=None: self.notes.append("left"),
             soon=lambda callback: callback(),
         )
 
@@ -71,3 +71,25 @@ def test_what_the_pool_does_not_take_keeps_no_slot() -> None:
     with pytest.raises(RuntimeError, match="no"):
         pool.send()
     assert pool.slots.free() == 2
+
+
+def test_an_answer_may_say_for_how_long_its_call_ran() -> None:
+    class Answers(list[Any]):
+        ran_seconds = 0.25
+
+    assert ran_for((0, "result", 1.5)) == 1.5
+    assert ran_for(Answers([(0, "result", 1.5)])) == 0.25
+    for silent in ((1, "error", None), [(0, "result", 1.5)] * 3, ValueError(), False, None):
+        assert ran_for(silent) is None
+
+
+def test_a_slot_that_is_taken_is_not_free_before_its_unit_enters_or_leaves_it() -> None:
+    pool = Pool()
+    pool.slots.acquire()
+    assert pool.slots.free() == 1
+    pool.send()
+    assert pool.slots.free() == 1, "it has entered"
+    pool.slots.acquire()
+    pool.slots.release()
+    pool.slots.release()
+    assert pool.slots.free() == 1, "what is given back twice is nobody else's"

@@ -49,7 +49,7 @@ class Pool:
 
     def wait(self, queue: str, count: int) -> None:
         for _ in range(count):
-            self.ready.arrived(queue)
+            self.ready.arrived([queue])
 
     def rooms(self, *queues: str) -> tuple[dict[str, Room], int]:
         return self._demand.rooms(queues, self.ready)

@@ -108,7 +108,7 @@ def test_slots_stay_in_use_after_all_this(at: Station) -> None:
 
 def test_added_processes_are_used(valkey: Server) -> None:
     with station(valkey.fresh_url(), "prefork", 1) as at:
-        at.app.control.pool_grow(2, destination=[at.worker.name], reply=True, timeout=5)
+        at.tell("pool_grow", 2)
         names = [start(at)[0] for _ in range(3)]
         for name in names:
             at.traces.open(name)

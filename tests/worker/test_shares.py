@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.worker.run_times import RunTimes
+from routing.worker.running import Running
 from routing.worker.shares import Shares
 
 #: Run times that differ a thousandfold.
@@ -42,7 +43,7 @@ class Play:
                 heapq.heappush(self._runs, (self.now + takes, self.now, queue))
             self.now, began, queue = heapq.heappop(self._runs)
             self.times.note(queue, "task", self.now - began)
-            self.shares.end(queue, began, self.now)
+            self.shares.end(queue, began, self.now - began)
             self.served[queue] += self.now - began
             self.worst = max(self.worst, *map(self.behind, self.weights))
 
@@ -103,7 +104,7 @@ def test_a_turn_goes_to_a_queue_that_has_work(table: dict[str, int], data: st.Da
         queue = shares.take(ready, now)
         assert queue in ready
         shares.begin(queue, now)
-        shares.end(queue, now, now + 1)
+        shares.end(queue, now, 1)
 
 
 def served(shares: Shares, queues: list[str], *, start: float, units: int) -> list[str]:
@@ -112,7 +113,7 @@ def served(shares: Shares, queues: list[str], *, start: float, units: int) -> li
     for now in range(units):
         queue = shares.take(queues, start + now)
         shares.begin(queue, start + now)
-        shares.end(queue, start + now, start + now + 1)
+        shares.end(queue, start + now, 1)
         order.append(queue)
     return order
 
@@ -161,9 +162,27 @@ def test_what_came_while_long_units_ran_goes_before_the_next_of_them() -> None:
     now = 0.0
     for _ in range(5):
         shares.begin(shares.take(["long"], now), now)
-        shares.end("long", now, now := now + 2)
+        shares.end("long", now, 2)
+        now += 2
         for _ in range(40):
             assert shares.take(["long", "short"], now) == "short"
             shares.begin("short", now)
-            shares.end("short", now, now := now + 0.001)
+            shares.end("short", now, 0.001)
+            now += 0.001
         shares.leave("short")
+
+
+def test_a_queue_is_charged_for_its_runs_and_not_for_what_surrounds_them() -> None:
+    now = 0.0
+    times, charges = RunTimes(), RunTimes()
+    shares = Shares({}, charges)
+    running = Running(times, shares, charges, clock=lambda: now)
+    for ran, charged in ((5.0, 5.0), (0.5, 6.0), (None, 6.5)):
+        leave = running.enter("q", str(ran))
+        now += 6.5
+        leave(ran)
+        leave(ran)
+        assert charges.mean_of("q", str(ran)) == charged
+        assert times.mean_of("q", str(ran)) == 6.5, "what a slot is kept for is forecast by"
+    assert running.counts["q"] == 0
+    assert shares.behind("q", now) == 0

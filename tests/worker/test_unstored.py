@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chord
+from celery.result import denied_join_result
 
 from routing.topology.model import Topology
 from tests.apps.basic import Traces, close
@@ -22,6 +23,7 @@ from tests.apps.unstored import TABLE, create
 from tests.support.broker import Broker
 from tests.support.links import Link
 from tests.support.messages import task_message
+from tests.support.refusals import full, read_only
 from tests.support.servers import Server, valkey_binary
 from tests.support.wait import eventually
 from tests.support.worker import Worker
@@ -37,6 +39,8 @@ class Yard:
     broker: Broker
     traces: Traces
     results: redis.Redis
+    #: The server of the results, where it is the yard's own.
+    server: Server | None = None
     dead_before: int = 0
 
     def begin(self) -> None:
@@ -108,6 +112,7 @@ def shared(
     try:
         urls = {"broker": valkey.fresh_url(), "store": valkey.fresh_url()}
         with yard(request.param, results=server.fresh_url(), **urls) as shared:
+            shared.server = server
             yield shared
     finally:
         server.close()
@@ -121,12 +126,27 @@ def at(shared: Yard) -> Iterator[Yard]:
     shared.free()
 
 
+@contextmanager
+def away(server: Server) -> Iterator[None]:
+    """It is gone, and comes back."""
+    server.stop()
+    yield
+    server.start()
+
+
+TROUBLES = {"full": full, "read_only": read_only, "away": away}
+
+
+@pytest.mark.parametrize("how", TROUBLES)
 @pytest.mark.parametrize("task", ["plain", "many"])
-def test_a_full_result_server_repeats_nothing_and_loses_nothing(at: Yard, task: str) -> None:
-    at.fill()
-    sent = [at.send(task, f"item-{n}") for n in range(20)]
-    at.worker.wait_log("waiting for the result backend")
-    at.free()
+def test_a_result_server_in_trouble_repeats_nothing_and_loses_nothing(
+    at: Yard, task: str, how: str
+) -> None:
+    assert at.server is not None
+    # Who sends subscribes to the result, unless nobody may wait for it here.
+    with TROUBLES[how](at.server), denied_join_result():
+        sent = [at.send(task, f"item-{n}") for n in range(20)]
+        at.worker.wait_log("waiting for the result backend")
     assert [result.get(timeout=20) for result in sent] == [f"item-{n}" for n in range(20)]
     eventually(at.settled)
     assert at.traces.counts() == {f"item-{n}": 1 for n in range(20)}

@@ -41,9 +41,14 @@ if now - beat > lease / 3 then
 end
 if now < not_before then return -1 end
 
--- Only what was started is charged: its neighbours did not kill the worker.
+-- Only what was started is charged: its neighbours did not kill the worker. Of those that ran in one
+-- call nobody knows which did; each notes how many they were, and runs in less company the next time.
 local function charged_if_started(tag, message)
-  if redis.call('HEXISTS', STARTED, tag) == 0 then return message end
+  local company = redis.call('HGET', STARTED, tag)
+  if not company then return message end
+  if (tonumber(company) or 1) > 1 then
+    return with_latest(message, '"company":%d+', '"company":' .. whole(tonumber(company)))
+  end
   local worker = redis.call('HGET', WORKERS, string.match(tag, '^[^:]*')) or 'a worker'
   return charged(message, 'the lease of ' .. worker .. ' ran out')
 end

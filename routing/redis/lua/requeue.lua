@@ -9,7 +9,8 @@
 -- ARGV:  tag, message id, mark and evidence in turn, in fetch order; the mark is "" for a message
 --        that nobody may have begun, "redelivered" for one that may have run in part, "counted"
 --        when that counts as a delivery too; the evidence says why it was charged; "later" for one
---        that cannot be run now, which waits among the delayed ones, and notes how often it did
+--        that cannot be run now, which waits among the delayed ones, and notes how often it did;
+--        "again" for one whose run failed through no fault of its own, which does so for longer
 -- Reply: {messages that went back, how many of the first were not looked at}; the newest come first,
 --         tags that are gone are passed over
 
@@ -22,6 +23,9 @@
 -- include: delayed
 -- include: charged
 -- include: limits
+
+-- What counts how often a message waited, and the seconds that it does so the first time.
+local WAITS = {later = {'returned', 1}, again = {'rounds', 5}}
 
 local wrong = misused('list', KEYS[6]) or misused('hash', KEYS[7], KEYS[9]) or misused('zset', KEYS[8])
 if wrong then return wrong end
@@ -36,7 +40,7 @@ while left > 0 and size < MOST_BYTES do
   if message and not seen[ARGV[at]] then
     held[#held + 1], lists[origin], size = {at, origin, message}, true, size + #message
     tags[#tags + 1], seen[ARGV[at]] = ARGV[at], true
-    if ARGV[at + 2] == 'later' then late = late + 1 end
+    if WAITS[ARGV[at + 2]] then late = late + 1 end
   end
   left = left - 1
 end
@@ -57,10 +61,11 @@ for _, one in ipairs(held) do
   local id, mark = ARGV[at + 1], ARGV[at + 2]
   if mark ~= '' then message = redelivered(message) end
   if mark == 'counted' then message = charged(message, ARGV[at + 3]) end
-  if mark == 'later' then
-    local times = count_in(message, 'returned')
-    message = with_latest(message, '"returned":%d+', '"returned":' .. whole(times + 1))
-    later[#later + 1] = {origin, id, message, times}
+  if WAITS[mark] then
+    local name, seconds = unpack(WAITS[mark])
+    local times = count_in(message, name)
+    message = with_latest(message, '"' .. name .. '":%d+', '"' .. name .. '":' .. whole(times + 1))
+    later[#later + 1] = {origin, id, message, seconds * 2 ^ math.min(times, 6)}
   else
     back[origin] = back[origin] or {}
     table.insert(back[origin], message)
@@ -72,14 +77,14 @@ for list, messages in pairs(back) do
   redis.call('RPUSH', list, unpack(messages))
 end
 
--- These wait until they are tried again: 1 s the first time, a minute at most.
+-- These wait until they are tried again: twice as long each time, a minute at most.
 local returned = #held
 local is_news = returned > #later
 if #later > 0 then
   local before = first_due(KEYS[8]) or math.huge
   for i, one in ipairs(later) do
-    local list, id, message, times = unpack(one)
-    local due = now + 1000 * math.min(60, 2 ^ math.min(times, 6))
+    local list, id, message, seconds = unpack(one)
+    local due = now + 1000 * math.min(60, seconds)
     local member = member_of(number - i + 1, id)
     redis.call('ZADD', KEYS[8], whole(due), member)
     redis.call('HSET', KEYS[9], member, value_of(list, message))

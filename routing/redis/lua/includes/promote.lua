@@ -7,7 +7,7 @@ local function add_to(pushes, member, due_ms, value)
   local list, payload = split(value)
   if string.sub(payload, -1) ~= '}' then payload = string.match(payload, '^(.*})%s*$') or payload end
   local object = object_in(payload)
-  local is_back = object and string.find(object, '"returned":%d+')
+  local is_back = object and (string.find(object, '"returned":%d+') or string.find(object, '"rounds":%d+'))
   if not is_back and string.sub(payload, -1) == '}' then
     payload = with_object(payload, '"at":' .. due_ms .. ',"due":' .. due_ms)
   end

@@ -7,8 +7,9 @@
 local SLACK_MS = 100
 -- A gate without a free slot is looked at so often, though whoever frees one tells of it.
 local LOOK_MS = 5000
--- A worker that is woken when the next start is due has so long to come before another one is.
-local LATE_MS = 250
+-- A worker that is woken when the next start is due has so long to come before another one is: as
+-- long as its start is made up for.
+local LATE_MS = SLACK_MS
 -- Messages of one call that may be parked, and their bytes.
 local parking, parking_bytes = MOST / 2, MOST_BYTES
 -- Gates with parked messages that one call looks at, of all queues together.

@@ -1,0 +1,1 @@
+"""Where batches go: sinks that end each item by what became of it there."""
