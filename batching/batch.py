@@ -18,7 +18,7 @@ from celery.canvas import Signature
 
 from batching.errors import InvalidOutcome, OutcomeTwice
 from batching.message import CallInfo
-from batching.outcomes import Dead, Done, Failed, Outcome, Replaced, Retried
+from batching.outcomes import DONE, Dead, Done, Failed, Outcome, Replaced, Retried
 from routing.worker.failure import stand_in
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Item(Generic[T]):
 
     def done(self, result: Any = None) -> None:
         """End the item as succeeded, with `result` as its task's result."""
-        self._end(Done(result))
+        self._end(DONE if result is None else Done(result))
 
     def fail(self, error: BaseException) -> None:
         """End the item as failed with `error`, as if a task of its own had raised it.

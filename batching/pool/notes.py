@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from batching.outcomes import Done, Failed, Outcome
+from batching.outcomes import DONE, Done, Failed, Outcome
 
 #: A page holds the outcomes of some thousand items; memory that nobody writes to takes no place.
 PAGE_BYTES = 256 * 1024
@@ -85,13 +85,7 @@ class Notes:
 
     def note(self, page: int, place: int, outcome: Outcome) -> None:
         """Note the outcome of an item, by its place in the call."""
-        if isinstance(outcome, Failed):
-            outcome = replace(outcome, traceback=None)
-        try:
-            data = pickle.dumps(outcome, protocol=pickle.HIGHEST_PROTOCOL)
-            if not _is_plain(outcome):
-                pickle.loads(data)
-        except Exception:  # what cannot travel is settled where it is, or not at all
+        if (data := _DONE_DATA if outcome is DONE else _pickled(outcome)) is None:
             return
         begin = page * self._page_bytes
         (length,) = _LENGTH.unpack_from(self._memory, begin)
@@ -117,6 +111,26 @@ class Notes:
             at += _ENTRY.size
             yield place, self._memory[at : at + size]
             at += size
+
+
+def _pickled(outcome: Outcome) -> bytes | None:
+    """Return what an outcome can be made of elsewhere; None where it cannot travel.
+
+    That is settled where it is, or not at all.
+    """
+    if isinstance(outcome, Failed):
+        outcome = replace(outcome, traceback=None)
+    try:
+        data = pickle.dumps(outcome, protocol=pickle.HIGHEST_PROTOCOL)
+        if not _is_plain(outcome):
+            pickle.loads(data)
+    except Exception:
+        return None
+    return data
+
+
+#: What most items end with.
+_DONE_DATA = pickle.dumps(DONE, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _is_plain(outcome: Outcome) -> bool:

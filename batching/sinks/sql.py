@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -30,7 +31,7 @@ from batching.batch import Batch, Item
 
 Row = Mapping[str, Any]
 
-#: A row, and its place in the batch.
+#: A row, and its place among those that are written.
 _Placed = tuple[int, Row]
 
 
@@ -85,10 +86,12 @@ class SqlSink:
         Raises:
             sqlalchemy.exc.DBAPIError: the database is away, or refuses more than single rows.
         """
+        items: list[Item[Any]] = []
         rows: list[_Placed] = []
-        for place, item in enumerate(batch):
+        for item in batch:
             if item.outcome is None and (row := self._row_of(item)) is not None:
-                rows.append((place, row))
+                rows.append((len(items), row))
+                items.append(item)
         engine = self._connected()
         refused: dict[int, Exception] = {}
         if rows:
@@ -97,11 +100,11 @@ class SqlSink:
                 count, refused = self._insert(connection, table, rows)
                 if self._within is not None:
                     self._within(connection, batch, count)
-        for place, _ in rows:
+        for place, item in enumerate(items):
             if (error := refused.get(place)) is not None:
-                batch[place].fail(error)
+                item.fail(error)
             else:
-                batch[place].done()
+                item.done()
 
     def close(self) -> None:
         """Close the connections of this process; the next write opens new ones."""
@@ -114,11 +117,10 @@ class SqlSink:
             made = self._row(item.value)
             if not isinstance(made, Mapping):
                 raise TypeError(f"row must return a mapping of columns, got {type(made).__name__}")
-            row = dict(made)
+            return {**made} if self._id_column is None else {self._id_column: item.id, **made}
         except Exception as error:
             item.fail(error)
             return None
-        return row if self._id_column is None else {self._id_column: item.id, **row}
 
     def _connected(self) -> sa.Engine:
         """Return the engine of this process: connections do not survive a fork."""
@@ -164,7 +166,7 @@ class SqlSink:
             return count + others, refused | refused_too
 
     def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> int:
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns = list(dict.fromkeys(chain.from_iterable(rows)))
         if unknown := [name for name in columns if name not in table.columns]:
             known = ", ".join(table.columns.keys())
             raise LookupError(
@@ -172,15 +174,13 @@ class SqlSink:
             )
         if self._updates:  # of rows of one key the last counts, in one statement as well
             rows = list({row[str(self._id_column)]: row for row in rows}.values())
-        rows = [
-            {name: _plain(row.get(name), table.columns[name].type) for name in columns}
-            for row in rows
-        ]
+        kinds = {name: table.columns[name].type for name in columns}
+        rows = [_complete(row, kinds) for row in rows]
         dialect = connection.dialect
         if dialect.name == "postgresql" and dialect.driver == "psycopg":
             return self._copy(connection, table, columns, rows)
         statement = self._statement(dialect.name, table, columns)
-        count: int = connection.execute(statement, list(rows)).rowcount
+        count: int = connection.execute(statement, rows).rowcount
         return count if count >= 0 else len(rows)
 
     def _statement(self, dialect: str, table: sa.Table, columns: Sequence[str]) -> Any:
@@ -233,10 +233,20 @@ class SqlSink:
 def _fields_of(value: Any) -> Row:
     """Return the fields of a model, or a mapping as it is."""
     if isinstance(value, BaseModel):
-        return dict(value)
+        fields, values = type(value).model_fields, vars(value)
+        if values.keys() != fields.keys():  # cached properties lie beside the fields
+            values = {name: values[name] for name in fields if name in values}
+        return {**values, **extra} if (extra := value.model_extra) else values
     if isinstance(value, Mapping):
         return value
     raise TypeError(f"expected a model or a mapping of columns, got {type(value).__name__}")
+
+
+def _complete(row: Row, kinds: Mapping[str, sa.types.TypeEngine[Any]]) -> Row:
+    """Return a row that has every column, as a driver takes it."""
+    if len(row) == len(kinds) and _SCALARS.issuperset(map(type, row.values())):
+        return row
+    return {name: _plain(row.get(name), kind) for name, kind in kinds.items()}
 
 
 def _plain(value: Any, kind: sa.types.TypeEngine[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,22 @@ def test_objects_and_lists_go_into_columns_of_json(url: str, sink_of: Any) -> No
     found = [str(rows(url)[f"item {n}"].about).replace('"', "'") for n in range(2)]
     assert found[0].replace(" ", "") == "[1,{'a':2}]"
     assert "2026-01-02" in found[1]
+
+
+def test_only_the_fields_of_a_model_are_columns(url: str, sink_of: Any) -> None:
+    class Cached(BaseModel, extra="allow"):
+        sensor: str = "s1"
+        degrees: float = 1.0
+
+        @cached_property
+        def kelvin(self) -> float:
+            return self.degrees + 273.15
+
+    batch = batch_of(Cached(), Cached(serial=7))  # type: ignore[call-arg]
+    assert batch[0].value.kelvin == 274.15
+    sink_of(url).write(batch)
+    assert outcomes(batch) == [Done(), Done()]
+    assert [rows(url)[f"item {n}"].serial for n in range(2)] == [None, 7]
 
 
 def test_of_several_rows_of_one_key_the_last_takes_its_place(url: str, sink_of: Any) -> None:
