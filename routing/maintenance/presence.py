@@ -19,6 +19,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from routing.redis.commands import OWN_BELL_MS
 from routing.redis.consumers import Consumer
 from routing.redis.faults import ANY_FAULT, LOST
 from routing.redis.ledger import Ledger, QueueLedger, read
@@ -93,8 +94,11 @@ class Presence:
     def _is_rung(self, channel: EngineMixin, seconds: float) -> bool:
         client: Any = channel.plain_client
         patience = client.connection_pool.connection_kwargs.get("socket_timeout") or seconds * 2
-        bell = channel.commands.keys.own_bell(self._name.bell)
-        return client.brpop(bell, timeout=max(0.05, min(seconds, patience / 2))) is not None
+        seconds = max(0.05, min(seconds, patience / 2))
+        return client.brpop(self._bell(channel), timeout=seconds) is not None
+
+    def _bell(self, channel: EngineMixin) -> str:
+        return channel.commands.keys.own_bell(self._name.bell)
 
     def _look(self, channel: EngineMixin) -> None:
         for queue in self._neglect.look(read(channel.plain_client, channel.commands)):
@@ -122,9 +126,12 @@ class Presence:
         try:
             self._has_left = True
             channel = self._consumer.task_consumer.channel
-            if self._announced and not channel.closed:
-                name = str(self._name)
-                channel.commands.announce(channel.plain_client, name, self._announced, seconds=0)
+            if not channel.closed:
+                commands, client = channel.commands, channel.plain_client
+                if self._announced:
+                    commands.announce(client, str(self._name), self._announced, seconds=0)
+                # It is waited for, and it waits for this.
+                commands.ring(client, self._bell(channel), expires_ms=OWN_BELL_MS)
         except (*LOST, ANY_FAULT, AttributeError) as error:
             logger.debug("it is forgotten in %g s: %s", GONE_SECONDS, error)
         finally:

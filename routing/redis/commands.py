@@ -32,6 +32,12 @@ from routing.redis.values import (
 from routing.topology.limits import NO_GATE
 from routing.topology.model import Topology
 
+#: A queue's bell that nobody hears falls silent after an hour, as in the scripts.
+BELL_MS = 3_600_000
+
+#: A bell that one listener has, sooner.
+OWN_BELL_MS = 60_000
+
 #: Most messages of one call that requeues.
 REQUEUE_AT_MOST = 400
 
@@ -300,6 +306,20 @@ class Commands:
         for queue in queues:
             keys += [self.keys.consumers(queue), self._ledger(queue), self.keys.pace(queue)]
         return int(run_script(client, "announce", keys, [worker, int(seconds * 1000)]))
+
+    @staticmethod
+    def ring(client: redis.Redis, bell: str, *, expires_ms: int) -> None:
+        """Wake one of those who wait for a bell.
+
+        Arguments:
+            client: a client that adds no key prefix.
+            bell: its key.
+            expires_ms: how long it is heard by whoever comes later.
+        """
+        pipeline = client.pipeline(transaction=False)
+        pipeline.lpush(bell, "1")
+        pipeline.pexpire(bell, expires_ms)
+        pipeline.execute()
 
     def purge(self, client: redis.Redis, queue: str) -> int:
         """Drop every message of a queue that nobody holds; returns how many there were."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from redis import exceptions
 
 from routing.inflight.fetch_policy import SETTLE_SECONDS, Allowance
+from routing.redis.commands import OWN_BELL_MS
 from routing.redis.faults import LOST, is_lost
 from routing.transport.allowances import Allowances
 from routing.transport.link import Link
@@ -113,11 +114,8 @@ class OwnBell:
 
     def ring(self) -> bool:
         """Ring; False when the connection for that is lost."""
-        pipeline = self._link.client.pipeline(transaction=False)
-        pipeline.lpush(self.key, "1")
-        pipeline.pexpire(self.key, 60_000)
         try:
-            pipeline.execute()
+            self._link.commands.ring(self._link.client, self.key, expires_ms=OWN_BELL_MS)
         except (*LOST, exceptions.RedisError) as error:
             # Lost, or full: then the wait for a bell ends by its timeout.
             logger.debug("could not ring: %s", error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 
+from routing.redis.commands import BELL_MS, OWN_BELL_MS
 from routing.transport.link import Link
 
 #: Between two looks at the bell of a queue of which work is stuck.
@@ -17,10 +18,6 @@ LOOK_SECONDS = 0.01
 
 #: Looks are that far apart while nobody waits.
 BUSY_SECONDS = 0.02
-
-#: A bell that nobody hears any more is silent after an hour, as in the scripts.
-BELL_MS = 3_600_000
-OWN_BELL_MS = 60_000
 
 
 class Stuck:
@@ -51,11 +48,12 @@ class Stuck:
         return returned
 
     def _is_awaited(self, queue: str) -> bool:
-        client, bell = self._link.client, self._link.commands.keys.bell(queue)
+        client, commands = self._link.client, self._link.commands
+        bell = commands.keys.bell(queue)
         if own_bell := self._link.holdings.ready.own_bell(queue):
             # It would take the token itself, though its loop may be blocked.
             self._link.holdings.ready.hears([queue])
-            self._ring(own_bell, expires_ms=OWN_BELL_MS)
+            commands.ring(client, own_bell, expires_ms=OWN_BELL_MS)
             return False
         is_silent = not client.exists(bell)
         now, ready = time.monotonic(), self._link.holdings.ready
@@ -66,10 +64,5 @@ class Stuck:
         if rung_at is not None:
             return True
         self._rung_at[queue] = now
-        self._ring(bell, expires_ms=BELL_MS)
+        commands.ring(client, bell, expires_ms=BELL_MS)
         return False
-
-    def _ring(self, bell: str, *, expires_ms: int) -> None:
-        client = self._link.client
-        client.lpush(bell, "1")
-        client.pexpire(bell, expires_ms)

@@ -1,11 +1,22 @@
-"""Which queues are told of as neglected, and when."""
+"""What a worker says of itself, and which queues are told of as neglected."""
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
 from typing import Any
 
-from routing.maintenance.presence import Neglect
+import pytest
+from celery import bootsteps
+
+from routing import install
+from routing.maintenance import runner
+from routing.maintenance.presence import Neglect, Presence
+from routing.maintenance.runner import Upkeep
 from routing.redis.ledger import Ledger, QueueLedger
+from tests.support.apps import AppFactory
+from tests.support.broker import Broker
+from tests.support.wait import eventually
 
 
 def at(seconds: float, **fields: Any) -> Ledger:
@@ -50,3 +61,31 @@ def test_delayed_messages_count_when_their_time_has_come() -> None:
     assert told(neglect, at(6, delayed=1, consumers=0)) == []
     told(neglect, at(7, delayed=1, due=1, consumers=0))
     assert told(neglect, at(13, delayed=1, due=1, consumers=0)) == ["q"]
+
+
+def test_whoever_stops_a_worker_does_not_wait_for_its_next_announcement(
+    make_app: AppFactory, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(broker.url)
+    install(app, {"queues": {"main": {}}})
+    app.amqp.queues.select(["main"])
+    before = set(threading.enumerate())
+    monkeypatch.setattr(Presence, "interval_seconds", 60.0)
+    monkeypatch.setattr(runner, "JOBS", (Presence,))
+    with app.connection_for_read() as connection:
+        parent = SimpleNamespace(
+            app=app,
+            hostname="one@here",
+            controller=SimpleNamespace(max_concurrency=1),
+            task_consumer=SimpleNamespace(channel=connection.default_channel),
+            blueprint=SimpleNamespace(state=bootsteps.RUN),
+        )
+        upkeep = Upkeep(parent)
+        upkeep.start(parent)
+        consumers = connection.default_channel.commands.keys.consumers("main")
+        eventually(lambda: broker.client.exists(consumers))
+        parent.blueprint.state = bootsteps.CLOSE
+        monkeypatch.setattr(runner, "LAST_SECONDS", 5.0)
+        upkeep.shutdown(parent)
+        assert set(threading.enumerate()) <= before
+    assert not broker.client.exists(consumers)
