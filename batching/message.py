@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from batching.errors import InvalidItem
 from batching.models import plain, read
 from routing.message.codec import loads
+from routing.publish.decision import ALONE
 
 # Keys of a task message that are Celery's and not the sender's, as Context._get_custom_headers
 # has it.
@@ -141,6 +142,8 @@ def unpack(parcel: Parcel, *, hostname: str, accept: Collection[str] | None) -> 
         request.update((key, embed[key]) for key in _EMBEDDED if key in embed)
     # Given here, Context does not search for them in every request.
     request["headers"] = own
+    if ALONE in own:  # a retry has it again, but the sender gave it as an option
+        own = {key: value for key, value in own.items() if key != ALONE}
     return request, args, kwargs, own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ def tell_drops_at_once() -> Iterator[None]:
     """Leave no timer that tells in the log of a later test what an earlier one has dropped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overflow, "DROPS", Drops(interval_seconds=0))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def close_what_celery_forgets() -> Iterator[None]:
+    """Close the connections to a result store that Celery lets go of when one of them is lost."""
+    forget = redis.ConnectionPool.reset
+
+    def reset(pool: Any) -> None:
+        if vars(pool).get("pid") == os.getpid():  # neither made just now, nor a forked copy
+            pool.disconnect()
+        forget(pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis.ConnectionPool, "reset", reset)
         yield
 
 

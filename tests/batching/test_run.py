@@ -214,7 +214,7 @@ def test_started_is_stored_before_the_call(app: Celery) -> None:
 def test_the_senders_headers_come_with_the_item(app: Celery) -> None:
     found = []
     define(app, lambda batch: found.extend((item.headers, item.attempt) for item in batch))
-    run(parcel("a", 1, tenant="acme", retries=2))
+    run(parcel("a", 1, tenant="acme", retries=2, batch=False))
     assert found == [({"tenant": "acme"}, 3)]
 
 
