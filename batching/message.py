@@ -223,6 +223,10 @@ def _measured(
     return measure(*args, **kwargs) if model is None else measure(value_of(model, args, kwargs))
 
 
+#: What a field may hold that is compared as it was sent.
+_AS_SENT = (str, int)
+
+
 def _field(
     model: type[BaseModel] | None, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
@@ -230,9 +234,11 @@ def _field(
     source = args[0] if args else kwargs
     if model is None:
         return source[name] if isinstance(source, Mapping) else getattr(source, name)
-    alias = model.model_fields[name].validation_alias
-    for known in (name, alias if isinstance(alias, str) else name):
-        if isinstance(source, Mapping) and isinstance(raw := source.get(known), str | int):
+    if isinstance(source, Mapping):
+        if isinstance(raw := source.get(name), _AS_SENT):
+            return raw
+        alias = model.model_fields[name].validation_alias
+        if isinstance(alias, str) and isinstance(raw := source.get(alias), _AS_SENT):
             return raw
     return getattr(value_of(model, args, kwargs), name)
 

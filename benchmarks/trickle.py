@@ -5,12 +5,14 @@ arrive steadily at busy slots, first at a seventh of what a worker can do at mos
 items a second, 100 a batch, calls of 0.3 s), then in bursts, then steadily again, and at last at
 50, 80 and 95 % of it. A burst on a fresh worker shows what the worker had to lose; `calls_to_full`
 is how many call times after a burst all slots run full batches. `keys`: a thousand keys, items of
-which come in turn.
+which come in turn. `single_at_80_percent`: calls of a plain task, which take as long as those of a
+batch, at 80 % of what the slots can do of these.
 
 The same load on celery-batches is beside it (`elsewhere`), in an environment of its own, which is
 made from the package index for the time of the run; without one that is left out, and said.
 
-It asserts nothing about time. Every item must have run once, else the run fails.
+It asserts nothing about time. Every item and every plain task must have run once, and have ended as
+done by the broker's count, else the run fails.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from benchmarks.workers import (
 from tasks.child import Child
 
 # As in `benchmarks.apps.trickled`, which is imported in the workers' processes only.
-QUEUE, KEYED_QUEUE = "trickle", "keys"
+QUEUE, SINGLE_QUEUE, KEYED_QUEUE = "trickle", "single", "keys"
 MAX_SIZE = 100
 CALL_SECONDS = 0.3
 CALL = struct.Struct("=qqi")
@@ -57,6 +59,7 @@ STEADY_RATE = 100
 STEADY_SECONDS = 5
 LOADED_SECONDS = 8
 LOADS_PERCENT = (50, 80, 95)
+SINGLE_PERCENT = 80
 KEYED_ITEMS = 4_000
 BURSTS = 2
 DRAIN_SECONDS = 60.0
@@ -115,8 +118,12 @@ def _pool(server: Server, crew: Crew, size: int, worker: MakeWorker) -> dict[str
         for percent in LOADS_PERCENT:
             calls = load.trickle(capacity * percent / 100, LOADED_SECONDS)
             cases[f"at_{percent}_percent"] = _waits(calls)
-        if load.has_keys:
+        if load.is_ours:
             cases["keys"] = _batches(load.keys(KEYED_ITEMS))
+            rate = slots / CALL_SECONDS * SINGLE_PERCENT / 100
+            calls = load.trickle(rate, LOADED_SECONDS, "single")
+            cases[f"single_at_{SINGLE_PERCENT}_percent"] = _waits(calls)
+            _check_endings(server)
     return dict(sorted(cases.items(), key=lambda case: "fresh_items_s" in case[1]))
 
 
@@ -126,12 +133,12 @@ class Load:
 
     settings: Settings
     publish: Callable[..., dict[str, Any]]
-    has_keys: bool
+    is_ours: bool
     seen: int = 0
 
-    def trickle(self, rate: float, seconds: int) -> list[Call]:
-        """Send items steadily; return the calls that they ran in."""
-        return self._send(f"{rate:g}", str(seconds))
+    def trickle(self, rate: float, seconds: int, *task: str) -> list[Call]:
+        """Send items, or calls of another task, steadily; return the calls that they ran in."""
+        return self._send(f"{rate:g}", str(seconds), *task)
 
     def burst(self, count: int) -> list[Call]:
         """Send items at once; return the calls that they ran in."""
@@ -162,6 +169,16 @@ class Load:
         return sorted(calls, key=lambda call: call.began)
 
 
+def _check_endings(server: Server) -> None:
+    """Compare what became of items and of plain tasks: all are done."""
+    for queue in (QUEUE, SINGLE_QUEUE, KEYED_QUEUE):
+        wait_for(lambda queue=queue: not server.unfinished(queue), seconds=DRAIN_SECONDS)
+        counts = {name: count for name, count in server.ledger(queue).items() if count}
+        accepted = counts.pop("accepted")
+        if counts != {"done": accepted}:
+            raise BenchmarkError(f"queue {queue}: expected {accepted} done, got {counts}")
+
+
 def _after(calls: list[Call], items: int) -> Iterator[Call]:
     """Yield the calls that came after so many items."""
     for call in calls:
@@ -185,10 +202,10 @@ def read_calls(data: bytes) -> Iterator[Call]:
 def _worker(server: Server, crew: Crew) -> Iterator[Load]:
     """Run one worker with nothing to do yet."""
     with _settings(server) as settings:
-        queues = f"{QUEUE},{KEYED_QUEUE}"
+        queues = f"{QUEUE},{SINGLE_QUEUE},{KEYED_QUEUE}"
         workers = [start("trickled", "trickle@bench", crew, settings, queue=queues)]
         publish = partial(run_module, "benchmarks.apps.trickled", settings)
-        with _running(workers, Load(settings=settings, publish=publish, has_keys=True)) as load:
+        with _running(workers, Load(settings=settings, publish=publish, is_ours=True)) as load:
             yield load
 
 
@@ -202,7 +219,7 @@ def _elsewhere(python: Path, server: Server, crew: Crew) -> Iterator[Load]:
         log = settings.directory / "elsewhere.log"
         workers = [Child(command, log=log, cwd=ELSEWHERE.parent, env=variables).start()]
         publish = partial(run_json, [str(python), str(ELSEWHERE)], variables)
-        with _running(workers, Load(settings=settings, publish=publish, has_keys=False)) as load:
+        with _running(workers, Load(settings=settings, publish=publish, is_ours=False)) as load:
             yield load
 
 

@@ -1,11 +1,11 @@
-"""One batch task that notes how long each item waited, and its publisher.
+"""A batch task that notes how long each item waited, the same as a plain task, and a publisher.
 
 A call takes the same time however many items it has, as a call of a remote service does. So what a
 worker gets done depends on how full its batches are.
 
 ``python -m benchmarks.apps.trickled RATE SECONDS`` publishes so many items a second for so long,
-``... burst COUNT`` publishes so many at once, ``... keys COUNT`` items of a thousand keys in turn.
-All print ``{"count": n}``.
+``... RATE SECONDS single`` calls of the plain task; ``... burst COUNT`` publishes so many items at
+once, ``... keys COUNT`` items of a thousand keys in turn. All print ``{"count": n}``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batching import Batch, BatchTask
 from benchmarks.apps.settings import Settings, create_app
 from routing import install
 
-QUEUE = "trickle"
+QUEUE, SINGLE_QUEUE = "trickle", "single"
 
 MAX_SIZE = 100
 MAX_WAIT_SECONDS = 0.03
@@ -45,8 +45,8 @@ app = create_app("trickled", settings)
 install(
     app,
     {
-        "queues": {QUEUE: {}, KEYED_QUEUE: {"prefetch": 5 * KEYS}},
-        "routes": {"bench.gather_keyed": KEYED_QUEUE},
+        "queues": {QUEUE: {}, SINGLE_QUEUE: {}, KEYED_QUEUE: {"prefetch": 5 * KEYS}},
+        "routes": {"bench.gather_keyed": KEYED_QUEUE, "bench.single": SINGLE_QUEUE},
     },
 )
 
@@ -61,6 +61,12 @@ install(
 def gather(batch: Batch[int]) -> None:
     """Take as long as any call, and note it."""
     _note(batch.values, CALL_SECONDS)
+
+
+@app.task(name="bench.single", ignore_result=True)
+def single(sent: int) -> None:
+    """Take as long as any call, and note it."""
+    _note([sent], CALL_SECONDS)
 
 
 @app.task(
@@ -87,14 +93,14 @@ def _note(sent: Sequence[int], seconds: float) -> None:
         file.write(text)
 
 
-def trickle(rate: float, seconds: float) -> int:
+def trickle(rate: float, seconds: float, task: Any = gather) -> int:
     """Publish steadily, whatever becomes of it."""
     began = time.monotonic()
     sent, total = 0, int(rate * seconds)
     while sent < total:
         due = min(total, int((time.monotonic() - began) * rate)) - sent
         if due:
-            gather.delay_many([time.monotonic_ns()] * due).raise_for_refused()
+            task.delay_many([time.monotonic_ns()] * due).raise_for_refused()
             sent += due
         time.sleep(TICK_SECONDS)
     return sent
@@ -114,7 +120,10 @@ def keys(count: int) -> int:
 
 
 if __name__ == "__main__":
-    first, second = sys.argv[1:]
+    first, second, *task = sys.argv[1:]
     at_once = {"burst": burst, "keys": keys}.get(first)
-    sent = at_once(int(second)) if at_once else trickle(float(first), float(second))
-    print(json.dumps({"count": sent}))
+    if at_once:
+        count = at_once(int(second))
+    else:
+        count = trickle(float(first), float(second), single if task else gather)
+    print(json.dumps({"count": count}))
