@@ -142,9 +142,14 @@ def unpack(parcel: Parcel, *, hostname: str, accept: Collection[str] | None) -> 
         request.update((key, embed[key]) for key in _EMBEDDED if key in embed)
     # Given here, Context does not search for them in every request.
     request["headers"] = own
-    if ALONE in own:  # a retry has it again, but the sender gave it as an option
-        own = {key: value for key, value in own.items() if key != ALONE}
-    return request, args, kwargs, own
+    return request, args, kwargs, of_sender(own)
+
+
+def of_sender(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers that were given as such: an option is sent among them, for retries."""
+    if headers.get(ALONE) is not False:
+        return headers
+    return {key: value for key, value in headers.items() if key != ALONE}
 
 
 def value_of(model: type[BaseModel] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

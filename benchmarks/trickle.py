@@ -172,11 +172,16 @@ class Load:
 def _check_endings(server: Server) -> None:
     """Compare what became of items and of plain tasks: all are done."""
     for queue in (QUEUE, SINGLE_QUEUE, KEYED_QUEUE):
-        wait_for(lambda queue=queue: not server.unfinished(queue), seconds=DRAIN_SECONDS)
-        counts = {name: count for name, count in server.ledger(queue).items() if count}
-        accepted = counts.pop("accepted")
-        if counts != {"done": accepted}:
-            raise BenchmarkError(f"queue {queue}: expected {accepted} done, got {counts}")
+        wait_for(partial(_is_settled, server, queue), seconds=DRAIN_SECONDS)
+        counts = server.ledger(queue)
+        if not counts["accepted"] == counts["done"]:
+            raise BenchmarkError(
+                f"queue {queue}: expected all that was accepted done, got {counts}"
+            )
+
+
+def _is_settled(server: Server, queue: str) -> bool:
+    return not server.unfinished(queue)
 
 
 def _after(calls: list[Call], items: int) -> Iterator[Call]:

@@ -24,7 +24,16 @@ from kombu.utils.uuid import uuid
 
 from batching.batch import DIRECT, Item
 from batching.errors import BatchError, InvalidItem, NotSettled
-from batching.message import CallInfo, Parcel, cost_of, dump_models, key_of, unpack, value_of
+from batching.message import (
+    CallInfo,
+    Parcel,
+    cost_of,
+    dump_models,
+    key_of,
+    of_sender,
+    unpack,
+    value_of,
+)
 from batching.outcomes import Blame, Failed, Repeated, Suspected
 from batching.pool import notes, results
 from batching.pool.call import call_function, unnamed
@@ -131,7 +140,7 @@ def run_one(task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Item[Any]
         args=args,
         kwargs=kwargs,
         attempt=(request.retries or 0) + 1,
-        headers=request.headers,
+        headers=of_sender(request.headers or {}),
         request=vars(request),
     )
     _set_value(task, item)

@@ -233,6 +233,8 @@ class SqlSink:
 def _fields_of(value: Any) -> Row:
     """Return the fields of a model, or a mapping as it is."""
     if isinstance(value, BaseModel):
+        if type(value).__iter__ is not BaseModel.__iter__:
+            return dict(value)  # it says itself what it consists of
         fields, values = type(value).model_fields, vars(value)
         if values.keys() != fields.keys():  # cached properties lie beside the fields
             values = {name: values[name] for name in fields if name in values}

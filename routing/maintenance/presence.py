@@ -119,19 +119,20 @@ class Presence:
 
     def leave(self) -> None:
         """Take the announcement back, when the worker stops and not only connects again."""
+        self._has_left = True  # then another speaks for it
         if self._consumer.blueprint.state == bootsteps.RUN:
             return
         if not self._announcing.acquire(timeout=LEAVE_SECONDS):
             return
         try:
-            self._has_left = True
             channel = self._consumer.task_consumer.channel
             if not channel.closed:
                 commands, client = channel.commands, channel.plain_client
-                if self._announced:
-                    commands.announce(client, str(self._name), self._announced, seconds=0)
-                # It is waited for, and it waits for this.
-                commands.ring(client, self._bell(channel), expires_ms=OWN_BELL_MS)
+                try:
+                    if self._announced:
+                        commands.announce(client, str(self._name), self._announced, seconds=0)
+                finally:  # the thread is waited for, and it waits for this
+                    commands.ring(client, self._bell(channel), expires_ms=OWN_BELL_MS)
         except (*LOST, ANY_FAULT, AttributeError) as error:
             logger.debug("it is forgotten in %g s: %s", GONE_SECONDS, error)
         finally:

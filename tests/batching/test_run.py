@@ -215,7 +215,8 @@ def test_the_senders_headers_come_with_the_item(app: Celery) -> None:
     found = []
     define(app, lambda batch: found.extend((item.headers, item.attempt) for item in batch))
     run(parcel("a", 1, tenant="acme", retries=2, batch=False))
-    assert found == [({"tenant": "acme"}, 3)]
+    run(parcel("b", 1, batch="of Tuesday"))
+    assert found == [({"tenant": "acme"}, 3), ({"batch": "of Tuesday"}, 1)]
 
 
 def test_a_backend_that_is_not_redis_stores_one_by_one(app: Celery) -> None:

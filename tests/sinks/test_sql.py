@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from celery import Celery
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from batching import Batch, BatchTask, Item
 from batching.outcomes import Done, Failed, Outcome
@@ -235,6 +235,17 @@ def test_only_the_fields_of_a_model_are_columns(url: str, sink_of: Any) -> None:
     sink_of(url).write(batch)
     assert outcomes(batch) == [Done(), Done()]
     assert [rows(url)[f"item {n}"].serial for n in range(2)] == [None, 7]
+
+
+def test_a_model_may_say_what_it_consists_of(url: str, sink_of: Any) -> None:
+    class Wrapped(RootModel[dict[str, Any]]):
+        def __iter__(self) -> Any:
+            return iter(self.root.items())
+
+    batch = batch_of(Wrapped({"sensor": "s1", "degrees": 3.0}))
+    sink_of(url).write(batch)
+    assert outcomes(batch) == [Done()]
+    assert rows(url)["item 0"].degrees == 3.0
 
 
 def test_of_several_rows_of_one_key_the_last_takes_its_place(url: str, sink_of: Any) -> None:
