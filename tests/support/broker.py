@@ -41,8 +41,19 @@ class Broker:
 
     def length(self, queue: str) -> int:
         """Return how many messages wait in a queue, of all priorities."""
-        lists = [self.key(queue), *(f"{self.key(queue)}{SEPARATOR}{step}" for step in STEPS)]
-        return sum(self.client.llen(name) for name in lists)
+        return sum(self.client.llen(name) for name in self._lists(queue))
+
+    def _lists(self, queue: str) -> list[str]:
+        return [self.key(queue), *(f"{self.key(queue)}{SEPARATOR}{step}" for step in STEPS)]
+
+    def has_ended(self, queue: str) -> bool:
+        """Return whether nothing of a queue waits or is held: in one look, as messages move."""
+        look = self.client.pipeline(transaction=True)
+        for name in self._lists(queue):
+            look.llen(name)
+        look.zcard(self.key(f"celeriac:delayed:{queue}"))
+        look.hlen(self.key("unacked"))
+        return not any(look.execute())
 
     def payloads(self, queue: str, *, step: int = 0) -> list[str]:
         """Return the waiting messages of one priority, next one first."""

@@ -47,11 +47,7 @@ class Site:
     def settled(self, timeout: float = 30) -> None:
         """Wait until every message has ended."""
         eventually(
-            lambda: (
-                self.broker.length("default") == 0
-                and self.broker.unacked() == 0
-                and not self.broker.client.zcard("celeriac:delayed:default")
-            ),
+            lambda: self.broker.has_ended("default"),
             timeout,
             message=lambda: f"{self.sizes}\n{self.worker.log[-8000:]}",
         )
