@@ -69,7 +69,7 @@ class Scene:
         return queue in [one["name"] for one in queues]
 
     def settled(self) -> bool:
-        return self.broker.length("default") == 0 and self.broker.unacked() == 0
+        return self.broker.has_ended("default")
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def site(request: pytest.FixtureRequest, valkey: Server) -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _nothing_stays_unacknowledged(site: Site) -> Iterator[None]:
     yield
-    eventually(lambda: site.broker.length("default") == 0 and site.broker.unacked() == 0)
+    eventually(lambda: site.broker.has_ended("default"))
 
 
 def test_88_succeed_once_and_12_have_their_own_failure(site: Site) -> None:

@@ -190,4 +190,4 @@ def test_one_item_that_ends_its_worker_is_found_by_those_that_follow(valkey: Ser
 
 
 def _has_ended(site: Site) -> bool:
-    return bool(site.broker.length("default") == 0 and site.broker.unacked() == 0)
+    return site.broker.has_ended("default")

@@ -125,7 +125,7 @@ def test_a_chord_with_a_member_that_does_not_succeed_fails_once(
     try:
         with pytest.raises(Exception, match=r"bad|expired|dropped|ChordError|Dependency"):
             ending.get(timeout=30)
-        eventually(lambda: site.broker.unacked() == 0 and not site.broker.length("default"))
+        eventually(lambda: site.broker.has_ended("default"))
         eventually(lambda: site.traces.client.llen(ERRORS) > 0)
         assert site.traces.client.llen(ERRORS) == 1
     finally:

@@ -27,7 +27,7 @@ class Site(NamedTuple):
         """Return what so many error callbacks were called with, as soon as they were."""
         client = self.broker.client
         eventually(lambda: client.llen("called") >= count)
-        eventually(lambda: self.broker.unacked() == 0 and self.broker.length("default") == 0)
+        eventually(lambda: self.broker.has_ended("default"))
         return sorted(text.decode() for text in client.lrange("called", 0, -1))
 
 

@@ -32,7 +32,7 @@ class Site(NamedTuple):
     def run(self, task: str, count: int) -> None:
         self.app.tasks[f"failing.{task}"].delay_many(range(count))
         eventually(
-            lambda: not self.broker.length("default") and not self.broker.unacked(),
+            lambda: self.broker.has_ended("default"),
             60,
             message=lambda: self.worker.log[-5_000:],
         )

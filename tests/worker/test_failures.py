@@ -54,7 +54,7 @@ def _ends_everything_in_the_same_processes(
     before = set(site.worker.children)
     yield
     eventually(
-        lambda: site.broker.length("default") == 0 and site.broker.unacked() == 0,
+        lambda: site.broker.has_ended("default"),
         message=lambda: f"{site.broker.unacked()} unacked\n{site.worker.log[-20_000:]}",
     )
     assert site.worker.running

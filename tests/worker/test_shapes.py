@@ -51,7 +51,7 @@ class Site:
             30,
             message=lambda: f"{self.calls}\n{self.worker.log[-4000:]}",
         )
-        eventually(lambda: self.broker.unacked() == 0 and self.broker.length("default") == 0, 30)
+        eventually(lambda: self.broker.has_ended("default"), 30)
         return self.calls
 
 

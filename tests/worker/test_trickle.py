@@ -71,7 +71,7 @@ class Busy:
         return [int(size) for size in self.traces.client.lrange("sizes", 0, -1)]
 
     def settle(self) -> None:
-        eventually(lambda: self.broker.unacked() == 0 and self.broker.length("default") == 0)
+        eventually(lambda: self.broker.has_ended("default"))
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads", "gevent"])
