@@ -174,7 +174,7 @@ def _check_endings(server: Server) -> None:
     for queue in (QUEUE, SINGLE_QUEUE, KEYED_QUEUE):
         wait_for(partial(_is_settled, server, queue), seconds=DRAIN_SECONDS)
         counts = server.ledger(queue)
-        if not counts["accepted"] == counts["done"]:
+        if counts["done"] != counts["accepted"]:
             raise BenchmarkError(
                 f"queue {queue}: expected all that was accepted done, got {counts}"
             )

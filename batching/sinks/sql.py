@@ -180,8 +180,11 @@ class SqlSink:
         if dialect.name == "postgresql" and dialect.driver == "psycopg":
             return self._copy(connection, table, columns, rows)
         statement = self._statement(dialect.name, table, columns)
-        count: int = connection.execute(statement, rows).rowcount
-        return count if count >= 0 else len(rows)
+        if dialect.name in ("mysql", "mariadb"):  # their drivers make one insert of many
+            return connection.execute(statement, rows).rowcount
+        # Those of other databases send them one by one, unless something is asked back.
+        new = connection.execute(statement.returning(table.columns[columns[0]]), rows)
+        return len(new.all())
 
     def _statement(self, dialect: str, table: sa.Table, columns: Sequence[str]) -> Any:
         keys = [self._conflict_key] if self._conflict_key else None

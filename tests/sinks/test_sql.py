@@ -221,6 +221,19 @@ def test_objects_and_lists_go_into_columns_of_json(url: str, sink_of: Any) -> No
     assert "2026-01-02" in found[1]
 
 
+def test_a_batch_is_one_statement(tmp_path: Path, sink_of: Any) -> None:
+    engine = sa.create_engine(made(f"sqlite:///{tmp_path / 'rows.db'}"))
+    inserts = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT"):
+            inserts.append(statement.count("(?,"))
+
+    sink_of(lambda: engine).write(batch_of(*[Reading(degrees=n) for n in range(500)]))
+    assert inserts == [500]
+
+
 def test_only_the_fields_of_a_model_are_columns(url: str, sink_of: Any) -> None:
     class Cached(BaseModel, extra="allow"):
         sensor: str = "s1"
