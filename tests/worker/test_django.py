@@ -28,6 +28,8 @@ def test_a_batch_has_one_connection_and_leaves_none(
     app, traces = create(url), Traces(url)
     with Worker("tests.apps.djangoed", pool, 1, env=environment) as worker:
         app.tasks["djangoed.plain"].delay().get(timeout=20)
+        # Its result is there before its signal is sent.
+        eventually(lambda: traces.client.llen(EVENTS) >= 2)
         traces.client.delete(EVENTS)
         load = app.tasks["djangoed.load"]
         batch = ["open", *["ended"] * COUNT]
@@ -39,7 +41,6 @@ def test_a_batch_has_one_connection_and_leaves_none(
                 message=lambda: f"{traces.client.lrange(EVENTS, 0, -1)}\n{worker.log[-4000:]}",
             )
         app.tasks["djangoed.plain"].delay().get(timeout=20)
-        # Its result is there before its signal is sent.
         eventually(lambda: traces.client.llen(EVENTS) >= 2 * (COUNT + 2) + 2)
         events = [event.decode() for event in traces.client.lrange(EVENTS, 0, -1)]
     expected = [str(COUNT), *batch] * 2
